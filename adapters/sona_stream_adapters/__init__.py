@@ -1,0 +1,1 @@
+"""Adapters of sona_stream: backends, embedders and plug-ins, loaded through entry points."""

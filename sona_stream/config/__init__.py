@@ -1,0 +1,1 @@
+"""Settings: LiteLLM's `model_list` plus one `sona:` block; and the engine's own parameters."""

@@ -1,0 +1,187 @@
+"""The shape of the settings, one struct a room. Loading and checking a file is `config.load`.
+
+Unknown fields inside `sona:` are errors; the sections of LiteLLM that we do not use are warnings.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+__all__ = [
+    "DEFAULT_LOCAL_MODEL",
+    "Deployment",
+    "Health",
+    "KeySettings",
+    "Learning",
+    "LearningSettings",
+    "MetricSettings",
+    "RoutingSettings",
+    "ScoringSettings",
+    "Settings",
+    "SonaSettings",
+    "Storage",
+    "StorageSettings",
+    "TimeoutSettings",
+]
+
+DEFAULT_LOCAL_MODEL = "smollm2-135m-instruct"
+
+Learning = Literal["off", "observe", "feedback", "auto"]
+Storage = Literal["none", "features", "text"]
+
+Seconds = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class TimeoutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Limits of one upstream call, in seconds, kept apart on purpose."""
+
+    connect: Seconds = 5.0
+    first_byte: Seconds = 600.0
+    idle: Seconds = 300.0
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of `model_list`, resolved: where a model's answers come from."""
+
+    model_name: str
+    provider: str
+    """Name of the entry point in `sona_stream.backends`."""
+    upstream_model: str
+    """The model's name (or path) as the backend knows it."""
+    api_base: str | None = None
+    api_key: str | None = None
+    timeouts: TimeoutSettings = TimeoutSettings()
+    retry_stale: bool = True
+    """Repeat a request once when a *reused* connection died before the first response byte."""
+    ssl_verify: bool | str = True
+    """True, False, or the path of a CA bundle."""
+    http2: bool = False
+    proxy: str | None = None
+    client_cert: str | tuple[str, str] | None = None
+    params: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Further `litellm_params` that the backend understands."""
+    info: dict[str, Any] = msgspec.field(default_factory=dict)
+    """`model_info`, verbatim: costs, `pattern_types` (the types this model is specialised in)."""
+
+
+class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One API key. ``key`` is ``sha256:<hex>`` (see `sona-stream keys hash`), never the key itself."""
+
+    key: str
+    tenant: str = "default"
+    roles: tuple[Literal["use", "teach", "admin"], ...] = ("use", "teach")
+    trusted_gateway: bool = False
+    name: str | None = None
+
+
+class MetricSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A named metric that feedback may carry, mapped linearly to quality in [0, 1]."""
+
+    min: float = 0.0
+    max: float = 1.0
+    direction: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
+
+
+class StorageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long what is kept is kept, in days."""
+
+    features_ttl_days: Seconds = 30.0
+    text_ttl_days: Seconds = 30.0
+
+
+class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The learner of a `HiddenStateHost`. Rates come from the engine's section."""
+
+    anchor: Annotated[float, Meta(ge=0)] = 0.05
+    """Weight of KL(p || p_base) per token in every step."""
+    step_kl: Seconds = 3e-3
+    """Most that one step may move the policy: predicted mean KL, nats per token."""
+    max_kl_to_base: Seconds = 0.5
+    """Gate: mean KL to the base model per token over the replay sample."""
+    max_delta_ratio: Seconds = 0.5
+    """Gate: mean |h' - h| / |h|."""
+    max_logprob_drop: Seconds = 0.5
+    """Gate: fall of the mean log-likelihood per token of accepted answers."""
+    ratio_clip: tuple[float, float] = (0.7, 1.3)
+    replay_every: Count = 8
+    """Feedbacks between two replays."""
+    replay_steps: Annotated[int, Meta(ge=0)] = 60
+    replay_tokens: Count = 1024
+    """Tokens in one minibatch of the replay."""
+    replay_top_k: Annotated[int, Meta(ge=0)] = 256
+    """Vocabulary rows kept per position during replay; 0 = all."""
+    replay_capacity: Count = 512
+    """Captures kept for replay, per adapter key chain."""
+    min_feedback: Count = 64
+    """Accepted feedbacks before a finer level of the key chain (pattern type, pattern) is used."""
+    baseline_shrinkage: Annotated[float, Meta(ge=0)] = 8.0
+    inbox: Count = 1024
+    keep_versions: Count = 16
+    capture_mb: Count = 256
+    """Memory of the host's ring of captures."""
+
+
+class RoutingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How `sona/auto` chooses."""
+
+    policy: str = "pattern_type"
+    embedder: str = "static"
+    embedder_options: dict[str, Any] = msgspec.field(default_factory=dict)
+    min_quality: Fraction = 0.8
+    """The guide's rule: a pattern is trusted when its average quality is above this."""
+    min_similarity: Fraction = 0.5
+    types: dict[str, str] = msgspec.field(default_factory=dict)
+    """Pattern type -> model_name; the guide's `switch`."""
+    general_model: str | None = None
+    default_model: str | None = None
+    fallbacks: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+
+
+class ScoringSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which scorers judge answers, and their shares; empty: all the built-in ones."""
+
+    weights: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Probing of backends."""
+
+    interval: Seconds = 10.0
+
+
+class SonaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The `sona:` block."""
+
+    keys: tuple[KeySettings, ...] = ()
+    user_header: str = "x-sona-user"
+    """Header in which a trusted gateway names the end user (else the body's `user`)."""
+    learning: Learning = "feedback"
+    storage: Storage = "features"
+    storage_options: StorageSettings = StorageSettings()
+    state_dir: str | None = None
+    """Folder of the learned state; default: the platform's state folder for `sona-stream`."""
+    store: str = "sqlite"
+    metrics: dict[str, MetricSettings] = msgspec.field(default_factory=dict)
+    learner: LearningSettings = LearningSettings()
+    engine: dict[str, Any] = msgspec.field(default_factory=dict)
+    """`SonaConfig` fields (the guide's parameters, snake_case or camelCase) except `hidden_dim`."""
+    routing: RoutingSettings = RoutingSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    health: Health = Health()
+    max_body_mb: Count = 32
+    trajectory_ttl_s: Seconds = 600.0
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a run needs to know."""
+
+    models: tuple[Deployment, ...]
+    sona: SonaSettings = SonaSettings()
+    source: str | None = None
+    """Path of the file, for messages."""

@@ -1,0 +1,276 @@
+"""What travels through the house: a `Request` goes down; `Head`, `Delta`, `Finish` come up.
+
+All are frozen values. Nothing here knows how anything is sent. Times are ``time.time()`` seconds unless a
+name says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "PATTERN_TYPES",
+    "AdapterRef",
+    "Delta",
+    "Endpoint",
+    "Event",
+    "Feedback",
+    "FeedbackOutcome",
+    "Finish",
+    "Head",
+    "Headers",
+    "PatternType",
+    "Piece",
+    "Principal",
+    "Request",
+    "Role",
+    "RouteDecision",
+    "Sampling",
+    "Score",
+    "Trajectory",
+    "Usage",
+]
+
+Headers = tuple[tuple[bytes, bytes], ...]
+"""Header pairs as ASGI has them: names in lower case."""
+
+Endpoint = Literal["chat.completions", "completions"]
+Role = Literal["use", "teach", "admin"]
+PatternType = Literal["CodeGen", "Reasoning", "Factual", "Creative", "Conversational", "General"]
+PATTERN_TYPES: tuple[PatternType, ...] = (
+    "CodeGen",
+    "Reasoning",
+    "Factual",
+    "Creative",
+    "Conversational",
+    "General",
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who asks. ``tenant`` comes from the key, never from the client's body."""
+
+    tenant: str = "default"
+    key_id: str = "anonymous"
+    roles: frozenset[Role] = frozenset({"use", "teach", "admin"})
+    trusted_gateway: bool = False
+    user: str | None = None
+    """The end user, only as asserted by a trusted gateway."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """OpenAI's sampling parameters, decoded; None is "the backend's own default"."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+    """Number of top log-probabilities asked for by the client; 0 = only the token's own; None = not asked."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRef:
+    """A published adapter: ``key`` is ``model/tenant/group``, ``version`` counts from 1.
+
+    ``pinned`` asks the host for exactly this version; otherwise a newer one may take over between tokens.
+    """
+
+    key: str
+    version: int
+    pinned: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.key}@{self.version}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RouteDecision:
+    """Which model answers, and why. ``fallbacks`` are tried in order before the first byte."""
+
+    model: str
+    reason: str
+    pattern: str | None = None
+    pattern_type: PatternType = "General"
+    similarity: float | None = None
+    propensity: float = 1.0
+    fallbacks: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One question on its way to a backend. Stages hand on changed copies (`dataclasses.replace`)."""
+
+    id: str
+    endpoint: Endpoint
+    model: str
+    """As the client named it until the route stage has run; then the deployment's ``model_name``."""
+    body: bytes
+    """The client's JSON, verbatim. A backend may replace ``model`` in it and nothing else."""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    prompt: str | tuple[int, ...] | None = None
+    query: str = ""
+    """The text that routing looks at: the last user message, or the prompt."""
+    stream: bool = False
+    include_usage: bool = False
+    sampling: Sampling = Sampling()
+    constrained: bool = False
+    """Tools or a JSON schema were given."""
+    principal: Principal = Principal()
+    headers: Headers = ()
+    client_ids: tuple[str, ...] = ()
+    """Ids the client sent for this request (`x-request-id`, `metadata`): feedback may name them."""
+    adapt: bool = True
+    learn: bool = True
+    pinned: AdapterRef | None = None
+    """Adapter version asked for by `x-sona-adapt`."""
+    route: RouteDecision | None = None
+    adapter: AdapterRef | None = None
+    embedding: NDArray[np.float32] | None = None
+    """Query embedding (e,), L2-normalised."""
+    received_at: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts as OpenAI names them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Sum of both."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The backend accepted: first event of every stream. ``headers`` are the upstream's, for forwarding."""
+
+    model: str
+    """The deployment (`model_name`) that answers."""
+    status: int = 200
+    headers: Headers = ()
+    adapter: AdapterRef | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One parsed increment of one choice. ``logprobs`` are natural, one a token, where they are known."""
+
+    index: int = 0
+    text: str = ""
+    reasoning: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[Mapping[str, float], ...] = ()
+    finish_reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """Bytes as they came from an upstream, the pieces completed by them, or both.
+
+    ``raw`` is what the upstream sent, cut anywhere; the server writes it verbatim. When it is None the
+    server encodes ``pieces``. A stage that changes pieces sets ``raw`` to None.
+    """
+
+    pieces: tuple[Piece, ...] = ()
+    raw: bytes | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """A clean end: last event. A stream that breaks raises instead."""
+
+    reason: str | None = None
+    usage: Usage | None = None
+    completion_id: str | None = None
+    """The ``id`` inside the answer's body, so that feedback may name it."""
+    raw: bytes | None = None
+
+
+Event = Head | Delta | Finish
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Quality in [0, 1] with its parts, each in [0, 1]. ``value`` is None when no scorer could judge."""
+
+    value: float | None = None
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """What one answered request left behind. Text and token ids are there only as `sona.storage` allows."""
+
+    request_id: str
+    tenant: str
+    key_id: str
+    user: str | None = None
+    endpoint: Endpoint = "chat.completions"
+    requested_model: str = ""
+    model: str = ""
+    route: RouteDecision | None = None
+    adapter: AdapterRef | None = None
+    client_ids: tuple[str, ...] = ()
+    completion_id: str | None = None
+    embedding: NDArray[np.float32] | None = None
+    prompt_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    query: str | None = None
+    body: bytes | None = None
+    answer: str | None = None
+    sampling: Sampling = Sampling()
+    score: Score = Score()
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    learn: bool = True
+    outcome: Literal["complete", "cancelled", "failed"] = "complete"
+    started_at: float = 0.0
+    ttft_s: float | None = None
+    duration_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """One judgement of one answer. Exactly one of quality / correction is set; quality is in [0, 1]."""
+
+    id: str
+    request_id: str
+    tenant: str
+    key_id: str
+    user: str | None = None
+    kind: Literal["rating", "metric", "correction", "score"]
+    quality: float | None = None
+    metric_name: str | None = None
+    value: float | None = None
+    correction: str | None = None
+    idempotency_key: str | None = None
+    created_at: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackOutcome:
+    """What became of a feedback: ``published`` a new version, ``accepted`` (waits for replay or only moved
+    statistics), ``gated`` (a gate said no), ``skipped`` (learning is off or there is nothing to adapt).
+    """
+
+    feedback_id: str
+    status: Literal["queued", "published", "accepted", "gated", "skipped"]
+    reason: str = ""
+    adapter: AdapterRef | None = None

@@ -1,0 +1,207 @@
+"""The interfaces that rooms and adapters meet through. No implementation lives here.
+
+One interface carries the main path: a backend, a stage, and the whole pipeline are all a `Handler`. Leaving
+the stream's block is the cancellation, and it reaches the backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .events import (
+    AdapterRef,
+    Delta,
+    Event,
+    Feedback,
+    FeedbackOutcome,
+    Finish,
+    PatternType,
+    Request,
+    RouteDecision,
+    Trajectory,
+)
+from .lora import Capture, Evaluation, LoraGradient, LoraWeights, TokenSignal
+
+__all__ = [
+    "AdapterResolver",
+    "Backend",
+    "Embedder",
+    "EventStream",
+    "FeedbackSink",
+    "Handler",
+    "HiddenStateHost",
+    "LearnedPattern",
+    "Middleware",
+    "PatternIndex",
+    "Router",
+    "Scorer",
+    "Scoring",
+    "TrajectorySink",
+]
+
+EventStream = AbstractAsyncContextManager[AsyncIterator[Event]]
+
+
+class Handler(Protocol):
+    """Takes a request down, brings `Head`, `Delta`..., `Finish` up."""
+
+    def __call__(self, request: Request, /) -> EventStream: ...
+
+
+Middleware = Callable[[Handler], Handler]
+
+
+class HiddenStateHost(Protocol):
+    """A backend whose hidden states can be adapted. The host has lm_head; the learner never needs it.
+
+    Calls may be long (a GEMM over the vocabulary): a host runs them off the event loop, never in the way of a
+    decode step for longer than a bounded slice.
+    """
+
+    @property
+    def hidden_dim(self) -> int: ...
+    @property
+    def fingerprint(self) -> str:
+        """Names weights, quantisation, tokenizer and lm_head: what an adapter or episode was made for."""
+        ...
+
+    async def put_adapter(self, key: str, version: int, weights: LoraWeights) -> None:
+        """Serve `weights` under `key` from the next token on. Raises HostError on wrong shape or NaN."""
+        ...
+
+    async def drop_adapter(self, key: str) -> None: ...
+    async def capture(self, request_id: str) -> Capture:
+        """Raises CaptureGone when the ring no longer holds it."""
+        ...
+
+    async def encode(
+        self,
+        prompt_ids: Sequence[int] | NDArray[np.int32],
+        answer: str | Sequence[int] | NDArray[np.int32],
+        *,
+        request_id: str = "",
+        temperature: float = 1.0,
+        adapter_key: str | None = None,
+        weights: LoraWeights | None = None,
+    ) -> Capture:
+        """Teacher-forced capture of a given answer, from one prefill. Text gets the end token appended.
+
+        ``logprobs`` are those of `weights` (None: the unadapted model).
+        """
+        ...
+
+    async def gradient(self, captures: Sequence[Capture], signal: TokenSignal) -> LoraGradient: ...
+    async def predicted_kl(self, captures: Sequence[Capture], old: LoraWeights, new: LoraWeights) -> float:
+        """Mean over tokens of 1/2 Var_{p_old}(W (h'_new - h'_old) / T): the quadratic model of KL(old||new)."""
+        ...
+
+    async def evaluate(self, captures: Sequence[Capture], weights: LoraWeights) -> Evaluation: ...
+    async def release(self, request_id: str) -> None:
+        """Forget the capture of this request."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """One deployment of `model_list`: a `Handler` with a lifetime. ``async with backend:`` starts it."""
+
+    name: str
+    """The deployment's ``model_name``."""
+
+    def __call__(self, request: Request, /) -> EventStream: ...
+    async def __aenter__(self) -> Backend: ...
+    async def __aexit__(self, *exc: object) -> None: ...
+    async def probe(self) -> None:
+        """Returns when the model would answer; raises NotReady or UpstreamError when not."""
+        ...
+
+    async def embeddings(self, body: bytes) -> tuple[int, tuple[tuple[bytes, bytes], ...], bytes]:
+        """`/v1/embeddings` with the model's name replaced: (status, headers, body)."""
+        ...
+
+    @property
+    def host(self) -> HiddenStateHost | None:
+        """None when this backend's hidden states are out of reach."""
+        ...
+
+
+class Embedder(Protocol):
+    """Text to unit vectors."""
+
+    name: str
+    dim: int
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n,) texts -> (n, dim), rows L2-normalised; an empty text gives a zero row."""
+        ...
+
+
+class Router(Protocol):
+    """A policy: which deployment answers this request, and why."""
+
+    async def route(self, request: Request) -> RouteDecision: ...
+
+
+class LearnedPattern(Protocol):
+    """What the engine's pattern bank says about one pattern (see `engine.patterns`)."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def similarity(self) -> float: ...
+    @property
+    def avg_quality(self) -> float: ...
+    @property
+    def cluster_size(self) -> int: ...
+    @property
+    def pattern_type(self) -> PatternType: ...
+
+
+class PatternIndex(Protocol):
+    """The part of `SonaEngine` that routing needs."""
+
+    def find_patterns(
+        self, query: NDArray[np.float32], k: int, min_similarity: float | None = None
+    ) -> Sequence[LearnedPattern]: ...
+    def apply_micro_lora(self, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+class AdapterResolver(Protocol):
+    """Which adapter a routed request uses: the finest published level of its key chain, or None."""
+
+    def resolve(self, request: Request) -> AdapterRef | None: ...
+
+
+class TrajectorySink(Protocol):
+    """Takes finished trajectories off the hot path. Never blocks; what it must drop it counts."""
+
+    def submit(self, trajectory: Trajectory) -> None: ...
+
+
+class FeedbackSink(Protocol):
+    """Takes feedback that is already durable. ``wait`` returns what became of it; else "queued"."""
+
+    async def learn(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome: ...
+
+
+class Scoring(Protocol):
+    """One answer being judged, increment by increment."""
+
+    def push(self, delta: Delta) -> None: ...
+    def finish(self, finish: Finish | None) -> float | None:
+        """In [0, 1]; None when this scorer cannot judge. ``finish`` is None for a broken or cancelled answer."""
+        ...
+
+
+class Scorer(Protocol):
+    """Begins a `Scoring` for each request. ``weight`` is its share in the combined quality."""
+
+    name: str
+    weight: float
+
+    def begin(self, request: Request) -> Scoring: ...
