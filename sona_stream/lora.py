@@ -10,12 +10,13 @@ Shapes: ``d`` hidden size, ``r`` rank, ``T`` tokens of one answer. float32 throu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Capture", "Evaluation", "LoraGradient", "LoraWeights", "LowRank", "TokenSignal"]
+__all__ = ["AdapterRecord", "Capture", "Evaluation", "LoraGradient", "LoraWeights", "LowRank", "TokenSignal"]
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -168,3 +169,26 @@ class Evaluation:
     """mean over tokens of |h' - h| / |h|"""
     max_delta_ratio: float
     finite: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class AdapterRecord:
+    """One version of one adapter, as the store keeps it: weights, the optimiser's moments, and its history."""
+
+    key: str
+    """``model/tenant/group``"""
+    version: int
+    """counts from 1 within the key"""
+    parent: int | None
+    """version it was stepped from"""
+    fingerprint: str
+    weights: LoraWeights
+    moments: Mapping[str, F32] = dataclasses.field(default_factory=dict)
+    """optimiser state by name; belongs to this version"""
+    status: Literal["published", "observed", "rolled_back"] = "published"
+    reason: str = ""
+    """what made it: step, replay, consolidate, rollback"""
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """what the gates measured"""
+    feedback_ids: tuple[str, ...] = ()
+    created_at: float = 0.0
