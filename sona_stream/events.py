@@ -165,6 +165,8 @@ class Head:
     status: int = 200
     headers: Headers = ()
     adapter: AdapterRef | None = None
+    route: RouteDecision | None = None
+    """Stamped by the fallback stage: what the server's `x-sona-*` headers and the record stage report."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
