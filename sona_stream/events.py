@@ -167,6 +167,8 @@ class Head:
     adapter: AdapterRef | None = None
     route: RouteDecision | None = None
     """Stamped by the fallback stage: what the server's `x-sona-*` headers and the record stage report."""
+    prompt_ids: tuple[int, ...] = ()
+    """Token ids of the prompt, where the backend knows them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +197,14 @@ class Delta:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Quality in [0, 1] with its parts, each in [0, 1]. ``value`` is None when no scorer could judge."""
+
+    value: float | None = None
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
     """A clean end: last event. A stream that breaks raises instead."""
 
@@ -203,17 +213,11 @@ class Finish:
     completion_id: str | None = None
     """The ``id`` inside the answer's body, so that feedback may name it."""
     raw: bytes | None = None
+    score: Score | None = None
+    """Added by the score stage."""
 
 
 Event = Head | Delta | Finish
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """Quality in [0, 1] with its parts, each in [0, 1]. ``value`` is None when no scorer could judge."""
-
-    value: float | None = None
-    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
