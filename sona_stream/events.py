@@ -117,6 +117,8 @@ class Request:
     endpoint: Endpoint
     model: str
     """As the client named it until the route stage has run; then the deployment's ``model_name``."""
+    requested_model: str = ""
+    """As the client named it, for the record."""
     body: bytes
     """The client's JSON, verbatim. A backend may replace ``model`` in it and nothing else."""
     messages: tuple[Mapping[str, Any], ...] = ()

@@ -1,0 +1,113 @@
+"""Fallback: tries the deployments of the chosen model, then the fallback models, before the first byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+
+from ..errors import NotFound, NotReady, UpstreamError
+from ..events import Event, Head, Request, RouteDecision
+from ..protocols import Handler
+
+__all__ = ["fallback"]
+
+_log = logging.getLogger(__name__)
+
+COOLDOWN_S = 10.0
+"""A deployment that could not be reached is tried last for this long."""
+
+
+class _Group:
+    """The deployments of one model, taken in turn; those that just failed come last."""
+
+    def __init__(self, handlers: Sequence[Handler], clock: Callable[[], float]) -> None:
+        self._handlers = tuple(handlers)
+        self._turn = itertools.count()
+        self._failed_at = [float("-inf")] * len(self._handlers)
+        self._clock = clock
+
+    def in_turn(self) -> Iterator[tuple[int, Handler]]:
+        start, n, now = next(self._turn), len(self._handlers), self._clock()
+        order = [(start + i) % n for i in range(n)]
+        order.sort(key=lambda i: now - self._failed_at[i] < COOLDOWN_S)  # stable: keeps the turn
+        return ((i, self._handlers[i]) for i in order)
+
+    def failed(self, index: int) -> None:
+        self._failed_at[index] = self._clock()
+
+
+def fallback(groups: Mapping[str, Sequence[Handler]], *, clock: Callable[[], float] = time.monotonic) -> Handler:
+    """The innermost handler of the proxy: ``groups`` maps a ``model_name`` to its deployments' handlers.
+
+    An attempt counts as failed while nothing of its answer has been handed on: the first `Delta` or `Finish` is
+    awaited before `Head` goes up. Only errors that another deployment might not have are retried; the last
+    one is raised when none is left.
+    """
+    table = {name: _Group(handlers, clock) for name, handlers in groups.items()}
+
+    @asynccontextmanager
+    async def handle(request: Request) -> AsyncIterator[AsyncIterator[Event]]:
+        decision = request.route or RouteDecision(model=request.model, reason="named")
+        last: UpstreamError | NotReady | None = None
+        async with AsyncExitStack() as stack:
+            for name, index, handler in _attempts(table, decision):
+                attempt = dataclasses.replace(request, model=name)
+                try:
+                    opened = await stack.enter_async_context(_opened(handler, attempt))
+                except (UpstreamError, NotReady) as error:
+                    if isinstance(error, UpstreamError) and not error.retryable:
+                        raise
+                    table[name].failed(index)
+                    last = error
+                    _log.warning("%s failed before its first byte: %s", name, error)
+                    continue
+                stamp = _stamp(decision, name, last)
+                async with aclosing(_stamped(opened, stamp)) as events:
+                    yield events
+                return
+            raise last if last is not None else NotFound(f"the model {decision.model!r} does not exist")
+
+    return handle
+
+
+def _attempts(table: Mapping[str, _Group], decision: RouteDecision) -> Iterator[tuple[str, int, Handler]]:
+    for name in dict.fromkeys((decision.model, *decision.fallbacks)):
+        if name in table:
+            for index, handler in table[name].in_turn():
+                yield name, index, handler
+
+
+def _stamp(decision: RouteDecision, name: str, error: Exception | None) -> RouteDecision:
+    if error is None:
+        return dataclasses.replace(decision, model=name)
+    reason = "retry" if name == decision.model else f"fallback:{decision.model}"
+    return dataclasses.replace(decision, model=name, reason=reason)
+
+
+@asynccontextmanager
+async def _opened(handler: Handler, request: Request) -> AsyncIterator[AsyncIterator[Event]]:
+    """Enters only once the answer's first content (or its clean end) is there."""
+    async with handler(request) as events:
+        held: list[Event] = []
+        async for event in events:
+            held.append(event)
+            if not isinstance(event, Head):
+                break
+        async with aclosing(_resumed(held, events)) as resumed:
+            yield resumed
+
+
+async def _resumed(held: list[Event], events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    for event in held:
+        yield event
+    async for event in events:
+        yield event
+
+
+async def _stamped(events: AsyncIterator[Event], decision: RouteDecision) -> AsyncIterator[Event]:
+    async for event in events:
+        yield dataclasses.replace(event, route=decision) if isinstance(event, Head) else event
