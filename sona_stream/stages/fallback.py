@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 from ..errors import NotFound, NotReady, UpstreamError
@@ -101,13 +101,13 @@ async def _opened(handler: Handler, request: Request) -> AsyncIterator[AsyncIter
             yield resumed
 
 
-async def _resumed(held: list[Event], events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+async def _resumed(held: list[Event], events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
     for event in held:
         yield event
     async for event in events:
         yield event
 
 
-async def _stamped(events: AsyncIterator[Event], decision: RouteDecision) -> AsyncIterator[Event]:
+async def _stamped(events: AsyncIterator[Event], decision: RouteDecision) -> AsyncGenerator[Event, None]:
     async for event in events:
         yield dataclasses.replace(event, route=decision) if isinstance(event, Head) else event

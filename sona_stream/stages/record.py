@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Literal
 
@@ -43,7 +43,7 @@ def record(sink: TrajectorySink, keep: Keep, *, clock: Callable[[], float] = tim
     return middleware
 
 
-async def _noted(events: AsyncIterator[Event], notes: _Notes) -> AsyncIterator[Event]:
+async def _noted(events: AsyncIterator[Event], notes: _Notes) -> AsyncGenerator[Event, None]:
     async for event in events:
         notes.note(event)
         yield event

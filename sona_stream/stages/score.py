@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Protocol
 
@@ -40,7 +40,7 @@ def score(begin: Callable[[Request], Judgement]) -> Middleware:
     return middleware
 
 
-async def _judged(events: AsyncIterator[Event], judgement: _Guarded) -> AsyncIterator[Event]:
+async def _judged(events: AsyncIterator[Event], judgement: _Guarded) -> AsyncGenerator[Event, None]:
     async for event in events:
         if isinstance(event, Delta):
             if event.pieces:
