@@ -1,0 +1,84 @@
+"""What the server asks of the assembled program. `sona_stream.app` provides it; nothing here is implemented.
+
+It is structural: the floor below need not import this module. Views are plain JSON-able mappings, so that what
+the rooms measure can grow without the server knowing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..config.settings import Settings
+from ..events import AdapterRef, Headers
+from ..protocols import FeedbackSink, Handler, Store
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+__all__ = ["Services", "View"]
+
+View = Mapping[str, Any]
+"""A JSON-able mapping."""
+
+
+class Services(Protocol):
+    """One running program. Errors are `sona_stream.errors`; the server maps them to HTTP."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Of `prometheus_client`: the server adds its own metrics to it and serves all of it at ``/metrics``.
+
+        ``CollectorRegistry(auto_describe=True)`` of its own, never the global one.
+        """
+        ...
+
+    @property
+    def pipeline(self) -> Handler:
+        """All stages down to the backends."""
+        ...
+
+    @property
+    def store(self) -> Store: ...
+    @property
+    def feedback(self) -> FeedbackSink: ...
+
+    async def startup(self) -> None:
+        """Returns once requests may come; a model that still loads is `readiness`' business. An error here ends
+        the program with its message.
+        """
+        ...
+
+    async def shutdown(self) -> None:
+        """Every request has ended or was cancelled by now. Nothing learned is lost after it returns."""
+        ...
+
+    async def readiness(self) -> None:
+        """Returns when a model would answer; raises NotReady, whose message says what is missing."""
+        ...
+
+    async def embeddings(self, model: str, body: bytes) -> tuple[int, Headers, bytes]:
+        """`/v1/embeddings` of this ``model_name``: (status, headers, body). Raises NotFound."""
+        ...
+
+    async def pin(self, adapter: AdapterRef) -> None:
+        """Make exactly this version available in its host for a request that asks for it. Raises NotFound."""
+        ...
+
+    async def stats(self) -> View: ...
+    async def patterns(self) -> Sequence[View]: ...
+    async def adapters(self) -> Sequence[View]:
+        """Newest version last within a key; no weights."""
+        ...
+
+    async def rollback(self, key: str, version: int) -> View:
+        """Serve this version (0: the base model) of this key from now on. Raises NotFound."""
+        ...
+
+    async def freeze(self) -> View:
+        """Stop publishing new versions; what is learned is still kept."""
+        ...
+
+    async def thaw(self) -> View: ...
