@@ -12,6 +12,7 @@ from msgspec import Meta
 
 __all__ = [
     "DEFAULT_LOCAL_MODEL",
+    "WILDCARD",
     "Deployment",
     "Health",
     "KeySettings",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 DEFAULT_LOCAL_MODEL = "smollm2-135m-instruct"
+WILDCARD = "*"
+"""A `model_name` that answers to every name not listed; as ``upstream_model``: the name as the client gave it."""
 
 Learning = Literal["off", "observe", "feedback", "auto"]
 Storage = Literal["none", "features", "text"]
@@ -67,6 +70,12 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """Further `litellm_params` that the backend understands."""
     info: dict[str, Any] = msgspec.field(default_factory=dict)
     """`model_info`, verbatim: costs, `pattern_types` (the types this model is specialised in)."""
+    id: str = ""
+    """Unique among all deployments, several of which may share a ``model_name``; default: that name."""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            msgspec.structs.force_setattr(self, "id", self.model_name)
 
 
 class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
