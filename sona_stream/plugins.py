@@ -9,7 +9,7 @@ from .errors import PluginError
 
 __all__ = ["Group", "available", "load"]
 
-Group = Literal["backends", "embedders", "stores", "scorers", "hooks"]
+Group = Literal["backends", "embedders", "stores", "scorers", "models", "hooks"]
 
 
 def _find(group: Group) -> dict[str, EntryPoint]:

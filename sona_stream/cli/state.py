@@ -1,0 +1,65 @@
+"""`sona-stream state backup | restore | verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..config.folders import state_dir
+from ..errors import SonaError
+
+__all__ = ["state"]
+
+_folder = click.option(
+    "--state-dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the learned state; default: the platform's, or SONA_STREAM_STATE.",
+)
+
+
+@click.group()
+def state() -> None:
+    """Back up, restore or verify what was learned."""
+
+
+@state.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@_folder
+def backup(target: Path, folder: Path | None) -> None:
+    """Write a consistent copy of the learned state to TARGET, also while a server runs."""
+    from ..store import maintenance
+
+    _run(lambda: click.echo(maintenance.backup(folder or state_dir(), target)))
+
+
+@state.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@_folder
+@click.option("--force", is_flag=True, help="Replace what is there (a backup of it is made first).")
+def restore(source: Path, folder: Path | None, force: bool) -> None:
+    """Bring back a backup. The server must not run."""
+    from ..store import maintenance
+
+    _run(lambda: maintenance.restore(source, folder or state_dir(), force=force))
+    click.echo(f"restored to {folder or state_dir()}")
+
+
+@state.command()
+@_folder
+def verify(folder: Path | None) -> None:
+    """Check the database, every file's hash, and the versions. Exits with 1 when something is wrong."""
+    from ..store import maintenance
+
+    report = _run(lambda: maintenance.verify(folder or state_dir()))
+    click.echo(report)
+    if not report.ok:
+        raise SystemExit(1)
+
+
+def _run(action):  # type: ignore[no-untyped-def]
+    try:
+        return action()
+    except SonaError as error:
+        raise click.ClickException(str(error)) from error
