@@ -20,6 +20,7 @@ __all__ = [
     "NotPermitted",
     "NotReady",
     "PluginError",
+    "RequestTooLarge",
     "SonaError",
     "StateError",
     "UpstreamError",
@@ -57,6 +58,13 @@ class InvalidRequest(SonaError, ValueError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class RequestTooLarge(InvalidRequest):
+    """The body is larger than `sona.max_body_mb`."""
+
+    status = 413
+    code = "request_too_large"
 
 
 class AuthenticationError(SonaError):
