@@ -1,21 +1,29 @@
 """Sans-IO codecs of the OpenAI wire: bytes in, values out, and back. Nothing here opens a socket."""
 
 from .answer_encoder import BodyEncoder, StreamEncoder, completion_id
+from .answer_parser import AnswerParser
+from .decoded_request import DecodedRequest
 from .errors import encode_error, encode_error_event, error_body
+from .model_name import replace_model
 from .models import encode_model, encode_models
+from .requests import decode_request
 from .sse import DONE, PING, SseDecoder, encode_event
 
 __all__ = [
     "DONE",
     "PING",
+    "AnswerParser",
     "BodyEncoder",
+    "DecodedRequest",
     "SseDecoder",
     "StreamEncoder",
     "completion_id",
+    "decode_request",
     "encode_error",
     "encode_error_event",
     "encode_event",
     "encode_model",
     "encode_models",
     "error_body",
+    "replace_model",
 ]

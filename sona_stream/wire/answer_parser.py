@@ -1,0 +1,223 @@
+"""Reads what an upstream answers, beside the bytes that are forwarded: pieces, usage, id, end, errors.
+
+Tolerant on purpose: an answer belongs to the client, and a field of a shape nobody expected must not stop it.
+What cannot be read at all ends the reading (`broken`), never the forwarding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from ..events import Piece, Usage
+from .sse import DONE_DATA
+
+__all__ = ["AnswerParser"]
+
+
+class _Text(msgspec.Struct, gc=False):
+    """A chat delta or message. Reasoning goes by two names: DeepSeek's and vLLM's, and OpenRouter's."""
+
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Text | None = None
+    message: _Text | None = None
+    text: Any = None
+    finish_reason: Any = None
+    logprobs: Any = None
+    token_ids: Any = None
+
+
+class _Chunk(msgspec.Struct):
+    id: Any = None
+    object: Any = None
+    choices: list[_Choice] | None = None
+    usage: Any = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+
+class AnswerParser:
+    """One answer, of either endpoint, streamed or not: feed `events` or one `body`."""
+
+    __slots__ = (
+        "_finished",
+        "_seen",
+        "broken",
+        "completion_id",
+        "done",
+        "error",
+        "meaningful",
+        "reason",
+        "usage",
+    )
+
+    def __init__(self) -> None:
+        self.completion_id: str | None = None
+        self.usage: Usage | None = None
+        self.reason: str | None = None
+        """Of the first choice; of another one when the first has none."""
+        self.error: bytes | None = None
+        """The first error event, as it came."""
+        self.done = False
+        """``[DONE]`` was seen."""
+        self.meaningful = False
+        """An event was seen that is data of an answer."""
+        self.broken = False
+        """Something could not be read; nothing after it was."""
+        self._seen: set[int] = set()
+        self._finished: set[int] = set()
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether any choice was seen at all."""
+        return bool(self._seen)
+
+    @property
+    def all_finished(self) -> bool:
+        """Whether every choice that was seen had its ``finish_reason``."""
+        return bool(self._seen) and self._seen == self._finished
+
+    def events(self, events: Sequence[bytes]) -> tuple[Piece, ...]:
+        """The pieces in the data of these stream events."""
+        if not events:
+            return ()
+        pieces: list[Piece] = []
+        for data in events:
+            if data.strip() == DONE_DATA:
+                self.done = True
+            elif data and not self.broken:
+                self._read(data, pieces)
+        return tuple(pieces)
+
+    def body(self, body: bytes) -> tuple[Piece, ...]:
+        """The pieces of an answer that was not streamed, one a choice."""
+        pieces: list[Piece] = []
+        self._read(body, pieces)
+        return tuple(pieces)
+
+    def _read(self, data: bytes, pieces: list[Piece]) -> None:
+        try:
+            chunk = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self.broken = True
+            self.meaningful = True
+            return
+        if chunk.error or chunk.object == "error":
+            if self.error is None:
+                self.error = data
+            return
+        self.meaningful = True
+        if self.completion_id is None and isinstance(chunk.id, str):
+            self.completion_id = chunk.id
+        if chunk.usage is not None:
+            self.usage = _usage(chunk.usage) or self.usage
+        for choice in chunk.choices or ():
+            piece = self._piece(choice)
+            if piece is not None:
+                pieces.append(piece)
+
+    def _piece(self, choice: _Choice) -> Piece | None:
+        index = choice.index
+        self._seen.add(index)
+        text, reasoning = "", ""
+        said = choice.delta or choice.message
+        if said is not None:
+            text = _plain(said.content)
+            reasoning = _plain(said.reasoning_content) or _plain(said.reasoning)
+        elif isinstance(choice.text, str):
+            text = choice.text
+        reason = choice.finish_reason
+        if not isinstance(reason, str) or not reason:
+            reason = None
+        else:
+            self._finished.add(index)
+            if self.reason is None or index == 0:
+                self.reason = reason
+        if choice.logprobs is None and choice.token_ids is None:
+            if not text and not reasoning and reason is None:
+                return None
+            return Piece(index=index, text=text, reasoning=reasoning, finish_reason=reason)
+        logprobs, tops = _logprobs(choice.logprobs)
+        ids = _token_ids(choice.token_ids)
+        return Piece(
+            index=index,
+            text=text,
+            reasoning=reasoning,
+            token_ids=ids,
+            logprobs=logprobs,
+            top_logprobs=tops,
+            finish_reason=reason,
+        )
+
+
+def _plain(content: Any) -> str:
+    """Text, or the text parts of a list of parts (Mistral's thinking models)."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = (part.get("text") for part in content if isinstance(part, dict))
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _token_ids(ids: Any) -> tuple[int, ...]:
+    if not isinstance(ids, list) or not all(type(one) is int for one in ids):
+        return ()
+    return tuple(ids)
+
+
+def _logprobs(logprobs: Any) -> tuple[tuple[float, ...], tuple[Mapping[str, float], ...]]:
+    """(one natural log-probability a token, the best alternatives of each) of either endpoint's form."""
+    if not isinstance(logprobs, dict):
+        return (), ()
+    tops: Sequence[Mapping[str, float]]
+    if isinstance(content := logprobs.get("content"), list):
+        tokens = [token for token in content if isinstance(token, dict)]
+        values = [token.get("logprob") for token in tokens]
+        tops = [_tops(token.get("top_logprobs")) for token in tokens]
+    elif isinstance(plain := logprobs.get("token_logprobs"), list):
+        values = plain
+        best = logprobs.get("top_logprobs")
+        tops = [_top_table(one) for one in best] if isinstance(best, list) else []
+    else:
+        return (), ()
+    if not all(isinstance(value, int | float) for value in values):
+        return tuple(float(value) for value in values if isinstance(value, int | float)), ()
+    return tuple(map(float, values)), tuple(tops) if any(tops) else ()
+
+
+def _tops(top: Any) -> Mapping[str, float]:
+    if not isinstance(top, list):
+        return {}
+    return {
+        one["token"]: float(one["logprob"])
+        for one in top
+        if isinstance(one, dict)
+        and isinstance(one.get("token"), str)
+        and isinstance(one.get("logprob"), int | float)
+    }
+
+
+def _top_table(top: Any) -> Mapping[str, float]:
+    if not isinstance(top, dict):
+        return {}
+    return {str(token): float(value) for token, value in top.items() if isinstance(value, int | float)}
+
+
+def _usage(usage: Any) -> Usage | None:
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
+    if not isinstance(prompt, int) or not isinstance(completion, int):
+        return None
+    return Usage(prompt_tokens=prompt, completion_tokens=completion)

@@ -1,0 +1,74 @@
+"""Requests of `/v1/completions`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .decoded_request import DecodedRequest
+from .request_fields import (
+    RequestFields,
+    client_ids,
+    decode_as,
+    include_usage,
+    is_constrained,
+    refuse,
+    sampling,
+)
+
+__all__ = ["decode_completion_request"]
+
+_MAX_LOGPROBS = 20
+
+
+class _CompletionFields(RequestFields):
+    prompt: Any = None
+    logprobs: int | None = None
+
+
+_decoder = msgspec.json.Decoder(_CompletionFields)
+
+
+def decode_completion_request(body: bytes) -> DecodedRequest:
+    """Decode and check one request; raises `InvalidRequest` naming the field and its limit."""
+    fields = decode_as(_decoder, body)
+    top = fields.logprobs
+    if top is not None and not 0 <= top <= _MAX_LOGPROBS:
+        refuse("logprobs", f"must be between 0 and {_MAX_LOGPROBS}", top)
+    prompt, query = _prompt(fields.prompt)
+    return DecodedRequest(
+        endpoint="completions",
+        model=fields.model,
+        prompt=prompt,
+        query=query,
+        stream=bool(fields.stream),
+        include_usage=include_usage(fields),
+        # OpenAI allows 0 here: only the prompt's log-probabilities are wanted then.
+        sampling=sampling(
+            fields, max_tokens=fields.max_tokens, max_tokens_name="max_tokens", least=0, logprobs=top
+        ),
+        constrained=is_constrained(fields),
+        user=fields.user,
+        client_ids=client_ids(fields.metadata),
+    )
+
+
+def _prompt(prompt: Any) -> tuple[str | tuple[int, ...] | None, str]:
+    """(the one prompt or None when there are several, the text that routing looks at)."""
+    if isinstance(prompt, str):
+        return prompt, prompt
+    if not isinstance(prompt, list) or not prompt:
+        refuse("prompt", "must be a string, a list of token ids, or a non-empty list of those")
+    if _is_token_ids(prompt):
+        return tuple(prompt), ""
+    for i, one in enumerate(prompt):
+        if not isinstance(one, str) and not (isinstance(one, list) and one and _is_token_ids(one)):
+            refuse(f"prompt[{i}]", "must be a string or a list of token ids >= 0", type(one).__name__)
+    if len(prompt) == 1:
+        return _prompt(prompt[0])
+    return None, next((one for one in prompt if isinstance(one, str)), "")
+
+
+def _is_token_ids(values: list[Any]) -> bool:
+    return set(map(type, values)) == {int} and min(values) >= 0

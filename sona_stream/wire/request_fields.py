@@ -1,0 +1,167 @@
+"""Fields that both endpoints' requests share: their types, their limits, and the errors that name them.
+
+Only what this program reads is declared; every other field stays in the body and reaches the upstream untouched.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from ..errors import InvalidRequest
+from ..events import Sampling
+
+__all__ = [
+    "RequestFields",
+    "client_ids",
+    "decode_as",
+    "include_usage",
+    "is_constrained",
+    "is_given",
+    "refuse",
+    "sampling",
+]
+
+_ABSENT = msgspec.Raw()
+_MAX_TOKENS = 1 << 31
+_MAX_ID_LENGTH = 256
+_ID_KEYS = ("request_id", "inference_id", "generation_id", "id")
+_AT = re.compile(r"^(.*) - at `\$\.?(.*)`$", re.DOTALL)
+_MISSING = re.compile(r"missing required field `([^`]*)`")
+
+
+class StreamOptions(msgspec.Struct):
+    """`stream_options`."""
+
+    include_usage: bool | None = None
+
+
+class RequestFields(msgspec.Struct):
+    """The shared part. Names and meanings are OpenAI's; the ``guided_*`` family is vLLM's."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    max_tokens: int | None = None
+    user: str | None = None
+    metadata: Any = None
+    response_format: Any = None
+    guided_json: msgspec.Raw = _ABSENT
+    guided_regex: msgspec.Raw = _ABSENT
+    guided_choice: msgspec.Raw = _ABSENT
+    guided_grammar: msgspec.Raw = _ABSENT
+    structured_outputs: msgspec.Raw = _ABSENT
+
+
+Fields = TypeVar("Fields", bound=RequestFields)
+
+
+def decode_as(decoder: msgspec.json.Decoder[Fields], body: bytes) -> Fields:
+    """The typed fields of a JSON body; every fault becomes an `InvalidRequest` that names the field."""
+    try:
+        fields = decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest("the body is not valid JSON: it is nested too deeply") from None
+    if not fields.model:
+        refuse("model", "must not be empty")
+    return fields
+
+
+def _invalid(message: str) -> InvalidRequest:
+    at, missing = _AT.match(message), _MISSING.search(message)
+    path = at.group(2) if at else ""
+    if missing:
+        param = f"{path}.{missing.group(1)}" if path else missing.group(1)
+        return InvalidRequest(f"{param} is required", param=param)
+    if not at or not path:
+        return InvalidRequest(f"the body must be a JSON object: {message}")
+    return InvalidRequest(f"{path}: {at.group(1)}", param=path)
+
+
+def refuse(param: str, must: str, got: object = None) -> NoReturn:
+    """Raise the error for one field: ``<param> <must>, got <got>``."""
+    suffix = "" if got is None else f", got {got!r}"
+    raise InvalidRequest(f"{param} {must}{suffix}", param=param)
+
+
+def sampling(
+    fields: RequestFields, *, max_tokens: int | None, max_tokens_name: str, least: int, logprobs: int | None
+) -> Sampling:
+    """Checks every limit of OpenAI's reference and gathers the values."""
+    _within("temperature", fields.temperature, 0, 2)
+    _within("top_p", fields.top_p, 0, 1)
+    _within("presence_penalty", fields.presence_penalty, -2, 2)
+    _within("frequency_penalty", fields.frequency_penalty, -2, 2)
+    _within("n", fields.n, 1, 128)
+    _within("seed", fields.seed, -(1 << 63), (1 << 63) - 1)
+    _within(max_tokens_name, max_tokens, least, _MAX_TOKENS)
+    stop = fields.stop
+    return Sampling(
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        max_tokens=max_tokens,
+        stop=() if not stop else (stop,) if isinstance(stop, str) else tuple(stop),
+        seed=fields.seed,
+        n=1 if fields.n is None else fields.n,
+        presence_penalty=fields.presence_penalty or 0.0,
+        frequency_penalty=fields.frequency_penalty or 0.0,
+        logprobs=logprobs,
+    )
+
+
+def _within(param: str, value: float | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        refuse(param, f"must be between {low} and {high}", value)
+
+
+def include_usage(fields: RequestFields) -> bool:
+    """Whether the usage chunk was asked for; it exists in streams only."""
+    options = fields.stream_options
+    return bool(fields.stream and options is not None and options.include_usage)
+
+
+def is_constrained(fields: RequestFields) -> bool:
+    """Whether the answer's form is bound by a schema, a grammar or a list of choices."""
+    form = fields.response_format
+    if isinstance(form, dict) and form.get("type", "text") != "text":
+        return True
+    return any(
+        is_given(raw)
+        for raw in (
+            fields.guided_json,
+            fields.guided_regex,
+            fields.guided_choice,
+            fields.guided_grammar,
+            fields.structured_outputs,
+        )
+    )
+
+
+def is_given(raw: msgspec.Raw) -> bool:
+    """Whether a field is there and is neither null nor an empty list."""
+    value = bytes(raw)
+    return bool(value) and value != b"null" and not (value[0] == 0x5B and not value[1:-1].strip())
+
+
+def client_ids(metadata: Any) -> tuple[str, ...]:
+    """Ids for this request in the body's ``metadata``: strings under `request_id`, `inference_id`,
+    `generation_id` or `id`, at most 256 characters.
+    """
+    if not isinstance(metadata, dict):
+        return ()
+    found = (metadata.get(key) for key in _ID_KEYS)
+    ids = (value for value in found if isinstance(value, str) and 0 < len(value) <= _MAX_ID_LENGTH)
+    return tuple(dict.fromkeys(ids))
