@@ -1,0 +1,36 @@
+"""The kernels in plain numpy: what the compiled ones are tested against, and the path of `enable_simd=False`."""
+
+from __future__ import annotations
+
+from .cluster import cosine_topk, dequantize_rows, kmeans_step, quantize_row, scores
+from .lora import (
+    adam_direction,
+    fisher_accumulate,
+    lora_batch,
+    lora_batch_into,
+    lora_gradients,
+    lora_many,
+    lora_row,
+    lora_row_into,
+)
+from .reductions import kl_rows, log_probabilities, softmax_minus_onehot, variance_rows
+
+__all__ = [
+    "adam_direction",
+    "cosine_topk",
+    "dequantize_rows",
+    "fisher_accumulate",
+    "kl_rows",
+    "kmeans_step",
+    "log_probabilities",
+    "lora_batch",
+    "lora_batch_into",
+    "lora_gradients",
+    "lora_many",
+    "lora_row",
+    "lora_row_into",
+    "quantize_row",
+    "scores",
+    "softmax_minus_onehot",
+    "variance_rows",
+]

@@ -1,0 +1,70 @@
+"""Low-rank apply, gradients and moments in numpy (https://arxiv.org/abs/2106.09685)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..contract import F32, I64
+
+__all__ = [
+    "adam_direction",
+    "fisher_accumulate",
+    "lora_batch",
+    "lora_batch_into",
+    "lora_gradients",
+    "lora_many",
+    "lora_row",
+    "lora_row_into",
+]
+
+
+def lora_row(x: F32, A: F32, Bt: F32, /) -> tuple[F32, float]:
+    """(d,) -> (d,)"""
+    return x + (A @ x) @ Bt, float(x @ x)
+
+
+def lora_row_into(x: F32, A: F32, Bt: F32, out: F32, /) -> float:
+    """(d,) into out (d,)"""
+    np.add((A @ x) @ Bt, x, out=out)
+    return float(x @ x)
+
+
+def lora_batch(X: F32, A: F32, Bt: F32, /) -> tuple[F32, float]:
+    """(n, d) -> (n, d)"""
+    return X + (X @ A.T) @ Bt, float(np.vdot(X, X))
+
+
+def lora_batch_into(X: F32, A: F32, Bt: F32, out: F32, /) -> float:
+    """(n, d) into out (n, d)"""
+    np.add((X @ A.T) @ Bt, X, out=out)
+    return float(np.vdot(X, X))
+
+
+def lora_many(X: F32, index: I64, A: F32, Bt: F32, out: F32, /) -> float:
+    """(n, d), each row through its own adapter"""
+    out[...] = X
+    for k in np.unique(index[index >= 0]):
+        rows = index == k
+        out[rows] = X[rows] + (X[rows] @ A[k].T) @ Bt[k]
+    return float(np.vdot(X, X))
+
+
+def lora_gradients(G: F32, X: F32, A: F32, Bt: F32, /) -> tuple[F32, F32]:
+    """(n, d) x 2 -> (r, d) x 2"""
+    return (G @ Bt.T).T @ X, (X @ A.T).T @ G
+
+
+def fisher_accumulate(G: F32, X: F32, A: F32, Bt: F32, fisher_A: F32, fisher_Bt: F32, /) -> None:
+    """(n, d) x 2 into (r, d) x 2"""
+    fisher_A += ((G @ Bt.T) ** 2).T @ X**2
+    fisher_Bt += ((X @ A.T) ** 2).T @ G**2
+
+
+def adam_direction(
+    gradient: F32, mean: F32, square: F32, beta1: float, beta2: float, correction: float, /
+) -> F32:
+    """(r, d) -> (r, d); Adam (https://arxiv.org/abs/1412.6980) without its step size"""
+    mean += np.float32(1 - beta1) * (gradient - mean)
+    square += np.float32(1 - beta2) * (gradient * gradient - square)
+    root = np.sqrt(square / np.float32(correction))
+    return np.divide(mean, root, out=np.zeros_like(mean), where=root > 0)
