@@ -1,0 +1,175 @@
+"""Rows and files of adapter versions, and which version of each key is served."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import time
+from typing import Any
+
+from ..errors import StateError
+from ..lora import AdapterRecord
+from .files import DamagedFile, StateFiles
+from .tensors import adapter_stem, moments_from, tensors_from, weights_from
+
+__all__ = [
+    "all_records",
+    "current",
+    "delete_tenant",
+    "one_record",
+    "prune",
+    "put",
+    "set_current",
+    "tenant_of",
+    "unused",
+]
+
+_log = logging.getLogger("sona_stream.store")
+_SELECT = (
+    "SELECT key, version, parent, fingerprint, scaling, status, reason, metrics, feedback_ids, created_at, file, "
+    "sha256 FROM adapters "
+)
+
+
+def tenant_of(key: str) -> str:
+    """The tenant in ``model/tenant/group``; a model's name may itself hold slashes."""
+    parts = key.rsplit("/", 2)
+    if len(parts) != 3:
+        raise StateError(f"adapter key {key!r} is not of the form model/tenant/group")
+    return parts[1]
+
+
+def put(connection: sqlite3.Connection, files: StateFiles, record: AdapterRecord, data: bytes) -> list[str]:
+    """File first, row second. Returns the file that the row named before, if that changed."""
+    before = connection.execute(
+        "SELECT file FROM adapters WHERE key = ? AND version = ?", (record.key, record.version)
+    ).fetchone()
+    name, digest, size = files.write(adapter_stem(record.key, record.version), data)
+    weights = record.weights
+    scaling = {"micro": weights.micro.scaling} | ({} if weights.base is None else {"base": weights.base.scaling})
+    connection.execute(
+        "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            record.key,
+            record.version,
+            tenant_of(record.key),
+            record.parent,
+            record.fingerprint,
+            json.dumps(scaling),
+            record.status,
+            record.reason,
+            json.dumps(dict(record.metrics), default=float),
+            json.dumps(record.feedback_ids),
+            record.created_at,
+            name,
+            digest,
+            size,
+        ),
+    )
+    return [before[0]] if before and before[0] != name else []
+
+
+def one_record(connection: sqlite3.Connection, files: StateFiles, key: str, version: int) -> AdapterRecord | None:
+    """None when there is no such version, or its file is damaged (logged)."""
+    row = connection.execute(_SELECT + "WHERE key = ? AND version = ?", (key, version)).fetchone()
+    return None if row is None else _intact(files, row)
+
+
+def all_records(connection: sqlite3.Connection, files: StateFiles, key: str | None) -> list[AdapterRecord]:
+    """By key, newest version last; damaged ones are left out (logged)."""
+    rows = connection.execute(_SELECT + "WHERE ?1 IS NULL OR key = ?1 ORDER BY key, version", (key,)).fetchall()
+    records = (_intact(files, row) for row in rows)
+    return [record for record in records if record is not None]
+
+
+def current(connection: sqlite3.Connection, files: StateFiles) -> dict[str, int]:
+    """Key -> version to serve. A damaged version gives way to the newest intact published one before it, or to
+    the base model (0); the reason is logged.
+    """
+    pointers = connection.execute("SELECT key, version FROM current_adapters ORDER BY key").fetchall()
+    return {key: _serviceable(connection, files, key, version) for key, version in pointers}
+
+
+def set_current(connection: sqlite3.Connection, key: str, version: int, reason: str) -> None:
+    """Raises StateError for a version that is not there; 0 is the base model."""
+    tenant_of(key)
+    known = connection.execute("SELECT 1 FROM adapters WHERE key = ? AND version = ?", (key, version)).fetchone()
+    if version != 0 and known is None:
+        raise StateError(f"adapter {key} has no version {version}")
+    connection.execute(
+        "INSERT OR REPLACE INTO current_adapters VALUES (?, ?, ?, ?)", (key, version, reason, time.time())
+    )
+
+
+def prune(connection: sqlite3.Connection, key: str, keep: int) -> list[str]:
+    """Delete all but the newest `keep` versions and the served one; returns files that may now be unused."""
+    rows = connection.execute(
+        "DELETE FROM adapters WHERE key = ?1 "
+        "AND version NOT IN (SELECT version FROM adapters WHERE key = ?1 ORDER BY version DESC LIMIT ?2) "
+        "AND version NOT IN (SELECT version FROM current_adapters WHERE key = ?1) RETURNING file",
+        (key, max(0, keep)),
+    )
+    return [row[0] for row in rows.fetchall()]
+
+
+def delete_tenant(connection: sqlite3.Connection, tenant: str) -> list[str]:
+    """Delete every version of a tenant's keys; returns files that may now be unused."""
+    rows = connection.execute("DELETE FROM adapters WHERE tenant = ? RETURNING key, file", (tenant,)).fetchall()
+    keys = connection.execute("SELECT key FROM current_adapters").fetchall()
+    connection.executemany(
+        "DELETE FROM current_adapters WHERE key = ?", [row for row in keys if tenant_of(row[0]) == tenant]
+    )
+    return [row[1] for row in rows]
+
+
+def unused(connection: sqlite3.Connection, names: list[str]) -> list[str]:
+    """Those of these files that no row of either kind names any more."""
+    return [
+        name
+        for name in names
+        if connection.execute(
+            "SELECT 1 WHERE EXISTS (SELECT 1 FROM captures WHERE file = ?1) "
+            "OR EXISTS (SELECT 1 FROM adapters WHERE file = ?1)",
+            (name,),
+        ).fetchone()
+        is None
+    ]
+
+
+def _serviceable(connection: sqlite3.Connection, files: StateFiles, key: str, version: int) -> int:
+    candidates = connection.execute(
+        _SELECT
+        + "WHERE key = ?1 AND (version = ?2 OR (version < ?2 AND status = 'published')) ORDER BY version DESC",
+        (key, version),
+    ).fetchall()
+    for row in candidates:
+        if _intact(files, row) is not None:
+            if row[1] != version:
+                _log.error("adapter %s: version %d is damaged, version %d is served", key, version, row[1])
+            return int(row[1])
+    if version != 0:
+        _log.error("adapter %s: no version up to %d is intact, the base model is served", key, version)
+    return 0
+
+
+def _intact(files: StateFiles, row: tuple[Any, ...]) -> AdapterRecord | None:
+    try:
+        tensors = tensors_from(files.read(row[10], row[11]), row[10])
+        weights = weights_from(tensors, json.loads(row[4]))
+    except (DamagedFile, KeyError) as error:
+        _log.error("adapter %s@%d cannot be read: %s", row[0], row[1], error)
+        return None
+    return AdapterRecord(
+        key=row[0],
+        version=row[1],
+        parent=row[2],
+        fingerprint=row[3],
+        weights=weights,
+        moments=moments_from(tensors),
+        status=row[5],
+        reason=row[6],
+        metrics=json.loads(row[7]),
+        feedback_ids=tuple(json.loads(row[8])),
+        created_at=row[9],
+    )

@@ -1,0 +1,98 @@
+"""Rows and files of judged answers kept for replay."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import time
+
+from ..lora import Capture
+from .adapters import tenant_of
+from .files import DamagedFile, StateFiles
+from .tensors import capture_from, capture_stem, tensors_from
+
+__all__ = ["newest", "put"]
+
+_log = logging.getLogger("sona_stream.store")
+
+
+def put(
+    connection: sqlite3.Connection,
+    files: StateFiles,
+    key: str,
+    capture: Capture,
+    advantage: float,
+    feedback_id: str,
+    data: bytes,
+    *,
+    capacity: int,
+) -> list[str]:
+    """File first, row second; beyond `capacity` rows a key the oldest go. Returns files that may now be unused."""
+    tenant = tenant_of(key)
+    file, digest, size = files.write(capture_stem(), data)
+    facts = {
+        "fingerprint": capture.fingerprint,
+        "adapter_key": capture.adapter_key,
+        "temperature": capture.temperature,
+        "handle": capture.handle,
+    }
+    replaced = connection.execute(
+        "DELETE FROM captures WHERE key = ? AND request_id = ? AND feedback_id = ? RETURNING file",
+        (key, capture.request_id, feedback_id),
+    ).fetchall()
+    connection.execute(
+        "INSERT INTO captures (key, tenant, user, request_id, feedback_id, advantage, facts, stored_at, file, "
+        "sha256, bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            key,
+            tenant,
+            _user(connection, tenant, capture.request_id, feedback_id),
+            capture.request_id,
+            feedback_id,
+            float(advantage),
+            json.dumps(facts, default=float),
+            time.time(),
+            file,
+            digest,
+            size,
+        ),
+    )
+    expired = connection.execute(
+        "DELETE FROM captures WHERE key = ?1 AND seq <= "
+        "(SELECT seq FROM captures WHERE key = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2) RETURNING file",
+        (key, capacity),
+    ).fetchall()
+    return [row[0] for row in (*replaced, *expired)]
+
+
+def newest(
+    connection: sqlite3.Connection, files: StateFiles, key: str, limit: int
+) -> list[tuple[Capture, float, str]]:
+    """The newest `limit`, oldest first; damaged ones are left out (logged)."""
+    rows = connection.execute(
+        "SELECT request_id, facts, advantage, feedback_id, file, sha256 FROM captures WHERE key = ? "
+        "ORDER BY seq DESC LIMIT ?",
+        (key, limit),
+    ).fetchall()
+    found = []
+    for request_id, facts, advantage, feedback_id, file, digest in reversed(rows):
+        try:
+            tensors = tensors_from(files.read(file, digest), file)
+            capture = capture_from(tensors, request_id, json.loads(facts))
+        except (DamagedFile, KeyError) as error:
+            _log.error("a capture of adapter %s cannot be read: %s", key, error)
+            continue
+        found.append((capture, advantage, feedback_id))
+    return found
+
+
+def _user(connection: sqlite3.Connection, tenant: str, request_id: str, feedback_id: str) -> bytes | None:
+    """Whose answer this was: the end user of the request, else of the feedback; needed to forget a person."""
+    row = connection.execute(
+        "SELECT coalesce((SELECT user FROM trajectories WHERE tenant = ?1 AND request_id = ?2), "
+        "(SELECT user FROM feedback WHERE tenant = ?1 AND id = ?3))",
+        (tenant, request_id, feedback_id),
+    ).fetchone()
+    user: bytes | None = row[0]
+    return user

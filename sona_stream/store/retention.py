@@ -1,0 +1,166 @@
+"""What must leave the disk: by age, by a lowered `sona.storage`, or because a person asks."""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from pathlib import Path
+
+from ..config.settings import Storage
+from . import adapters
+from .privacy import text_bytes
+from .schema import BACKUPS
+
+__all__ = ["Removed", "enforce", "expire", "forget", "remove_backups"]
+
+_BATCH = 500
+_BARE = "user = NULL, ids = NULL, embedding = NULL, prompt_ids = NULL, token_ids = NULL"
+_HAS_FEATURES = (
+    "(user IS NOT NULL OR ids IS NOT NULL OR embedding IS NOT NULL "
+    "OR prompt_ids IS NOT NULL OR token_ids IS NOT NULL)"
+)
+
+
+@dataclasses.dataclass(slots=True)
+class Removed:
+    """What a pass removed or scrubbed. ``files`` may now be unused; ``more``: call again, it was only a slice."""
+
+    rows: dict[str, int] = dataclasses.field(default_factory=dict)
+    files: list[str] = dataclasses.field(default_factory=list)
+    more: bool = False
+
+    @property
+    def any(self) -> bool:
+        """Whether anything changed on disk."""
+        return any(self.rows.values())
+
+    def run(self, connection: sqlite3.Connection, what: str, statement: str, *values: object) -> None:
+        """Execute one DELETE or UPDATE and count its rows."""
+        count = connection.execute(statement, values).rowcount
+        self.rows[what] = self.rows.get(what, 0) + max(0, count)
+
+    def take_files(self, connection: sqlite3.Connection, what: str, statement: str, *values: object) -> None:
+        """Execute one DELETE ... RETURNING file."""
+        rows = connection.execute(statement, values).fetchall()
+        self.rows[what] = self.rows.get(what, 0) + len(rows)
+        self.files += [row[0] for row in rows]
+
+
+def expire(connection: sqlite3.Connection, *, features_before: float, text_before: float) -> Removed:
+    """Delete what was stored before these times (time.time()), a bounded slice a call.
+
+    The bare routing row goes when both its classes have expired.
+    """
+    out = Removed()
+    old = "SELECT row FROM trajectories WHERE stored_at < ? "
+    both = min(features_before, text_before)
+    slice_ = f"LIMIT {_BATCH}"
+    out.run(connection, "trajectories", f"DELETE FROM trajectories WHERE row IN ({old}{slice_})", both)
+    out.run(
+        connection,
+        "features",
+        f"UPDATE trajectories SET {_BARE} WHERE row IN ({old} AND {_HAS_FEATURES} {slice_})",
+        features_before,
+    )
+    out.run(
+        connection,
+        "names",
+        f"DELETE FROM request_names WHERE row IN ({old} AND row IN (SELECT row FROM request_names) {slice_})",
+        features_before,
+    )
+    out.run(
+        connection,
+        "texts",
+        f"DELETE FROM trajectory_texts WHERE row IN ({old} AND row IN (SELECT row FROM trajectory_texts) {slice_})",
+        text_before,
+    )
+    _expire_feedback(connection, out, features_before, text_before)
+    out.take_files(
+        connection,
+        "captures",
+        f"DELETE FROM captures WHERE seq IN (SELECT seq FROM captures WHERE stored_at < ? {slice_}) RETURNING file",
+        features_before,
+    )
+    out.more = any(count >= _BATCH for count in out.rows.values())
+    return out
+
+
+def _expire_feedback(
+    connection: sqlite3.Connection, out: Removed, features_before: float, text_before: float
+) -> None:
+    out.run(
+        connection,
+        "feedback",
+        f"DELETE FROM feedback WHERE seq IN (SELECT seq FROM feedback WHERE stored_at < ? LIMIT {_BATCH})",
+        features_before,
+    )
+    out.run(
+        connection,
+        "corrections",
+        "UPDATE feedback SET correction = NULL WHERE correction IS NOT NULL AND stored_at < ?",
+        text_before,
+    )
+
+
+def enforce(connection: sqlite3.Connection, storage: Storage) -> Removed:
+    """Remove what an earlier, wider `sona.storage` kept and this one does not."""
+    out = Removed()
+    if storage == "text":
+        return out
+    out.run(connection, "texts", "DELETE FROM trajectory_texts")
+    waiting = "" if storage == "none" else " AND status IS NOT NULL"
+    out.run(
+        connection, "corrections", f"UPDATE feedback SET correction = NULL WHERE correction IS NOT NULL{waiting}"
+    )
+    if storage == "features":
+        return out
+    out.run(connection, "features", f"UPDATE trajectories SET {_BARE} WHERE {_HAS_FEATURES}")
+    out.run(connection, "names", "DELETE FROM request_names")
+    out.run(
+        connection,
+        "feedback",
+        "UPDATE feedback SET user = NULL, idempotency_key = NULL "
+        "WHERE user IS NOT NULL OR idempotency_key IS NOT NULL",
+    )
+    out.take_files(connection, "captures", "DELETE FROM captures RETURNING file")
+    return out
+
+
+def forget(connection: sqlite3.Connection, tenant: str, user: str | None) -> Removed:
+    """Delete every row of an end user, or of a whole tenant with its adapters (user None)."""
+    out = Removed()
+    who = text_bytes(user)
+    mine = "tenant = ?1 AND (?2 IS NULL OR user = ?2)"
+    requests = f"SELECT request_id FROM trajectories WHERE {mine}"
+    said = f"SELECT id FROM feedback WHERE {mine}"
+    out.take_files(
+        connection,
+        "captures",
+        f"DELETE FROM captures WHERE tenant = ?1 AND (?2 IS NULL OR user = ?2 OR request_id IN ({requests}) "
+        f"OR feedback_id IN ({said})) RETURNING file",
+        tenant,
+        who,
+    )
+    out.run(
+        connection,
+        "feedback",
+        f"DELETE FROM feedback WHERE tenant = ?1 AND (?2 IS NULL OR user = ?2 OR request_id IN ({requests}))",
+        tenant,
+        who,
+    )
+    out.run(connection, "trajectories", f"DELETE FROM trajectories WHERE {mine}", tenant, who)
+    if user is None:
+        gone = adapters.delete_tenant(connection, tenant)
+        out.rows["adapters"] = len(gone)
+        out.files += gone
+    return out
+
+
+def remove_backups(directory: Path, *, before: float | None = None) -> int:
+    """Delete the copies that migrations made (all, or those older than `before`): they hold what was deleted."""
+    removed = 0
+    for path in sorted((directory / BACKUPS).glob("state-v*.sqlite3")):
+        if before is None or path.stat().st_mtime < before:
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
