@@ -125,7 +125,11 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     replay_top_k: Annotated[int, Meta(ge=0)] = 256
     """Vocabulary rows kept per position during replay; 0 = all."""
     replay_capacity: Count = 512
-    """Captures kept for replay, per adapter key chain."""
+    """Captures kept for replay, per model and tenant."""
+    replay_mb: Count = 256
+    """Memory of all replay captures; beyond it whole tenants are read back from the store when they learn."""
+    gate_tokens: Count = 512
+    """Tokens of recent answers on which a new version is checked."""
     min_feedback: Count = 64
     """Accepted feedbacks before a finer level of the key chain (pattern type, pattern) is used."""
     baseline_shrinkage: Annotated[float, Meta(ge=0)] = 8.0

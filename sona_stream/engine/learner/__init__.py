@@ -1,0 +1,7 @@
+"""The learner of a `HiddenStateHost`: from judged answers to served adapter versions."""
+
+from .keys import AdapterKey
+from .learner import Learner
+from .state import Mode, Rates
+
+__all__ = ["AdapterKey", "Learner", "Mode", "Rates"]

@@ -1,0 +1,70 @@
+"""From a feedback to a lesson: the captured answer, or the same again from what was kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...errors import CaptureGone
+from ...events import AdapterRef, Feedback, Trajectory
+from ...lora import Capture, LoraWeights
+from ...protocols import HiddenStateHost, Store
+from .lessons import Lesson
+
+__all__ = ["find_lesson"]
+
+
+async def find_lesson(
+    host: HiddenStateHost, store: Store, feedback: Feedback, trajectory: Trajectory, groups: Sequence[str]
+) -> Lesson:
+    """A correction is teacher-forced onto the same prompt. Raises CaptureGone naming the setting that would have
+    kept what is missing.
+    """
+    if feedback.correction is None:
+        capture = await _answer(host, store, trajectory)
+    else:
+        prompt = await _prompt(host, trajectory)
+        name = f"{trajectory.request_id}#{feedback.id}"
+        capture = await host.encode(prompt, feedback.correction, request_id=name)
+    if len(capture) == 0:
+        raise CaptureGone(f"request {trajectory.request_id} has no answer to learn from")
+    return Lesson(capture, feedback.quality, tuple(groups), feedback.id)
+
+
+async def _answer(host: HiddenStateHost, store: Store, trajectory: Trajectory) -> Capture:
+    try:
+        return await host.capture(trajectory.request_id)
+    except CaptureGone:
+        if not trajectory.token_ids or not trajectory.prompt_ids:
+            raise _gone(trajectory) from None
+    adapter = trajectory.adapter
+    temperature = trajectory.sampling.temperature
+    return await host.encode(
+        trajectory.prompt_ids,
+        trajectory.token_ids,
+        request_id=trajectory.request_id,
+        temperature=1.0 if temperature is None else temperature,
+        adapter_key=None if adapter is None else adapter.key,
+        weights=None if adapter is None else await _weights(store, adapter),
+    )
+
+
+async def _prompt(host: HiddenStateHost, trajectory: Trajectory) -> Sequence[int]:
+    if trajectory.prompt_ids:
+        return trajectory.prompt_ids
+    try:
+        return tuple(int(token) for token in (await host.capture(trajectory.request_id)).prompt_ids)
+    except CaptureGone:
+        raise _gone(trajectory) from None
+
+
+async def _weights(store: Store, adapter: AdapterRef) -> LoraWeights | None:
+    """Those that drew the answer; None (as if the base model had) when that version is no longer kept."""
+    record = await store.adapter(adapter.key, adapter.version)
+    return None if record is None else record.weights
+
+
+def _gone(trajectory: Trajectory) -> CaptureGone:
+    return CaptureGone(
+        f"the model no longer holds request {trajectory.request_id} and its token ids were not kept; "
+        "sona.storage: features (or text) would keep them"
+    )

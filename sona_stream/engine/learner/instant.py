@@ -1,0 +1,166 @@
+"""The instant loop: one feedback, one bounded step on every taught level of its key chain."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+from ...errors import CaptureGone, HostError
+from ...events import AdapterRef, Feedback, FeedbackOutcome, Trajectory
+from .capturing import find_lesson
+from .keys import AdapterKey, chain
+from .lessons import Lesson
+from .state import State
+from .step import NO_STEP, instant_step
+from .versions import Line
+
+__all__ = ["InstantLoop", "gone"]
+
+Status = Literal["queued", "published", "accepted", "gated", "skipped"]
+
+_log = logging.getLogger(__name__)
+
+
+class InstantLoop:
+    """Turns feedback into versions. `Learner` calls it with one feedback at a time."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    async def process(
+        self, feedback: Feedback, *, resumed: bool = False
+    ) -> tuple[FeedbackOutcome, tuple[AdapterKey, ...]]:
+        """What became of it, and the levels whose replay it concerns. Raises CaptureGone.
+
+        ``resumed``: a crash may have come between its step and its outcome, so look before stepping again.
+        """
+        trajectory = await self._state.store.trajectory(feedback.request_id, tenant=feedback.tenant)
+        reason = self._nothing_to_do(feedback, trajectory)
+        if trajectory is None or reason:
+            return _outcome(feedback, "skipped", reason), ()
+        keys = chain(trajectory.model, trajectory.tenant, trajectory.route)
+        lesson = await find_lesson(
+            self._state.hosts[trajectory.model],
+            self._state.store,
+            feedback,
+            trajectory,
+            [key.group for key in keys],
+        )
+        return await self._learn(feedback, keys, lesson, resumed)
+
+    def _nothing_to_do(self, feedback: Feedback, trajectory: Trajectory | None) -> str:
+        state = self._state
+        if state.mode == "off":
+            return "sona.learning is off"
+        if feedback.kind == "score" and state.mode != "auto":
+            return "automatic scores move weights only with sona.learning: auto"
+        if trajectory is None:
+            return f"request {feedback.request_id} is not known (any more)"
+        if not trajectory.learn:
+            return "the request asked not to be learned from"
+        if trajectory.model not in state.hosts:
+            return f"the hidden states of model {trajectory.model!r} are out of reach"
+        return ""
+
+    async def _learn(
+        self, feedback: Feedback, keys: Sequence[AdapterKey], lesson: Lesson, resumed: bool
+    ) -> tuple[FeedbackOutcome, tuple[AdapterKey, ...]]:
+        state = self._state
+        ledger = await state.ledger(keys[0])
+        advantage = 1.0 if lesson.quality is None else ledger.baseline.advantage(lesson.quality, lesson.groups[-1])
+        if not ledger.counted(feedback.id):
+            ledger.count(feedback.id, lesson.groups, lesson.quality)
+        await state.remember(keys[0], lesson)
+        taught = tuple(key for key in keys if state.active(key))
+        done = await self._already(feedback, taught) if resumed else None
+        outcome = done or await self._teach_all(feedback, taught, lesson, advantage)
+        await ledger.save(state.store)
+        state.counters["accepted"] += 1
+        return outcome, taught
+
+    async def _already(self, feedback: Feedback, keys: Sequence[AdapterKey]) -> FeedbackOutcome | None:
+        """The step that this feedback made before a crash: the finest level's."""
+        for key in reversed(keys):
+            for record in reversed(await self._state.store.adapters(str(key))):
+                if feedback.id in record.feedback_ids:
+                    status: Status = "published" if record.status == "published" else "accepted"
+                    return _outcome(feedback, status, "learned before a restart", _ref(key, record.version))
+        return None
+
+    async def _teach_all(
+        self, feedback: Feedback, keys: Sequence[AdapterKey], lesson: Lesson, advantage: float
+    ) -> FeedbackOutcome:
+        reason = self._no_step(lesson, advantage)
+        if reason:
+            return _outcome(feedback, "accepted", reason)
+        outcomes = [await self._teach(feedback, key, lesson, advantage) for key in keys]
+        published = [one for one in outcomes if one.status == "published"]
+        return published[-1] if published else outcomes[-1]
+
+    def _no_step(self, lesson: Lesson, advantage: float) -> str:
+        if self._state.versions.frozen:
+            return "publishing is frozen; the judgement is kept for replay"
+        if self._state.rate == 0:
+            return "micro_lora_lr is 0"
+        if abs(advantage) < NO_STEP:
+            return "the judgement is what was expected"
+        poor = lesson.quality is not None and lesson.quality < self._state.rates.quality_threshold
+        return "better than expected, but below quality_threshold" if poor and advantage > 0 else ""
+
+    async def _teach(
+        self, feedback: Feedback, key: AdapterKey, lesson: Lesson, advantage: float
+    ) -> FeedbackOutcome:
+        line = self._state.versions.line(key)
+        async with line.lock:
+            try:
+                return await self._step(feedback, line, lesson, advantage)
+            except HostError as error:
+                self._state.counters["host_errors"] += 1
+                _log.warning("adapter %s: the host refused a step: %s", key, error)
+                return _outcome(feedback, "gated", f"host: {error}")
+
+    async def _step(self, feedback: Feedback, line: Line, lesson: Lesson, advantage: float) -> FeedbackOutcome:
+        state, settings = self._state, self._state.settings
+        weights, moments = state.beginning(line, lesson)
+        step = await instant_step(
+            state.hosts[line.key.model],
+            lesson.capture,
+            weights,
+            moments,
+            advantage=advantage,
+            demonstration=lesson.quality is None,
+            anchor=settings.anchor,
+            rate=state.rate,
+            step_kl=state.step_kl,
+        )
+        if step is None:
+            return self._gated(feedback, "budget", "no step within step_kl was found")
+        verdict = await state.gate(line.key, step.weights, lesson)
+        if not verdict.ok:
+            return self._gated(feedback, verdict.gate, verdict.reason)
+        metrics = {**verdict.metrics, "predicted_kl": step.predicted_kl, "advantage": advantage}
+        record = await state.versions.publish(
+            line, step.weights, step.moments, reason="step", metrics=metrics, feedback_ids=(feedback.id,)
+        )
+        state.counters["steps"] += 1
+        if record.status == "observed":
+            return _outcome(feedback, "accepted", f"observed as {record.key}@{record.version}, not served")
+        return _outcome(feedback, "published", "step", _ref(line.key, record.version))
+
+    def _gated(self, feedback: Feedback, gate: str, reason: str) -> FeedbackOutcome:
+        self._state.counters[f"gated_{gate}"] += 1
+        return _outcome(feedback, "gated", reason)
+
+
+def _outcome(feedback: Feedback, status: Status, reason: str, adapter: AdapterRef | None = None) -> FeedbackOutcome:
+    return FeedbackOutcome(feedback_id=feedback.id, status=status, reason=reason, adapter=adapter)
+
+
+def _ref(key: AdapterKey, version: int) -> AdapterRef:
+    return AdapterRef(key=str(key), version=version)
+
+
+def gone(feedback: Feedback, error: CaptureGone) -> FeedbackOutcome:
+    """The outcome of a feedback about an answer that can no longer be reconstructed."""
+    return _outcome(feedback, "skipped", str(error))

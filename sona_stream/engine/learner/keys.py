@@ -1,0 +1,51 @@
+"""Which adapter a judgement teaches and a request uses: the key chain `*` -> pattern type -> pattern."""
+
+from __future__ import annotations
+
+import dataclasses
+from urllib.parse import quote, unquote
+
+from ...events import RouteDecision
+
+__all__ = ["EVERYTHING", "AdapterKey", "chain"]
+
+EVERYTHING = "*"
+"""The group of the coarsest level: every request of one tenant to one model."""
+
+_PATTERN = "pattern:"
+_SAFE = "*:._-+ "  # `/` and `@` separate the parts of a key, so they are the ones that must be quoted
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class AdapterKey:
+    """``model/tenant/group``, each part percent-quoted, so that a model named ``org/name`` stays one part."""
+
+    model: str
+    tenant: str
+    group: str = EVERYTHING
+
+    def __str__(self) -> str:
+        return "/".join(quote(part, safe=_SAFE) for part in (self.model, self.tenant, self.group))
+
+    @classmethod
+    def parse(cls, text: str) -> AdapterKey:
+        """Inverse of ``str``. Raises ValueError when there are not three parts."""
+        parts = [unquote(part) for part in text.split("/")]
+        if len(parts) != 3 or not all(parts):
+            raise ValueError(f"adapter key {text!r}: expected model/tenant/group")
+        return cls(*parts)
+
+    def at(self, group: str) -> AdapterKey:
+        """The same model and tenant, another level."""
+        return dataclasses.replace(self, group=group)
+
+
+def chain(model: str, tenant: str, route: RouteDecision | None) -> tuple[AdapterKey, ...]:
+    """From the coarsest to the finest level. Pattern types are names of a closed set; a pattern's id gets a
+    prefix, so that no pattern can take a type's place.
+    """
+    root = AdapterKey(model, tenant)
+    if route is None:
+        return (root,)
+    levels = (root, root.at(route.pattern_type))
+    return levels if route.pattern is None else (*levels, root.at(_PATTERN + route.pattern))

@@ -1,0 +1,190 @@
+"""The learner: feedback in, adapter versions out. It holds moments, baselines, gates and versions; never lm_head.
+
+``micro_lora_lr`` sets the pace twice: an Adam step is at most about 4 * micro_lora_lr of a hidden state's length
+(see `optimiser`), and one judgement may move the policy by at most ``step_kl * (micro_lora_lr / 1e-3)^2`` nats per
+token.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ...config.settings import LearningSettings
+from ...errors import CaptureGone, NotFound
+from ...events import AdapterRef, Feedback, FeedbackOutcome, Request
+from ...protocols import HiddenStateHost, Store
+from .background import BackgroundLoop
+from .inbox import Inbox, Item
+from .instant import InstantLoop, gone
+from .keys import AdapterKey, chain
+from .state import Mode, Rates, State
+
+__all__ = ["Learner"]
+
+_log = logging.getLogger(__name__)
+
+
+class Learner:
+    """`FeedbackSink` and `AdapterResolver` over the hosts of this program.
+
+    Enter it after the hosts are ready and before requests come: entering puts every current version on its host.
+    It belongs to one event loop. `learn` and `resolve` never wait for numerical work unless asked to.
+    """
+
+    def __init__(
+        self,
+        hosts: Mapping[str, HiddenStateHost],
+        store: Store,
+        rates: Rates,
+        settings: LearningSettings | None = None,
+        mode: Mode = "feedback",
+    ) -> None:
+        """`hosts` by ``model_name``; `rates` is a `SonaConfig` or anything with its three learning fields."""
+        settings = settings or LearningSettings()
+        self._state = State(hosts, store, rates, settings, mode)
+        self._inbox = Inbox(settings.inbox, store)
+        self._instant = InstantLoop(self._state)
+        self._background = BackgroundLoop(self._state)
+        self._tasks: TaskGroup | None = None
+        self._progress = anyio.Event()
+
+    async def __aenter__(self) -> Learner:
+        await self._state.restore()
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._inbox.look_behind()
+        self._tasks.start_soon(self._work)
+        self._tasks.start_soon(self._background.run)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stops at once: what is not finished is in the store and is learned after the next start."""
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+            await self._tasks.__aexit__(None, None, None)
+            self._tasks = None
+        self._inbox.close()
+
+    def resolve(self, request: Request) -> AdapterRef | None:
+        """The finest served level of the request's key chain that was taught enough; None: the bare model."""
+        if request.route is None or not request.adapt:
+            return None
+        for key in reversed(chain(request.route.model, request.principal.tenant, request.route)):
+            served = self._state.versions.served(key)
+            if served is not None and self._state.active(key):
+                return served
+        return None
+
+    async def learn(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
+        """Takes feedback that the store has committed. Raises CaptureGone only to those who wait."""
+        item = self._inbox.offer(feedback)
+        if item is None:
+            return _queued(feedback, "the learner is behind; the feedback is kept and will be learned")
+        if not wait:
+            return _queued(feedback, "")
+        await item.done.wait()
+        if item.error is not None:
+            raise item.error
+        return item.outcome or _queued(feedback, "it could not be learned now; it is kept")
+
+    async def settle(self) -> None:
+        """Returns when every feedback given so far is learned and no replay is due."""
+        while not (self._inbox.idle and self._background.idle):
+            with anyio.move_on_after(0.05):
+                await self._progress.wait()
+
+    async def tick(self) -> None:
+        """Replay now every key that has learned anything since the last replay, without waiting for it."""
+        self._background.request_new()
+
+    async def pin(self, ref: AdapterRef, *, model: str | None = None, tenant: str | None = None) -> AdapterRef:
+        """Make exactly this version servable, as ``key@version``. Raises NotFound, NotPermitted."""
+        return await self._state.versions.pin(ref, model=model, tenant=tenant)
+
+    async def rollback(self, key: str, version: int, *, reason: str = "rollback") -> None:
+        """Serve this version again (0: the base model). The feedback behind what is undone leaves replay.
+
+        Raises NotFound when the key or version is not known.
+        """
+        try:
+            parsed = AdapterKey.parse(key)
+        except ValueError as error:
+            raise NotFound(str(error)) from error
+        if parsed.model not in self._state.hosts or version < 0:
+            raise NotFound(f"adapter {key}@{version} is not known")
+        undone = await self._state.versions.rollback(parsed, version, reason=reason)
+        await self._state.withdraw(parsed, undone, everything=version == 0)
+        self._background.forget(parsed)
+
+    async def freeze(self) -> None:
+        """Stop publishing; judgements are still counted and kept for replay. Survives a restart."""
+        await self._state.versions.set_frozen(True)
+
+    async def thaw(self) -> None:
+        """Publish again, beginning with a replay of what came meanwhile."""
+        await self._state.versions.set_frozen(False)
+        await self.tick()
+
+    async def adapters(self, *, tenant: str | None = None) -> list[dict[str, Any]]:
+        """Every kept version, without weights, newest last within a key."""
+        return await self._state.versions.views(tenant=tenant)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and what is served, JSON-able."""
+        state = self._state
+        served = {str(line.key): line.served.version for line in state.versions.lines() if line.served is not None}
+        counts = {
+            str(root.at(group)): n for root, ledger in state.ledgers.items() for group, n in ledger.counts.items()
+        }
+        return {
+            "learning": state.mode,
+            "frozen": state.versions.frozen,
+            "pending": len(self._inbox),
+            "idle": self._inbox.idle and self._background.idle,
+            "inbox_overflows": self._inbox.overflows,
+            "counters": dict(state.counters),
+            "served": served,
+            "accepted_feedback": counts,
+            "rewards": {str(root): ledger.baseline.tenant.mean for root, ledger in state.ledgers.items()},
+            "problems": list(state.versions.problems),
+        }
+
+    async def _work(self) -> None:
+        while True:
+            item = await self._inbox.next()
+            await self._finish(item)
+            self._progress.set()
+            self._progress = anyio.Event()
+
+    async def _finish(self, item: Item) -> None:
+        """One feedback. A failure of ours leaves it pending in the store and the worker alive."""
+        feedback, store = item.feedback, self._state.store
+        try:
+            known = await store.outcome(feedback.id)
+            if known is not None:
+                self._inbox.finish(item, outcome=known)
+                return
+            outcome, keys = await self._instant.process(feedback, resumed=item.resumed)
+            await store.record_outcome(outcome)
+            self._inbox.finish(item, outcome=outcome)
+            self._background.note(feedback.id, keys)
+        except CaptureGone as error:
+            self._state.counters["capture_gone"] += 1
+            await store.record_outcome(gone(feedback, error))
+            self._inbox.finish(item, outcome=None, error=error)
+        except Exception as error:
+            self._state.counters["failures"] += 1
+            _log.exception("feedback %s could not be learned; it stays pending", feedback.id)
+            self._inbox.finish(item, outcome=None, error=error)
+
+
+def _queued(feedback: Feedback, reason: str) -> FeedbackOutcome:
+    return FeedbackOutcome(feedback_id=feedback.id, status="queued", reason=reason)

@@ -1,0 +1,92 @@
+"""What is counted for one model and tenant, durable as one small JSON blob beside the weights."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from ...protocols import Store
+from .baseline import Baseline
+from .keys import AdapterKey
+
+__all__ = ["Ledger"]
+
+_GROUPS = 4096  # patterns come and go: the ones longest unseen are forgotten
+_REMEMBERED = 1024  # ids: enough for every feedback that a crash can leave without an outcome
+
+
+class Ledger:
+    """Baseline, accepted feedback per group, and which feedback was already counted or was taken back."""
+
+    def __init__(self, root: AdapterKey, shrinkage: float) -> None:
+        self.root = root
+        self.baseline = Baseline(shrinkage)
+        self.counts: dict[str, int] = {}
+        self.chains: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+        """Finest group of a lesson -> its whole chain: where the store keeps captures, and what they teach."""
+        self._counted: OrderedDict[str, None] = OrderedDict()
+        self._withdrawn: OrderedDict[str, None] = OrderedDict()
+
+    def counted(self, feedback_id: str) -> bool:
+        """Whether this feedback is already in the numbers: true only after a crash before its outcome."""
+        return feedback_id in self._counted
+
+    def withdrawn(self, feedback_id: str) -> bool:
+        """Whether a rollback took this feedback out of replay."""
+        return feedback_id in self._withdrawn
+
+    def count(self, feedback_id: str, groups: Sequence[str], quality: float | None) -> None:
+        """One accepted feedback; a correction (None) moves no baseline."""
+        if quality is not None:
+            self.baseline.push(quality, groups[-1])
+        for group in groups:
+            self.counts[group] = self.counts.get(group, 0) + 1
+        self.chains[groups[-1]] = tuple(groups)
+        self.chains.move_to_end(groups[-1])
+        while len(self.chains) > _GROUPS:
+            gone, _ = self.chains.popitem(last=False)
+            self.baseline.patterns.pop(gone, None)
+            self.counts.pop(gone, None)
+        _remember(self._counted, (feedback_id,))
+
+    def withdraw(self, feedback_ids: Iterable[str]) -> None:
+        """Keep these out of every later replay."""
+        _remember(self._withdrawn, feedback_ids)
+
+    async def save(self, store: Store) -> None:
+        """Durable when it returns."""
+        data = {
+            "baseline": self.baseline.to_json(),
+            "counts": self.counts,
+            "chains": dict(self.chains),
+            "counted": list(self._counted),
+            "withdrawn": list(self._withdrawn),
+        }
+        await store.put_blob(_blob(self.root), json.dumps(data).encode())
+
+    @classmethod
+    async def load(cls, store: Store, root: AdapterKey, shrinkage: float) -> Ledger:
+        """As it was saved, or empty."""
+        ledger = cls(root, shrinkage)
+        blob = await store.get_blob(_blob(root))
+        if blob is None:
+            return ledger
+        data = json.loads(blob)
+        ledger.baseline = Baseline.from_json(data["baseline"], shrinkage)
+        ledger.counts = {str(group): int(n) for group, n in data["counts"].items()}
+        ledger.chains = OrderedDict((finest, tuple(groups)) for finest, groups in data["chains"].items())
+        _remember(ledger._counted, data["counted"])
+        _remember(ledger._withdrawn, data["withdrawn"])
+        return ledger
+
+
+def _blob(root: AdapterKey) -> str:
+    return f"learner/{root}"
+
+
+def _remember(ids: OrderedDict[str, None], more: Iterable[str]) -> None:
+    for feedback_id in more:
+        ids[feedback_id] = None
+    while len(ids) > _REMEMBERED:
+        ids.popitem(last=False)

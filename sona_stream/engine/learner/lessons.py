@@ -1,0 +1,70 @@
+"""A judged answer, and the bounded memory of recent ones that replay and the gates draw from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+from ...lora import Capture
+from .keys import AdapterKey
+
+__all__ = ["DEMONSTRATION", "Lesson", "LessonBook"]
+
+DEMONSTRATION = 2.0
+"""How the store's one number a capture says "correction": qualities end at 1."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """One captured answer and what was said about it."""
+
+    capture: Capture
+    quality: float | None
+    """In [0, 1]; None: a correction, to be imitated as it stands."""
+    groups: tuple[str, ...]
+    """The key chain's groups, coarsest first"""
+    feedback_id: str
+
+    @property
+    def signal(self) -> float:
+        """What the store keeps beside the capture."""
+        return DEMONSTRATION if self.quality is None else self.quality
+
+
+class LessonBook:
+    """The newest `capacity` lessons of one model and tenant. Arrays are shared with the captures, not copied."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._lessons: OrderedDict[str, Lesson] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._lessons)
+
+    def __iter__(self) -> Iterator[Lesson]:
+        return iter(tuple(self._lessons.values()))
+
+    def __contains__(self, feedback_id: str) -> bool:
+        return feedback_id in self._lessons
+
+    def add(self, lesson: Lesson) -> None:
+        """Adds or replaces; the oldest leaves when the book is full."""
+        self._lessons.pop(lesson.feedback_id, None)
+        self._lessons[lesson.feedback_id] = lesson
+        while len(self._lessons) > self._capacity:
+            self._lessons.popitem(last=False)
+
+    def forget(self, feedback_ids: Iterable[str]) -> None:
+        """Drops these; unknown ids are no error."""
+        for feedback_id in feedback_ids:
+            self._lessons.pop(feedback_id, None)
+
+    def of(self, key: AdapterKey) -> list[Lesson]:
+        """Those that teach this key, oldest first."""
+        return [lesson for lesson in self._lessons.values() if key.group in lesson.groups]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by the captures."""
+        return sum(lesson.capture.nbytes for lesson in self._lessons.values())

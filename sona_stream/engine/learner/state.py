@@ -1,0 +1,188 @@
+"""What both loops of the learner share: hosts, versions, ledgers, lessons, counters."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+from itertools import zip_longest
+from typing import Literal, Protocol
+
+import numpy as np
+
+from ...config.settings import LearningSettings
+from ...errors import HostError
+from ...lora import LoraWeights
+from ...protocols import HiddenStateHost, Store
+from .gates import Limits, Verdict, judge
+from .initial import hidden_rms, initial_weights
+from .keys import EVERYTHING, AdapterKey
+from .ledger import Ledger
+from .lessons import DEMONSTRATION, Lesson, LessonBook
+from .optimiser import Moments
+from .turns import TakingTurns
+from .versions import Line, Versions
+
+__all__ = ["Mode", "Rates", "State"]
+
+DEFAULT_LR = 1e-3
+RATE_PER_LR = 4.0
+
+Mode = Literal["off", "observe", "feedback", "auto"]
+
+
+class Rates(Protocol):
+    """The part of `SonaConfig` that the learner reads."""
+
+    @property
+    def micro_lora_rank(self) -> int: ...
+    @property
+    def micro_lora_lr(self) -> float: ...
+    @property
+    def quality_threshold(self) -> float: ...
+
+
+class State:
+    """One a learner. Only its event loop touches it."""
+
+    def __init__(
+        self,
+        hosts: Mapping[str, HiddenStateHost],
+        store: Store,
+        rates: Rates,
+        settings: LearningSettings,
+        mode: Mode,
+    ) -> None:
+        self.hosts = {model: TakingTurns(host) for model, host in hosts.items()}
+        self.store, self.rates, self.settings, self.mode = store, rates, settings, mode
+        serve_new = mode != "observe"
+        self.versions = Versions(self.hosts, store, keep=settings.keep_versions, serve_new=serve_new)
+        self.ledgers: dict[AdapterKey, Ledger] = {}
+        self._books: OrderedDict[AdapterKey, LessonBook] = OrderedDict()
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def rate(self) -> float:
+        """Relative length of an Adam step (see `optimiser`): `micro_lora_lr` times `RATE_PER_LR`."""
+        return self.rates.micro_lora_lr * RATE_PER_LR
+
+    @property
+    def step_kl(self) -> float:
+        """Budget of one instant step, nats per token. `LearningSettings.step_kl` is meant at the default rate of
+        1e-3; KL grows with the square of a step, so the budget follows `micro_lora_lr` squared.
+        """
+        return self.settings.step_kl * (self.rates.micro_lora_lr / DEFAULT_LR) ** 2
+
+    async def restore(self) -> None:
+        """Serve what was served, and know again what was counted."""
+        await self.versions.restore()
+        for line in self.versions.lines():
+            await self.ledger(line.key)
+
+    async def ledger(self, key: AdapterKey) -> Ledger:
+        """That of the key's model and tenant."""
+        root = key.at(EVERYTHING)
+        if root not in self.ledgers:
+            loaded = await Ledger.load(self.store, root, self.settings.baseline_shrinkage)
+            self.ledgers.setdefault(root, loaded)
+        return self.ledgers[root]
+
+    def active(self, key: AdapterKey) -> bool:
+        """Whether this level has been taught enough to be used."""
+        if key.group == EVERYTHING:
+            return True
+        ledger = self.ledgers.get(key.at(EVERYTHING))
+        return ledger is not None and ledger.counts.get(key.group, 0) >= self.settings.min_feedback
+
+    async def book(self, key: AdapterKey) -> LessonBook:
+        """Recent lessons of the key's model and tenant, read back from the store when they are not in memory."""
+        root = key.at(EVERYTHING)
+        if root not in self._books:
+            book = await self._read_book(await self.ledger(root))
+            self._books.setdefault(root, book)
+        self._books.move_to_end(root)
+        return self._books[root]
+
+    async def _read_book(self, ledger: Ledger) -> LessonBook:
+        book = LessonBook(self.settings.replay_capacity)
+        fingerprint = self.hosts[ledger.root.model].fingerprint
+        for finest, groups in ledger.chains.items():
+            rows = await self.store.captures(str(ledger.root.at(finest)), limit=self.settings.replay_capacity)
+            for capture, signal, feedback_id in rows:
+                if capture.fingerprint == fingerprint and not ledger.withdrawn(feedback_id):
+                    quality = None if signal == DEMONSTRATION else signal
+                    book.add(Lesson(capture, quality, groups, feedback_id))
+        return book
+
+    async def remember(self, key: AdapterKey, lesson: Lesson) -> None:
+        """Into the book and the store. Whole books of other tenants leave memory beyond `replay_mb`."""
+        (await self.book(key)).add(lesson)
+        finest = str(key.at(lesson.groups[-1]))
+        await self.store.put_capture(finest, lesson.capture, lesson.signal, feedback_id=lesson.feedback_id)
+        limit = self.settings.replay_mb * 2**20
+        while len(self._books) > 1 and sum(book.nbytes for book in self._books.values()) > limit:
+            self._books.popitem(last=False)
+            self.counters["books_evicted"] += 1
+
+    async def withdraw(self, key: AdapterKey, feedback_ids: list[str], *, everything: bool) -> None:
+        """Take these lessons out of replay for good; `everything`: all that the key ever learned from."""
+        book, ledger = await self.book(key), await self.ledger(key)
+        ids = [one.feedback_id for one in book.of(key)] if everything else feedback_ids
+        book.forget(ids)
+        ledger.withdraw(ids)
+        await ledger.save(self.store)
+
+    def beginning(self, line: Line, lesson: Lesson) -> tuple[LoraWeights, Moments]:
+        """Where the line's next step starts: its own last version, else its nearest parent's, else birth.
+
+        Moments belong to one key: a child takes its parent's weights and starts its own moments.
+        """
+        if line.working is not None and "rms" in line.working.moments:
+            return line.working.weights, line.working.moments
+        if lesson.capture.hidden.shape[0] == 0:
+            raise HostError(f"the host of {line.key.model!r} gave no hidden states to begin an adapter from")
+        fresh = {"rms": np.asarray([hidden_rms(lesson.capture.hidden)], dtype=np.float32)}
+        for origin in (line, *self._parents(line, lesson)):
+            if origin.working is not None:
+                return origin.working.weights, fresh
+        weights = initial_weights(lesson.capture.hidden, self.rates.micro_lora_rank, str(line.key))
+        return weights, fresh
+
+    def _parents(self, line: Line, lesson: Lesson) -> list[Line]:
+        """The coarser levels of the lesson's chain, nearest first."""
+        coarser = lesson.groups[: lesson.groups.index(line.key.group)]
+        return [self.versions.line(line.key.at(group)) for group in reversed(coarser)]
+
+    async def gate(self, key: AdapterKey, weights: LoraWeights, lesson: Lesson | None) -> Verdict:
+        """Evaluate `weights` on this lesson and a sample of the key's, accepted answers and others in turn."""
+        known = [one for one in (await self.book(key)).of(key) if one is not lesson]
+        mixed = _alternating(known, [self._accepted(one) for one in known])
+        first = [] if lesson is None else [lesson]
+        sample = _up_to([*first, *mixed], self.settings.gate_tokens)
+        if not sample:
+            return Verdict("no_evidence", "there is no answer to check the version on", {})
+        evaluation = await self.hosts[key.model].evaluate([one.capture for one in sample], weights)
+        limits = Limits(self.settings.max_kl_to_base, self.settings.max_delta_ratio, self.settings.max_logprob_drop)
+        return judge(weights, evaluation, [self._accepted(one) for one in sample], limits)
+
+    def _accepted(self, lesson: Lesson) -> bool:
+        return lesson.quality is None or lesson.quality >= self.rates.quality_threshold
+
+
+def _alternating(lessons: list[Lesson], accepted: list[bool]) -> list[Lesson]:
+    """A repeatable random order in which accepted answers and the others alternate while there are both."""
+    order = np.random.default_rng(len(lessons)).permutation(len(lessons))
+    good = [lessons[int(i)] for i in order if accepted[int(i)]]
+    others = [lessons[int(i)] for i in order if not accepted[int(i)]]
+    pairs = zip_longest(good, others)
+    return [one for pair in pairs for one in pair if one is not None]
+
+
+def _up_to(lessons: Iterable[Lesson], tokens: int) -> list[Lesson]:
+    """Lessons from the front until `tokens` tokens are reached; at least one where there is one."""
+    chosen: list[Lesson] = []
+    for lesson in lessons:
+        if tokens <= 0:
+            break
+        chosen.append(lesson)
+        tokens -= len(lesson.capture)
+    return chosen

@@ -1,0 +1,84 @@
+"""One long host call at a time: what learns in the background takes turns with what learns at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+
+from ...lora import I32, Capture, Evaluation, LoraGradient, LoraWeights, TokenSignal
+from ...protocols import HiddenStateHost
+
+__all__ = ["TakingTurns"]
+
+
+class TakingTurns:
+    """A `HiddenStateHost` that lets only one GEMM-sized call at a time through to the real one, first come first
+    served. Short calls pass.
+    """
+
+    def __init__(self, host: HiddenStateHost) -> None:
+        self._host = host
+        self._turn = anyio.Lock()
+
+    @property
+    def hidden_dim(self) -> int:
+        """The host's."""
+        return self._host.hidden_dim
+
+    @property
+    def fingerprint(self) -> str:
+        """The host's."""
+        return self._host.fingerprint
+
+    async def put_adapter(self, key: str, version: int, weights: LoraWeights) -> None:
+        """Passes."""
+        await self._host.put_adapter(key, version, weights)
+
+    async def drop_adapter(self, key: str) -> None:
+        """Passes."""
+        await self._host.drop_adapter(key)
+
+    async def capture(self, request_id: str) -> Capture:
+        """Passes."""
+        return await self._host.capture(request_id)
+
+    async def release(self, request_id: str) -> None:
+        """Passes."""
+        await self._host.release(request_id)
+
+    async def encode(
+        self,
+        prompt_ids: Sequence[int] | I32,
+        answer: str | Sequence[int] | I32,
+        *,
+        request_id: str = "",
+        temperature: float = 1.0,
+        adapter_key: str | None = None,
+        weights: LoraWeights | None = None,
+    ) -> Capture:
+        """In turn."""
+        async with self._turn:
+            return await self._host.encode(
+                prompt_ids,
+                answer,
+                request_id=request_id,
+                temperature=temperature,
+                adapter_key=adapter_key,
+                weights=weights,
+            )
+
+    async def gradient(self, captures: Sequence[Capture], signal: TokenSignal) -> LoraGradient:
+        """In turn."""
+        async with self._turn:
+            return await self._host.gradient(captures, signal)
+
+    async def predicted_kl(self, captures: Sequence[Capture], old: LoraWeights, new: LoraWeights) -> float:
+        """In turn."""
+        async with self._turn:
+            return await self._host.predicted_kl(captures, old, new)
+
+    async def evaluate(self, captures: Sequence[Capture], weights: LoraWeights) -> Evaluation:
+        """In turn."""
+        async with self._turn:
+            return await self._host.evaluate(captures, weights)

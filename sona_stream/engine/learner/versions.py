@@ -1,0 +1,224 @@
+"""The versions of every adapter: which are served, how a new one comes, how an old one comes back.
+
+A version is immutable. The store learns of it first, then the host serves it, then it is marked as current: a
+crash between any two leaves the previous one current.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import anyio
+
+from ...errors import NotFound, NotPermitted
+from ...events import AdapterRef
+from ...lora import AdapterRecord, LoraWeights
+from ...protocols import HiddenStateHost, Store
+from .keys import AdapterKey
+from .optimiser import Moments
+
+__all__ = ["Line", "Versions"]
+
+_log = logging.getLogger(__name__)
+_FROZEN = "learner/frozen"
+_PINNED = 16  # old versions held on the hosts because requests ask for them
+
+
+class Line:
+    """One adapter key's history: what is served, and what the next step starts from."""
+
+    def __init__(self, key: AdapterKey) -> None:
+        self.key = key
+        self.served: AdapterRecord | None = None
+        self.working: AdapterRecord | None = None
+        """Equals `served` except under `observe`, where it runs ahead unserved."""
+        self.latest = 0
+        self.epoch = 0
+        """Counts rollbacks: work begun before one is void."""
+        self.lock = anyio.Lock()
+
+
+class Versions:
+    """Publishing, restoring, rolling back and pinning, over all hosts."""
+
+    def __init__(self, hosts: Mapping[str, HiddenStateHost], store: Store, *, keep: int, serve_new: bool) -> None:
+        self._hosts, self._store = hosts, store
+        self._keep, self._serve_new = keep, serve_new
+        self._lines: dict[AdapterKey, Line] = {}
+        self._pinned: OrderedDict[str, HiddenStateHost] = OrderedDict()
+        self.frozen = False
+        self.problems: list[str] = []
+        """What could not be served, and why."""
+
+    def line(self, key: AdapterKey) -> Line:
+        """The key's line; a new one when there is none."""
+        return self._lines.setdefault(key, Line(key))
+
+    def lines(self) -> list[Line]:
+        """All that are known."""
+        return list(self._lines.values())
+
+    def served(self, key: AdapterKey) -> AdapterRef | None:
+        """What requests get under this key now."""
+        line = self._lines.get(key)
+        if line is None or line.served is None:
+            return None
+        return AdapterRef(key=str(key), version=line.served.version)
+
+    async def restore(self) -> None:
+        """Puts every current version on its host. One made for another model is never served; it is reported."""
+        self.frozen = await self._store.get_blob(_FROZEN) == b"1"
+        current = await self._store.current_versions()
+        newest: dict[str, AdapterRecord] = {}
+        records: dict[tuple[str, int], AdapterRecord] = {}
+        for record in await self._store.adapters():
+            newest[record.key] = record
+            records[record.key, record.version] = record
+        for text, last in newest.items():
+            key = AdapterKey.parse(text)
+            if key.model in self._hosts:
+                line = self.line(key)
+                line.latest = last.version
+                await self._restore(line, records.get((text, current.get(text, 0))))
+                if not self._serve_new and last.status == "observed" and self._fits(last):
+                    line.working = last
+
+    async def _restore(self, line: Line, record: AdapterRecord | None) -> None:
+        if record is None:
+            return
+        host = self._hosts[line.key.model]
+        if not self._fits(record):
+            self.problems.append(
+                f"adapter {record.key}@{record.version} was made for {record.fingerprint}, "
+                f"but the model is {host.fingerprint}: it is not served"
+            )
+            _log.warning(self.problems[-1])
+            return
+        await host.put_adapter(record.key, record.version, record.weights)
+        line.served = line.working = record
+
+    def _fits(self, record: AdapterRecord) -> bool:
+        return record.fingerprint == self._hosts[AdapterKey.parse(record.key).model].fingerprint
+
+    async def publish(
+        self,
+        line: Line,
+        weights: LoraWeights,
+        moments: Moments,
+        *,
+        reason: str,
+        metrics: Mapping[str, float],
+        feedback_ids: Sequence[str],
+    ) -> AdapterRecord:
+        """The next version of a line whose lock the caller holds. Raises HostError when the host refuses it."""
+        host = self._hosts[line.key.model]
+        status: Literal["published", "observed"] = "published" if self._serve_new else "observed"
+        record = AdapterRecord(
+            key=str(line.key),
+            version=line.latest + 1,
+            parent=None if line.working is None else line.working.version,
+            fingerprint=host.fingerprint,
+            weights=weights,
+            moments=moments,
+            status=status,
+            reason=reason,
+            metrics=dict(metrics),
+            feedback_ids=tuple(feedback_ids),
+            created_at=time.time(),
+        )
+        await self._store.put_adapter(record)
+        line.latest = record.version
+        if self._serve_new:
+            await host.put_adapter(record.key, record.version, weights)
+            line.served = record
+            await self._store.set_current(record.key, record.version, reason=reason)
+        line.working = record
+        await self._store.prune_adapters(record.key, keep=self._keep)
+        return record
+
+    async def rollback(self, key: AdapterKey, version: int, *, reason: str) -> list[str]:
+        """Serve `version` again, bit for bit; 0 is the base model. Returns the feedback ids of what was undone.
+
+        Raises NotFound when the version is not kept (any more) or was made for another model.
+        """
+        line = self.line(key)
+        async with line.lock:
+            record = None if version == 0 else await self._kept(key, version)
+            undone = [r for r in await self._store.adapters(str(key)) if r.version > version]
+            if record is None:
+                await self._hosts[key.model].drop_adapter(str(key))
+            else:
+                await self._hosts[key.model].put_adapter(str(key), version, record.weights)
+            line.served = line.working = record
+            line.epoch += 1
+            await self._store.set_current(str(key), version, reason=reason)
+            for later in undone:
+                await self._store.put_adapter(dataclasses.replace(later, status="rolled_back"))
+        return [feedback_id for later in undone for feedback_id in later.feedback_ids]
+
+    async def pin(self, ref: AdapterRef, *, model: str | None = None, tenant: str | None = None) -> AdapterRef:
+        """Make exactly this version servable, under ``key@version``. A given model or tenant must be the key's.
+        Raises NotFound, NotPermitted.
+        """
+        try:
+            key = AdapterKey.parse(ref.key)
+        except ValueError as error:
+            raise NotFound(str(error)) from error
+        if tenant is not None and key.tenant != tenant:
+            raise NotPermitted(f"adapter {ref} belongs to another tenant")
+        if model is not None and key.model != model:
+            raise NotFound(f"adapter {ref} is not one of model {model!r}")
+        name = str(ref)
+        if name not in self._pinned:
+            record = await self._kept(key, ref.version)
+            await self._hosts[key.model].put_adapter(name, ref.version, record.weights)
+        self._pinned[name] = self._hosts[key.model]
+        self._pinned.move_to_end(name)
+        while len(self._pinned) > _PINNED:
+            oldest, host = self._pinned.popitem(last=False)
+            await host.drop_adapter(oldest)
+        return dataclasses.replace(ref, pinned=True)
+
+    async def _kept(self, key: AdapterKey, version: int) -> AdapterRecord:
+        record = await self._store.adapter(str(key), version) if key.model in self._hosts else None
+        if record is None:
+            raise NotFound(f"adapter {key}@{version} is not kept")
+        if not self._fits(record):
+            raise NotFound(f"adapter {key}@{version} was made for another model ({record.fingerprint})")
+        return record
+
+    async def set_frozen(self, frozen: bool) -> None:
+        """Stops or resumes publishing; survives a restart."""
+        self.frozen = frozen
+        await self._store.put_blob(_FROZEN, b"1" if frozen else b"0")
+
+    async def views(self, *, tenant: str | None = None) -> list[dict[str, Any]]:
+        """Every kept version as plain values, for the admin page and the command line."""
+        rows = []
+        for record in await self._store.adapters():
+            key = AdapterKey.parse(record.key)
+            if tenant is not None and key.tenant != tenant:
+                continue
+            line = self._lines.get(key)
+            served = line is not None and line.served is not None and line.served.version == record.version
+            rows.append(
+                {
+                    "key": record.key,
+                    "version": record.version,
+                    "parent": record.parent,
+                    "status": record.status,
+                    "served": served,
+                    "reason": record.reason,
+                    "metrics": dict(record.metrics),
+                    "feedback": len(record.feedback_ids),
+                    "bytes": record.weights.nbytes,
+                    "fingerprint": record.fingerprint,
+                    "created_at": record.created_at,
+                }
+            )
+        return rows

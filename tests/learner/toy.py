@@ -1,0 +1,309 @@
+"""A tiny softmax language model in float64 with closed-form gradients, and a store in memory.
+
+Written from the formulas alone: nothing here is shared with the product but its value types.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+
+import numpy as np
+
+from sona_stream.errors import CaptureGone, HostError
+from sona_stream.events import Feedback, FeedbackOutcome, RouteDecision, Sampling, Trajectory
+from sona_stream.lora import Capture, Evaluation, LoraGradient, LoraWeights
+
+V, D, T = 13, 8, 6
+
+
+def log_softmax(x):
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+class ToyHost:
+    hidden_dim = D
+
+    def __init__(self, seed=0, fingerprint="toy"):
+        rng = np.random.default_rng(seed)
+        self.W = rng.standard_normal((V, D)) * 0.7
+        self.embedding = rng.standard_normal((V, D))
+        self.mean = rng.standard_normal(D) * 1.5
+        self.fingerprint = fingerprint
+        self.adapters: dict[str, tuple[int, LoraWeights]] = {}
+        self.put_log: list[tuple[str, int]] = []
+        self.captures: dict[str, Capture] = {}
+        self.calls: list[str] = []
+        self.refuse_put = False
+        self.poison: str | None = None
+        self.rng = np.random.default_rng(seed + 1)
+
+    # --- the language model
+    def hidden(self, prompt_ids, token_ids):
+        before = [int(prompt_ids[-1]), *(int(t) for t in token_ids)]
+        context = 0.5 * self.embedding[[int(p) for p in prompt_ids]].mean(axis=0)
+        return np.asarray([self.mean + context + self.embedding[b] for b in before], dtype=np.float64)
+
+    def logp(self, hidden, weights, temperature):
+        changed = hidden if weights is None else hidden + self.delta(hidden, weights)
+        return log_softmax(changed @ self.W.T / (temperature or 1.0))
+
+    @staticmethod
+    def delta(hidden, weights):
+        a, b = (np.asarray(m, dtype=np.float64) for m in (weights.micro.lora_A, weights.micro.lora_B))
+        return weights.micro.scaling * (hidden @ a.T) @ b.T
+
+    def answer(self, request_id, prompt_ids, *, key=None, temperature=1.0):
+        """Draws T tokens under the adapter of `key` and keeps the capture."""
+        version, weights = self.adapters.get(key, (0, None))
+        tokens, logprobs = [], []
+        for _ in range(T):
+            row = self.logp(self.hidden(prompt_ids, tokens)[-1:], weights, temperature)[0]
+            token = int(self.rng.choice(V, p=np.exp(row)))
+            tokens.append(token)
+            logprobs.append(row[token])
+        self.captures[request_id] = self.make(request_id, prompt_ids, tokens, logprobs, version, key, temperature)
+        return tokens
+
+    def make(self, request_id, prompt_ids, tokens, logprobs, version=0, key=None, temperature=1.0):
+        return Capture(
+            request_id=request_id,
+            fingerprint=self.fingerprint,
+            prompt_ids=np.asarray(prompt_ids, dtype=np.int32),
+            token_ids=np.asarray(tokens, dtype=np.int32),
+            hidden=self.hidden(prompt_ids, tokens)[:-1].astype(np.float32),
+            logprobs=np.asarray(logprobs, dtype=np.float32),
+            adapter_versions=np.full(len(tokens), version, dtype=np.int32),
+            adapter_key=key,
+            temperature=temperature,
+        )
+
+    # --- the host's contract
+    async def put_adapter(self, key, version, weights):
+        if self.refuse_put or not weights.is_finite():
+            raise HostError("refused")
+        self.adapters[key] = (version, weights)
+        self.put_log.append((key, version))
+
+    async def drop_adapter(self, key):
+        self.adapters.pop(key, None)
+
+    async def capture(self, request_id):
+        if request_id not in self.captures:
+            raise CaptureGone(request_id)
+        return self.captures[request_id]
+
+    async def release(self, request_id):
+        self.captures.pop(request_id, None)
+
+    async def encode(self, prompt_ids, answer, *, request_id="", temperature=1.0, adapter_key=None, weights=None):
+        self.calls.append("encode")
+        tokens = [ord(c) % V for c in answer] if isinstance(answer, str) else [int(t) for t in answer]
+        rows = self.logp(self.hidden(prompt_ids, tokens)[:-1], weights, temperature)
+        logprobs = rows[np.arange(len(tokens)), tokens]
+        return self.make(request_id, prompt_ids, tokens, logprobs, 0, adapter_key, temperature)
+
+    def loss(self, captures, signal, weights=None):
+        """Value alone, for finite differences; the ratio is a constant at `signal.weights`."""
+        weights = weights or signal.weights
+        total = 0.0
+        for capture, advantage in zip(captures, signal.advantages, strict=True):
+            h = capture.hidden.astype(np.float64)
+            rows = np.arange(len(capture))
+            p = self.logp(h, weights, capture.temperature)
+            p0 = self.logp(h, None, capture.temperature)
+            factor = self._factor(capture, advantage, signal)
+            total -= (factor * p[rows, capture.token_ids]).sum()
+            total += signal.anchor * (np.exp(p) * (p - p0)).sum()
+        return total
+
+    def _factor(self, capture, advantage, signal):
+        a = np.asarray(advantage, dtype=np.float64)
+        if signal.ratio_clip is None:
+            return a
+        now = self.logp(capture.hidden.astype(np.float64), signal.weights, capture.temperature)
+        ratio = np.exp(now[np.arange(len(capture)), capture.token_ids] - capture.logprobs)
+        low, high = signal.ratio_clip
+        clipped = ((a > 0) & (ratio > high)) | ((a < 0) & (ratio < low))
+        return np.where(clipped, 0.0, a * ratio)
+
+    async def gradient(self, captures, signal):
+        self.calls.append("gradient")
+        micro = signal.weights.micro
+        A, B = micro.lora_A.astype(np.float64), micro.lora_B.astype(np.float64)
+        gA, gB = np.zeros_like(A), np.zeros_like(B)
+        tokens, kl_sum, logp_sum = 0, 0.0, 0.0
+        for capture, advantage in zip(captures, signal.advantages, strict=True):
+            h, temperature = capture.hidden.astype(np.float64), capture.temperature or 1.0
+            lp, lp0 = self.logp(h, signal.weights, temperature), self.logp(h, None, temperature)
+            p, rows = np.exp(lp), np.arange(len(capture))
+            onehot = np.zeros_like(p)
+            onehot[rows, capture.token_ids] = 1.0
+            kl = (p * (lp - lp0)).sum(axis=1, keepdims=True)
+            by_logit = self._factor(capture, advantage, signal)[:, None] * (p - onehot)
+            by_logit += signal.anchor * p * (lp - lp0 - kl)
+            G = by_logit @ self.W / temperature
+            gB += micro.scaling * G.T @ (h @ A.T)
+            gA += micro.scaling * (G @ B).T @ h
+            tokens += len(capture)
+            kl_sum += kl.sum()
+            logp_sum += lp[rows, capture.token_ids].sum()
+        if self.poison == "gradient":
+            gB[:] = np.nan
+        return LoraGradient(
+            micro_A=gA.astype(np.float32),
+            micro_B=gB.astype(np.float32),
+            base_A=None,
+            base_B=None,
+            tokens=tokens,
+            loss=self.loss(captures, signal),
+            mean_kl_to_base=float(kl_sum / tokens),
+            mean_logprob=float(logp_sum / tokens),
+        )
+
+    async def predicted_kl(self, captures, old, new):
+        self.calls.append("predicted_kl")
+        values = []
+        for capture in captures:
+            h, temperature = capture.hidden.astype(np.float64), capture.temperature or 1.0
+            p = np.exp(self.logp(h, old, temperature))
+            change = (self.delta(h, new) - self.delta(h, old)) @ self.W.T / temperature
+            values.append(0.5 * ((p * change**2).sum(axis=1) - (p * change).sum(axis=1) ** 2))
+        return float(np.concatenate(values).mean())
+
+    async def evaluate(self, captures, weights):
+        self.calls.append("evaluate")
+        kls, logps, bases, ratios = [], [], [], []
+        for capture in captures:
+            h, rows = capture.hidden.astype(np.float64), np.arange(len(capture))
+            lp, lp0 = self.logp(h, weights, capture.temperature), self.logp(h, None, capture.temperature)
+            kls.append((np.exp(lp) * (lp - lp0)).sum(axis=1))
+            logps.append(lp[rows, capture.token_ids].astype(np.float32))
+            bases.append(lp0[rows, capture.token_ids].astype(np.float32))
+            ratios.append(np.linalg.norm(self.delta(h, weights), axis=1) / np.linalg.norm(h, axis=1))
+        kl, ratio = np.concatenate(kls), np.concatenate(ratios)
+        return Evaluation(
+            mean_kl_to_base=float(kl.mean()),
+            max_kl_to_base=float(kl.max()),
+            logprobs=logps,
+            base_logprobs=bases,
+            mean_delta_ratio=float(ratio.mean()),
+            max_delta_ratio=float(ratio.max()),
+            finite=bool(np.isfinite(kl).all()),
+        )
+
+
+class MemoryStore:
+    """The part of `Store` that the learner uses. It outlives learners, as a disk outlives processes."""
+
+    def __init__(self):
+        self.trajectories: dict[str, Trajectory] = {}
+        self.feedbacks: dict[str, Feedback] = {}
+        self.outcomes: dict[str, FeedbackOutcome] = {}
+        self.kept = defaultdict(dict)
+        self.records: dict[tuple[str, int], object] = {}
+        self.current: dict[str, int] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.crash_before: str | None = None
+
+    def _step(self, name):
+        if self.crash_before == name:
+            raise ConnectionAbortedError(f"crashed before {name}")
+
+    async def trajectory(self, request_id, *, tenant=None):
+        found = self.trajectories.get(request_id)
+        return found if found and tenant in (None, found.tenant) else None
+
+    async def pending_feedback(self):
+        return [f for f in self.feedbacks.values() if f.id not in self.outcomes]
+
+    async def outcome(self, feedback_id):
+        return self.outcomes.get(feedback_id)
+
+    async def record_outcome(self, outcome):
+        self._step("record_outcome")
+        self.outcomes[outcome.feedback_id] = outcome
+
+    async def put_capture(self, key, capture, advantage, *, feedback_id):
+        self._step("put_capture")
+        self.kept[key][feedback_id] = (capture, advantage, feedback_id)
+
+    async def captures(self, key, *, limit):
+        return list(self.kept[key].values())[-limit:]
+
+    async def put_adapter(self, record):
+        self._step("put_adapter")
+        self.records[record.key, record.version] = record
+
+    async def adapter(self, key, version):
+        return self.records.get((key, version))
+
+    async def adapters(self, key=None):
+        rows = [r for r in self.records.values() if key in (None, r.key)]
+        return sorted(rows, key=lambda r: (r.key, r.version))
+
+    async def current_versions(self):
+        return dict(self.current)
+
+    async def set_current(self, key, version, *, reason):
+        self._step("set_current")
+        self.current[key] = version
+
+    async def prune_adapters(self, key, *, keep):
+        rows = [r.version for r in await self.adapters(key) if r.version != self.current.get(key)]
+        for version in rows[: max(0, len(rows) + 1 - keep)]:
+            del self.records[key, version]
+
+    async def put_blob(self, name, data):
+        self._step("put_blob")
+        self.blobs[name] = data
+
+    async def get_blob(self, name):
+        return self.blobs.get(name)
+
+
+@dataclasses.dataclass
+class Rates:
+    micro_lora_rank: int = 2
+    micro_lora_lr: float = 1e-3
+    quality_threshold: float = 0.5
+
+
+class World:
+    """A model, a store and clients: asks questions and gives feedback, as the proxy would."""
+
+    def __init__(self, host=None, store=None):
+        self.host, self.store = host or ToyHost(), store or MemoryStore()
+        self.asked = 0
+
+    def ask(self, tenant="default", *, prompt=(1, 2, 3), route=None, adapter=None, **more):
+        self.asked += 1
+        request_id = f"{tenant}-{self.asked}"
+        route = route or RouteDecision(model="toy", reason="test")
+        key = None if adapter is None else adapter.key
+        tokens = self.host.answer(request_id, prompt, key=key)
+        self.store.trajectories[request_id] = Trajectory(
+            request_id=request_id,
+            tenant=tenant,
+            key_id="k",
+            model="toy",
+            route=route,
+            adapter=adapter,
+            sampling=Sampling(temperature=1.0),
+            **{"prompt_ids": tuple(prompt), "token_ids": tuple(tokens), **more},
+        )
+        return request_id, tokens
+
+    def judge(self, request_id, quality, *, tenant="default", kind="rating", correction=None):
+        feedback = Feedback(
+            id=f"f-{len(self.store.feedbacks)}",
+            request_id=request_id,
+            tenant=tenant,
+            key_id="k",
+            kind=kind,
+            quality=quality,
+            correction=correction,
+        )
+        self.store.feedbacks[feedback.id] = feedback
+        return feedback
