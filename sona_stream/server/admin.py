@@ -1,0 +1,47 @@
+"""`/v1/sona/*`: what was learned, and the switches. For keys with the role `admin`, over all tenants."""
+
+from __future__ import annotations
+
+from ..errors import InvalidRequest
+from .incoming import Call, read_json
+from .responses import Response, json_response
+
+__all__ = ["adapters", "freeze", "patterns", "rollback", "stats", "thaw"]
+
+
+async def stats(call: Call) -> Response:
+    """`GET /v1/sona/stats`."""
+    return json_response(await call.app.services.stats())
+
+
+async def patterns(call: Call) -> Response:
+    """`GET /v1/sona/patterns`."""
+    return json_response({"object": "list", "data": list(await call.app.services.patterns())})
+
+
+async def adapters(call: Call) -> Response:
+    """`GET /v1/sona/adapters`."""
+    return json_response({"object": "list", "data": list(await call.app.services.adapters())})
+
+
+async def rollback(call: Call) -> Response:
+    """`POST /v1/sona/adapters/rollback` with ``{key, version}``; version 0 is the base model."""
+    body = await read_json(call)
+    key, version = body.get("key"), body.get("version")
+    if not isinstance(key, str) or not key:
+        raise InvalidRequest("key must name an adapter: model/tenant/group", param="key")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise InvalidRequest("version must be a whole number from 0 (the base model) up", param="version")
+    if unknown := sorted(set(body) - {"key", "version"}):
+        raise InvalidRequest(f"{unknown[0]!r} is not a field here (there are: key, version)", param=unknown[0])
+    return json_response(await call.app.services.rollback(key, version))
+
+
+async def freeze(call: Call) -> Response:
+    """`POST /v1/sona/freeze`: no new version is published until `thaw`."""
+    return json_response(await call.app.services.freeze())
+
+
+async def thaw(call: Call) -> Response:
+    """`POST /v1/sona/thaw`."""
+    return json_response(await call.app.services.thaw())

@@ -1,0 +1,93 @@
+"""Who asks: keys to principals, and what a principal may do."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from ..config.keys import hash_key, key_name
+from ..config.settings import SonaSettings
+from ..errors import AuthenticationError, NotPermitted
+from ..events import Principal, Role
+
+__all__ = ["Authenticator", "asserted_user"]
+
+_OPEN = Principal()
+
+
+class Authenticator:
+    """Without configured keys everybody is the tenant ``default`` with all roles (then only loopback is bound)."""
+
+    def __init__(self, settings: SonaSettings) -> None:
+        self._principals = {
+            key.key: Principal(
+                tenant=key.tenant,
+                key_id=key_name(key),
+                roles=frozenset(key.roles),
+                trusted_gateway=key.trusted_gateway,
+            )
+            for key in settings.keys
+        }
+
+    def principal(self, headers: Mapping[bytes, bytes], role: Role) -> Principal:
+        """Raises AuthenticationError (401) or NotPermitted (403)."""
+        found = self._find(headers)
+        if role not in found.roles:
+            raise NotPermitted(f"this key has not the role `{role}` that is needed here")
+        return found
+
+    def _find(self, headers: Mapping[bytes, bytes]) -> Principal:
+        if not self._principals:
+            _refuse_foreign_pages(headers)
+            return _OPEN
+        key = _presented(headers)
+        if not key:
+            raise AuthenticationError("an API key is needed: send `Authorization: Bearer KEY` or `x-api-key: KEY`")
+        # The lookup is by hash, so its timing says nothing about the key.
+        found = self._principals.get(hash_key(key.decode("utf-8", "surrogateescape")))
+        if found is None:
+            raise AuthenticationError("the API key is not known here")
+        return found
+
+
+def _presented(headers: Mapping[bytes, bytes]) -> bytes:
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer" and token.strip():
+        return token.strip()
+    return headers.get(b"x-api-key", b"").strip()
+
+
+def _refuse_foreign_pages(headers: Mapping[bytes, bytes]) -> None:
+    """Where no key is needed, a web page of another host must not use the visitor's browser to get in."""
+    origin = headers.get(b"origin")
+    if origin is None:
+        return
+    try:
+        host = urlsplit(origin.decode("latin-1")).hostname
+    except ValueError:
+        host = None
+    if host is None or not _is_loopback(host):
+        raise NotPermitted("pages of other hosts may not use this server without an API key; set `sona.keys`")
+
+
+def _is_loopback(host: str) -> bool:
+    """Without asking the resolver: this is on the path of a request."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def asserted_user(
+    principal: Principal, headers: Mapping[bytes, bytes], header: str, body_user: str | None
+) -> Principal:
+    """The principal with the end user that a trusted gateway names (header first); others cannot name one."""
+    if not principal.trusted_gateway:
+        return principal
+    named = headers.get(header.lower().encode("latin-1", "ignore"), b"").decode("utf-8", "replace").strip()
+    user = named or body_user
+    return dataclasses.replace(principal, user=user) if user else principal

@@ -1,0 +1,42 @@
+"""`/v1/embeddings`: passed to the model's backend as it is."""
+
+from __future__ import annotations
+
+import json
+
+from ..errors import InvalidRequest
+from .disconnect import ClientWatch
+from .headers import forwarded, header_value
+from .incoming import Call, read_body
+from .models import AUTO
+from .responses import Response
+
+__all__ = ["create_embeddings"]
+
+
+async def create_embeddings(call: Call) -> Response | None:
+    """`POST /v1/embeddings`. A client that leaves cancels the upstream call."""
+    body = await read_body(call)
+    model = _model(body)
+    with call.app.in_flight(call.id), ClientWatch(call.receive) as watch:
+        status, headers, answer = await call.app.services.embeddings(model, body)
+        watch.answered()
+        kept = forwarded(headers, verbatim=True)
+        return Response(status, answer, (*kept, (b"x-sona-model", header_value(model))))
+    call.app.metrics.left("non_stream")
+    return None
+
+
+def _model(body: bytes) -> str:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from error
+    model = value.get("model") if isinstance(value, dict) else None
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("model is required", param="model")
+    if model == AUTO:
+        raise InvalidRequest(
+            f"{AUTO} routes answers, not embeddings, whose spaces differ by model: name one", param="model"
+        )
+    return model

@@ -1,0 +1,113 @@
+"""One HTTP request as the endpoints see it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from ..errors import InvalidRequest, RequestTooLarge
+from ..events import Headers, Principal
+from .responses import Receive, Send
+
+if TYPE_CHECKING:
+    from .asgi import App
+
+__all__ = ["Call", "ClientLeft", "new_id", "read_body", "read_json"]
+
+
+class ClientLeft(Exception):
+    """The client disconnected before its request was all there: nobody waits for an answer."""
+
+
+@dataclasses.dataclass(slots=True)
+class Call:
+    """Alive for one request. ``headers`` has the last of repeated ones; ``raw_headers`` all of them."""
+
+    app: App
+    receive: Receive
+    send: Send
+    raw_headers: Headers
+    headers: Mapping[bytes, bytes]
+    id: str
+    received_at: float
+    """``time.time()``"""
+    began: float
+    """``time.perf_counter()``"""
+    principal: Principal = dataclasses.field(default_factory=Principal)
+    argument: str = ""
+    """What stands in the path after the route's own part."""
+    query: bytes = b""
+    head_only: bool = False
+    told: bool = False
+    """Whether the endpoint itself tells its client when the server cuts it off."""
+
+    def asked(self, name: str) -> bool:
+        """Whether the query string has ``name`` set to something that means yes."""
+        values = parse_qs(self.query.decode("latin-1"), keep_blank_values=True).get(name, ["0"])
+        return values[-1].lower() not in ("0", "false", "no")
+
+
+def new_id() -> str:
+    """A request's id: nobody can guess it, so it cannot be used to judge other people's answers."""
+    return f"req-{secrets.token_hex(16)}"
+
+
+def open_call(app: App, scope: Mapping[str, Any], receive: Receive, send: Send) -> Call:
+    """The call of an ASGI scope; nothing is read yet."""
+    headers = tuple((bytes(name), bytes(value)) for name, value in scope["headers"])
+    return Call(
+        app=app,
+        receive=receive,
+        send=send,
+        raw_headers=headers,
+        headers=dict(headers),
+        id=new_id(),
+        received_at=time.time(),
+        began=time.perf_counter(),
+        query=scope.get("query_string", b""),
+        head_only=scope["method"] == "HEAD",
+    )
+
+
+async def read_body(call: Call) -> bytes:
+    """The whole body. Raises `RequestTooLarge`, `InvalidRequest`, or `ClientLeft`."""
+    limit = call.app.max_body
+    if call.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise InvalidRequest("a compressed body (content-encoding) is not accepted here")
+    announced = call.headers.get(b"content-length", b"")
+    if announced.isdigit() and int(announced) > limit:
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await call.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def read_json(call: Call) -> dict[str, Any]:
+    """The body as a JSON object. Off the hot path: answers are decoded by `wire`."""
+    body = await read_body(call)
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"the body must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the body is larger than {limit >> 20} MiB (`sona.max_body_mb`)")
