@@ -104,6 +104,9 @@ class RouteDecision:
     reason: str
     pattern: str | None = None
     pattern_type: PatternType = "General"
+    """Type of the matched pattern; without one, `query_type`."""
+    query_type: PatternType = "General"
+    """What the type classifier says of this query alone: the vote that a trajectory casts for its pattern."""
     similarity: float | None = None
     propensity: float = 1.0
     fallbacks: tuple[str, ...] = ()

@@ -1,0 +1,81 @@
+"""Which models there are, which of them is specialised in what, and who steps in."""
+
+from __future__ import annotations
+
+from ..config.settings import WILDCARD, Settings
+from ..errors import ConfigError, NotFound
+from ..events import PATTERN_TYPES, PatternType
+
+__all__ = ["ModelCatalog"]
+
+_ROUTING = "sona.routing"
+
+
+class ModelCatalog:
+    """The names of `model_list` as routing sees them. Raises ConfigError naming the entry that does not fit."""
+
+    def __init__(self, settings: Settings) -> None:
+        routing = settings.sona.routing
+        self.names = tuple(dict.fromkeys(model.model_name for model in settings.models))
+        self._fallbacks = {name: tuple(targets) for name, targets in routing.fallbacks.items()}
+        self._specialists = self._types(settings)
+        concrete = [name for name in self.names if name != WILDCARD]
+        self.default = routing.default_model or (concrete[0] if concrete else None)
+        self.general = routing.general_model or self.default
+        for where, name in (("default_model", self.default), ("general_model", self.general)):
+            self._check(f"{_ROUTING}.{where}", name)
+        for name, targets in self._fallbacks.items():
+            for target in (name, *targets):
+                self._check(f"{_ROUTING}.fallbacks.{name}", target)
+
+    def _types(self, settings: Settings) -> dict[PatternType, str]:
+        """`sona.routing.types` first, then each model's `model_info.pattern_types`, the earlier entry winning."""
+        chosen: dict[PatternType, str] = {}
+        for kind, name in settings.sona.routing.types.items():
+            self._check(f"{_ROUTING}.types.{kind}", name)
+            chosen[_pattern_type(f"{_ROUTING}.types", kind)] = name
+        for model in settings.models:
+            where = f"model_info.pattern_types of {model.model_name!r}"
+            kinds = model.info.get("pattern_types", ())
+            if not isinstance(kinds, list | tuple):
+                raise ConfigError(f"{where} must be a list of pattern types, got {kinds!r}")
+            for kind in kinds:
+                chosen.setdefault(_pattern_type(where, kind), model.model_name)
+        return chosen
+
+    def _check(self, where: str, name: str | None) -> None:
+        if name is not None and name not in self.names and WILDCARD not in self.names:
+            known = ", ".join(self.names) or "none"
+            raise ConfigError(f"{where} names {name!r}, which is not in model_list (there: {known})")
+
+    def knows(self, name: str) -> bool:
+        """True when a request may name this model."""
+        return name in self.names or WILDCARD in self.names
+
+    def default_model(self) -> str:
+        """Raises NotFound when `model_list` has only a wildcard and no default is set."""
+        if self.default is None:
+            raise NotFound(
+                f"nothing to route to: model_list names no model, and {_ROUTING}.default_model is not set"
+            )
+        return self.default
+
+    def general_model(self) -> str:
+        """The guide's `general-model`; the default one when none is set."""
+        return self.general or self.default_model()
+
+    def specialist(self, kind: PatternType) -> str | None:
+        """The model for this type, if any."""
+        return self._specialists.get(kind)
+
+    def fallbacks(self, name: str) -> tuple[str, ...]:
+        """Who is asked next, in order, each once, never `name` itself."""
+        targets = self._fallbacks.get(name, self._fallbacks.get(WILDCARD, ()))
+        return tuple(dict.fromkeys(target for target in targets if target != name))
+
+
+def _pattern_type(where: str, value: object) -> PatternType:
+    for kind in PATTERN_TYPES:
+        if value == kind:
+            return kind
+    raise ConfigError(f"{where} has the unknown pattern type {value!r} (known: {', '.join(PATTERN_TYPES)})")
