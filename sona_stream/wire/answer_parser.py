@@ -54,9 +54,9 @@ class AnswerParser:
         "_seen",
         "broken",
         "completion_id",
+        "data_events",
         "done",
         "error",
-        "meaningful",
         "reason",
         "usage",
     )
@@ -70,8 +70,8 @@ class AnswerParser:
         """The first error event, as it came."""
         self.done = False
         """``[DONE]`` was seen."""
-        self.meaningful = False
-        """An event was seen that is data of an answer."""
+        self.data_events = 0
+        """Events seen that are data of an answer: neither errors nor ``[DONE]``."""
         self.broken = False
         """Something could not be read; nothing after it was."""
         self._seen: set[int] = set()
@@ -99,6 +99,21 @@ class AnswerParser:
                 self._read(data, pieces)
         return tuple(pieces)
 
+    def error_status(self) -> int | None:
+        """The HTTP status that the error event names in its ``code`` or ``status``, if it is one."""
+        try:
+            told = msgspec.json.decode(self.error or b"null")
+        except msgspec.DecodeError:
+            return None
+        error = told.get("error") if isinstance(told, dict) else None
+        for source in (error, told):
+            if isinstance(source, dict):
+                for key in ("code", "status"):
+                    value = source.get(key)
+                    if isinstance(value, int) and 400 <= value <= 599:
+                        return value
+        return None
+
     def body(self, body: bytes) -> tuple[Piece, ...]:
         """The pieces of an answer that was not streamed, one a choice."""
         pieces: list[Piece] = []
@@ -110,13 +125,13 @@ class AnswerParser:
             chunk = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self.broken = True
-            self.meaningful = True
+            self.data_events += 1
             return
         if chunk.error or chunk.object == "error":
             if self.error is None:
                 self.error = data
             return
-        self.meaningful = True
+        self.data_events += 1
         if self.completion_id is None and isinstance(chunk.id, str):
             self.completion_id = chunk.id
         if chunk.usage is not None:
@@ -191,9 +206,10 @@ def _logprobs(logprobs: Any) -> tuple[tuple[float, ...], tuple[Mapping[str, floa
         tops = [_top_table(one) for one in best] if isinstance(best, list) else []
     else:
         return (), ()
-    if not all(isinstance(value, int | float) for value in values):
-        return tuple(float(value) for value in values if isinstance(value, int | float)), ()
-    return tuple(map(float, values)), tuple(tops) if any(tops) else ()
+    known = tuple(float(value) for value in values if isinstance(value, int | float))
+    if len(known) < len(values):  # an echoed prompt's first token has none: alternatives no longer line up
+        return known, ()
+    return known, tuple(tops) if any(tops) else ()
 
 
 def _tops(top: Any) -> Mapping[str, float]:

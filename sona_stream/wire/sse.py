@@ -63,18 +63,25 @@ class SseDecoder:
             if len(held) <= self.max_event_bytes:
                 return b"", []
             self.overflowed = True
-            return self.flush(), []
+            return self._flush(), []
         whole = bytes(held[:cut])
         del held[:cut]
-        if b"\r" in whole:
-            return whole, self._events(whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
-        return whole, self._events(whole)
+        return whole, self._lines(whole)
 
-    def flush(self) -> bytes:
-        """The held bytes of an event that was never completed, verbatim; the decoder is empty afterwards."""
+    def finish(self) -> tuple[bytes, list[bytes]]:
+        """What is left when the stream ends without a last blank line: (held bytes, data of the event in them)."""
+        rest = self._flush()
+        return rest, self._lines(rest) if rest and not self.overflowed else []
+
+    def _flush(self) -> bytes:
         rest = bytes(self._held)
         self._held.clear()
         return rest
+
+    def _lines(self, whole: bytes) -> list[bytes]:
+        if b"\r" in whole:
+            whole = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return self._events(whole)
 
     def _events(self, whole: bytes) -> list[bytes]:
         if not self._started:

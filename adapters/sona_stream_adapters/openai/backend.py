@@ -1,0 +1,128 @@
+"""The backend: sends a request on, and brings the answer up."""
+
+from __future__ import annotations
+
+import logging
+import urllib.parse
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+
+from sona_stream.config.settings import Deployment, SonaSettings
+from sona_stream.errors import ConfigError
+from sona_stream.events import Event, Head, Headers, Request
+from sona_stream.transport import Client, Timeouts
+from sona_stream.wire import replace_model
+
+from .answer import UpstreamResponse, body_events, opaque_events, stream_events
+from .control import ControlPlane
+from .failures import refusal
+from .headers import HeaderRules, answer_headers, content_type
+
+__all__ = ["OpenAIBackend"]
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_BASE = "https://api.openai.com/v1"
+MAX_ERROR_BYTES = 1 << 20
+_PATHS = {"chat.completions": "/chat/completions", "completions": "/completions"}
+
+
+class OpenAIBackend:
+    """One deployment of an OpenAI-compatible server.
+
+    The body goes up as the client sent it but for ``model``. ``params`` understood: `extra_headers`,
+    `forward_headers`, `organization`, `max_connections`.
+    """
+
+    host = None
+
+    def __init__(self, deployment: Deployment, settings: SonaSettings) -> None:
+        self.name = deployment.model_name
+        self.unreadable_answers = 0
+        """Answers that were forwarded but could not be read to their end, so they are not scored."""
+        self._deployment = deployment
+        self._model = deployment.upstream_model
+        limits = deployment.timeouts
+        self._timeouts = Timeouts(connect=limits.connect, first_byte=limits.first_byte, idle=limits.idle)
+        self._rules = HeaderRules(deployment, settings)
+        self._urls = {endpoint: _url(deployment, path) for endpoint, path in _PATHS.items()}
+        self._control = ControlPlane(
+            deployment, self._timeouts, self._rules.fixed, lambda path: _url(deployment, path)
+        )
+        self._direct = not (deployment.proxy or deployment.client_cert or deployment.http2)
+        self._client: Client | None = None
+
+    async def __aenter__(self) -> OpenAIBackend:
+        deployment = self._deployment
+        if self._direct:
+            self._client = Client(
+                verify=deployment.ssl_verify,
+                timeouts=self._timeouts,
+                max_connections=deployment.params.get("max_connections"),
+                retry_stale=deployment.retry_stale,
+            )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._control.aclose)
+            if self._client is not None:
+                stack.push_async_callback(self._client.aclose)
+
+    @asynccontextmanager
+    async def __call__(self, request: Request, /) -> AsyncIterator[AsyncIterator[Event]]:
+        body = replace_model(request.body, self._model)
+        headers = self._rules.upstream(request.headers)
+        url = self._urls[request.endpoint]
+        exchange = (
+            self._client.request("POST", url, headers, body)
+            if self._client
+            else self._control.stream("POST", url, headers, body)
+        )
+        async with exchange as response, aclosing(await self._events(response)) as events:
+            yield events
+
+    async def probe(self) -> None:
+        """Asks for the models' list, or for anything the upstream answers to when it has none."""
+        await self._control.probe(own_key=bool(self._deployment.api_key))
+
+    async def embeddings(self, body: bytes) -> tuple[int, Headers, bytes]:
+        """Status, headers and body of the upstream's `/embeddings`, whatever the status is."""
+        return await self._control.embeddings(replace_model(body, self._model))
+
+    async def _events(self, response: UpstreamResponse) -> AsyncGenerator[Event, None]:
+        headers = answer_headers(response.headers)
+        if not 200 <= response.status < 300:
+            raise refusal(
+                self.name,
+                response.status,
+                headers,
+                await response.read(MAX_ERROR_BYTES),
+                own_key=bool(self._deployment.api_key),
+            )
+        head = Head(model=self.name, status=response.status, headers=headers)
+        kind, compressed = content_type(response.headers)
+        if compressed:
+            self._count_unreadable()
+            return opaque_events(response, head)
+        read = stream_events if kind == b"text/event-stream" else body_events
+        return read(response, head, self._count_unreadable)
+
+    def _count_unreadable(self) -> None:
+        self.unreadable_answers += 1
+        if self.unreadable_answers == 1:
+            _log.warning(
+                "%s: an answer could not be read beside forwarding it; such answers get no score", self.name
+            )
+
+
+def _url(deployment: Deployment, path: str) -> str:
+    """``api_base`` + path. A base without a path gets `/v1`, where every compatible server has its routes."""
+    base = deployment.api_base or DEFAULT_BASE
+    parts = urllib.parse.urlsplit(base)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"model {deployment.model_name!r}: api_base must be an http:// or https:// URL, got {base!r}"
+        )
+    root = parts.path.rstrip("/") or "/v1"
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc, root + path, parts.query, ""))

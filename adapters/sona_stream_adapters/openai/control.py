@@ -1,0 +1,133 @@
+"""httpx: for probes and embeddings, and for upstreams that need a proxy, a client certificate or HTTP/2.
+
+It is imported on first use, off the event loop: it costs tenths of a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from sona_stream.config.settings import Deployment
+from sona_stream.errors import (
+    ConfigError,
+    NotReady,
+    UpstreamError,
+    UpstreamUnreachable,
+)
+from sona_stream.events import Headers
+from sona_stream.transport import Timeouts, create_ssl_context
+
+from .headers import answer_headers
+from .httpx_response import HttpxResponse, limit_passed
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["ControlPlane"]
+
+PROBE_S = 10.0
+
+
+class ControlPlane:
+    """One httpx client of one deployment, made when it is first needed."""
+
+    def __init__(
+        self, deployment: Deployment, timeouts: Timeouts, headers: Headers, url: Callable[[str], str]
+    ) -> None:
+        if deployment.http2 and importlib.util.find_spec("h2") is None:
+            raise ConfigError(
+                f"model {deployment.model_name!r}: http2 needs the package h2; try: pip install 'httpx[http2]'"
+            )
+        self._deployment = deployment
+        self._name = deployment.model_name
+        self._timeouts = timeouts
+        self._headers = headers
+        self._url = url
+        self._client: httpx.AsyncClient | None = None
+        self._making = asyncio.Lock()
+
+    async def aclose(self) -> None:
+        """Close the client, if there is one."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def probe(self, *, own_key: bool) -> None:
+        """Returns when the upstream answers as one that would serve. A list of models is best; a server without
+        one (404, 405) or one that keeps it from us (403, or 401 without a key of ours) is there all the same.
+        """
+        status = await self._status("/models")
+        if status >= 500 or status == 429:
+            raise NotReady(f"{self._name}: the upstream answers {status}")
+        if status == 401 and own_key:
+            raise UpstreamError(f"{self._name}: the upstream refuses the api_key (401)", status=502)
+
+    async def _status(self, path: str) -> int:
+        limits = Timeouts(self._timeouts.connect, PROBE_S, PROBE_S)
+        async with self.stream("GET", self._url(path), self._headers, b"", timeouts=limits) as response:
+            return response.status
+
+    async def embeddings(self, body: bytes) -> tuple[int, Headers, bytes]:
+        """POST to `/embeddings`: (status, headers for the client, body)."""
+        async with self.stream("POST", self._url("/embeddings"), self._headers, body) as response:
+            return response.status, answer_headers(response.headers), await response.read()
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, url: str, headers: Headers, body: bytes, *, timeouts: Timeouts | None = None
+    ) -> AsyncIterator[HttpxResponse]:
+        """The transport's `Client.request`, by httpx."""
+        import httpx
+
+        client = self._client or await self._made()
+        limits = timeouts or self._timeouts
+        request = client.build_request(method, url, headers=list(headers), content=body or None)
+        try:
+            async with asyncio.timeout(limits.first_byte):
+                answer = await client.send(request, stream=True)
+        except TimeoutError:
+            raise limit_passed(self._name, "first_byte", limits.first_byte) from None
+        except httpx.ConnectTimeout:
+            raise limit_passed(self._name, "connect", limits.connect) from None
+        except httpx.HTTPError as error:
+            raise UpstreamUnreachable(f"{self._name}: {error or type(error).__name__}", retryable=True) from error
+        try:
+            yield HttpxResponse(answer, limits, self._name)
+        finally:
+            await answer.aclose()
+
+    async def _made(self) -> httpx.AsyncClient:
+        async with self._making:
+            if self._client is None:
+                self._client = await asyncio.to_thread(self._make)
+            return self._client
+
+    def _make(self) -> httpx.AsyncClient:
+        import httpx
+
+        deployment = self._deployment
+        # Reading the machine's certificates takes longer than all the rest: only where they are used.
+        secure = self._url("").startswith("https") or bool(deployment.proxy)
+        context = create_ssl_context(deployment.ssl_verify) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if deployment.client_cert:
+            try:
+                if isinstance(deployment.client_cert, str):
+                    context.load_cert_chain(deployment.client_cert)
+                else:
+                    context.load_cert_chain(*deployment.client_cert)
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigError(f"model {self._name!r}: client_cert cannot be read: {error}") from error
+        return httpx.AsyncClient(
+            verify=context,
+            http2=deployment.http2,
+            proxy=deployment.proxy,
+            timeout=httpx.Timeout(None, connect=self._timeouts.connect),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            trust_env=False,
+            follow_redirects=False,
+        )
