@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, NoReturn
 
@@ -101,7 +100,7 @@ def _number(
     value = given[name]
     if isinstance(value, bool):
         return of_truth[value]
-    if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+    if not isinstance(value, int | float) or not low <= value <= high:
         _refuse(name, f"{name} must be a number from {low:g} to {high:g}, not {str(value)[:80]}")
     return float(value)
 

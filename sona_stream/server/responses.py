@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from ..errors import AuthenticationError, SonaError, UpstreamError
+from ..errors import AuthenticationError, NotReady, SonaError, UpstreamError
 from ..events import Headers
 from ..wire import encode_error, error_body
 from .headers import forwarded
@@ -48,7 +48,7 @@ def error_response(error: Exception) -> Response:
         return _upstream_response(error)
     if isinstance(error, SonaError):
         extra = ((b"www-authenticate", b"Bearer"),) if isinstance(error, AuthenticationError) else ()
-        if error.status >= 500:
+        if error.status >= 500 and not isinstance(error, NotReady):  # a probe asks often
             _log.warning("%s: %s", error.code, error)
         return Response(error.status, encode_error(error), (JSON, *extra))
     _log.error("a request failed", exc_info=error)

@@ -49,14 +49,13 @@ def serve(
     """
     check_bind(app.services.settings, host)
     with _bound(host, port) as sock:
+        server = _Server(app, grace)
         # uvloop where it is installed.
-        loop = uvicorn.Config(app, loop="auto").get_loop_factory()
-        with asyncio.Runner(loop_factory=loop) as runner:
-            runner.run(_serve(app, sock, _url(host, sock), grace, announce))
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            runner.run(_serve(app, server, sock, _url(host, sock), announce))
 
 
-async def _serve(app: App, sock: socket.socket, url: str, grace: float, announce: Callable[[str], None]) -> None:
-    server = _Server(app, grace)
+async def _serve(app: App, server: _Server, sock: socket.socket, url: str, announce: Callable[[str], None]) -> None:
     ready = asyncio.create_task(_announce(app, server, url, announce))
     try:
         with server.stopped_by_signals():
@@ -106,6 +105,7 @@ class _Server(uvicorn.Server):
             interface="asgi3",
             access_log=False,
             log_config=None,
+            log_level="warning",
             proxy_headers=False,
             server_header=False,
             backlog=BACKLOG,
