@@ -19,13 +19,14 @@ from pathlib import Path
 from ..errors import StateError
 from .files import FOLDERS, STAGING, DamagedFile, StateFiles, sync_folder
 from .folder import named_files
-from .lock import FolderLock
+from .lock import LOCK_NAME, FolderLock
 from .report import Report, rows_of
 from .schema import DATABASE, MIGRATIONS, connect, copy_database, format_of
 
 __all__ = ["backup", "restore", "verify"]
 
 _MANIFEST = "manifest.json"
+_SNAPSHOTS = 50
 
 
 def verify(directory: Path) -> Report:
@@ -84,7 +85,7 @@ def restore(source: Path, directory: Path, *, force: bool = False) -> Report:
     source, directory = Path(source), Path(directory)
     if not source.exists():
         raise StateError(f"there is no backup {source}")
-    if not force and directory.exists() and any(directory.iterdir()):
+    if not force and _is_used(directory):
         raise StateError(f"{directory} is not empty; restore with --force to replace the state in it")
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -154,37 +155,42 @@ def _staging(parent: Path) -> Iterator[Path]:
 
 
 def _copy_consistently(directory: Path, stage: Path) -> list[str]:
-    """Snapshot of the database, then the files it names. A file pruned in between calls for a new snapshot."""
+    """Snapshot of the database, then the files it names.
+
+    A file that was pruned in between calls for a new snapshot; what was copied stays good, since a name never
+    changes its content, so each round has less to do. Returns what is damaged at the source.
+    """
     if not (directory / DATABASE).is_file():
         raise StateError(f"there is no state in {directory} ({DATABASE} is missing)")
-    problems: list[str] = []
-    for _ in range(5):
-        copy = stage / DATABASE
-        copy.unlink(missing_ok=True)
-        with contextlib.closing(connect(directory / DATABASE, read_only=True)) as connection:
+    files, copy = StateFiles(directory), stage / DATABASE
+    with contextlib.closing(connect(directory / DATABASE, read_only=True)) as connection:
+        for _ in range(_SNAPSHOTS):
+            copy.unlink(missing_ok=True)
             copy_database(connection, copy)
             with contextlib.closing(connect(copy, read_only=True)) as snapshot:
                 wanted = named_files(snapshot)
-            problems, gone = _copy_files(StateFiles(directory), wanted, stage)
-            now = named_files(connection)
-        if not any(name not in now for name in gone):
-            break
-    return problems
+            damaged = _copy_files(files, wanted, stage)
+            if damaged.keys() <= named_files(connection).keys():
+                break
+    StateFiles(stage).remove(StateFiles(stage).present() - wanted.keys())
+    return list(damaged.values())
 
 
-def _copy_files(files: StateFiles, wanted: dict[str, bytes], stage: Path) -> tuple[list[str], list[str]]:
-    problems, gone = [], []
+def _copy_files(files: StateFiles, wanted: dict[str, bytes], stage: Path) -> dict[str, str]:
+    """Name -> reason of those that could not be copied."""
+    damaged = {}
     for name, digest in wanted.items():
+        path = stage / name
+        if path.exists():
+            continue
         try:
             data = files.read(name, digest)
         except DamagedFile as error:
-            problems.append(str(error))
-            gone.append(name)
+            damaged[name] = str(error)
             continue
-        path = stage / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    return problems, gone
+    return damaged
 
 
 def _pack(stage: Path, target: Path) -> None:
@@ -198,6 +204,10 @@ def _pack(stage: Path, target: Path) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_used(directory: Path) -> bool:
+    return directory.exists() and any(path.name != LOCK_NAME for path in directory.iterdir())
 
 
 def _unpack(source: Path, stage: Path) -> None:

@@ -22,7 +22,14 @@ import secrets
 from ..config.settings import Storage
 from ..events import Feedback, Trajectory
 
-__all__ = ["Redaction", "content_digest", "idempotency_digest", "text_bytes", "text_from"]
+__all__ = [
+    "Redaction",
+    "content_digest",
+    "idempotency_digest",
+    "impersonal_model",
+    "text_bytes",
+    "text_from",
+]
 
 _AUTO = "sona/auto"
 
@@ -35,6 +42,12 @@ def text_bytes(text: str | None) -> bytes | None:
 def text_from(data: bytes | None) -> str | None:
     """Inverse of `text_bytes`."""
     return None if data is None else data.decode("utf-8", "surrogatepass")
+
+
+def impersonal_model(trajectory: Trajectory) -> str:
+    """The requested model when it is a name of ours; what else a client wrote there may be anything."""
+    known = trajectory.requested_model in (trajectory.model, _AUTO)
+    return trajectory.requested_model if known else ""
 
 
 class Redaction:
@@ -54,7 +67,6 @@ class Redaction:
         bare = dataclasses.replace(trajectory, query=None, body=None, answer=None, sampling=sampling)
         if self.storage == "features":
             return bare
-        known = bare.requested_model in (bare.model, _AUTO)
         return dataclasses.replace(
             bare,
             user=None,
@@ -63,7 +75,7 @@ class Redaction:
             embedding=None,
             prompt_ids=(),
             token_ids=(),
-            requested_model=bare.requested_model if known else "",
+            requested_model=impersonal_model(bare),
         )
 
     def names(self, trajectory: Trajectory) -> tuple[bytes, ...]:

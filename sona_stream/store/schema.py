@@ -56,7 +56,8 @@ CREATE TABLE trajectory_texts (
     row INTEGER PRIMARY KEY REFERENCES trajectories (row) ON DELETE CASCADE,
     query BLOB,
     body BLOB,
-    answer BLOB
+    answer BLOB,
+    stop TEXT
 ) STRICT;
 
 CREATE TABLE request_names (

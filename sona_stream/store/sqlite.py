@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from sqlite3 import Connection
-from types import TracebackType
 
 from ..config.settings import SonaSettings
 from ..errors import StateError
@@ -70,14 +69,12 @@ class SqliteStore:
         try:
             await self._tidy()
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self.__aexit__()
             raise
         self._janitor = asyncio.create_task(self._expire_hourly(), name="sona-store-janitor")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         if self._janitor is not None:
             self._janitor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -152,11 +149,9 @@ class SqliteStore:
     async def record_outcome(self, outcome: FeedbackOutcome) -> None:
         """Durable when it returns. Unless storage is "text", a correction's text leaves the disk here."""
         session, keep = self._open(), self._settings.storage == "text"
-        scrubbed = await session.write(lambda c: judgements.record(c, outcome, keep_text=keep), session.erase_if)
+        await session.write(lambda c: judgements.record(c, outcome, keep_text=keep), session.erase_if)
         if outcome.status != "queued":
             self._said.pop(outcome.feedback_id, None)
-        if scrubbed:
-            _log.debug("correction text of feedback %s scrubbed", outcome.feedback_id)
 
     async def outcome(self, feedback_id: str) -> FeedbackOutcome | None:
         """What was recorded last; None while it is queued."""

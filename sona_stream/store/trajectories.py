@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..events import AdapterRef, RouteDecision, Sampling, Score, Trajectory, Usage
 from .pending import Entry
-from .privacy import text_bytes, text_from
+from .privacy import impersonal_model, text_bytes, text_from
 
 __all__ = ["find", "insert", "named", "newest"]
 
@@ -24,7 +24,6 @@ _log = logging.getLogger("sona_stream.store")
 _PLAIN = (
     "key_id",
     "endpoint",
-    "requested_model",
     "model",
     "finish_reason",
     "learn",
@@ -41,7 +40,7 @@ _NESTED: Mapping[str, type[Any]] = {
 }
 _SELECT = (
     "SELECT t.request_id, t.tenant, t.started_at, t.facts, t.user, t.ids, t.embedding, t.prompt_ids, "
-    "t.token_ids, x.query, x.body, x.answer FROM trajectories t LEFT JOIN trajectory_texts x USING (row) "
+    "t.token_ids, x.query, x.body, x.answer, x.stop FROM trajectories t LEFT JOIN trajectory_texts x USING (row) "
 )
 
 
@@ -93,8 +92,8 @@ def _columns(entry: Entry) -> tuple[Any, ...]:
     for name in _NESTED:
         value = getattr(one, name)
         facts[name] = None if value is None else _fields(value)
-    named = one.client_ids or one.completion_id
-    ids = json.dumps({"client": one.client_ids, "completion": one.completion_id}) if named else None
+    facts["requested_model"] = impersonal_model(one)
+    facts["sampling"]["stop"] = ()  # text: beside the text
     return (
         one.tenant,
         one.request_id,
@@ -102,11 +101,23 @@ def _columns(entry: Entry) -> tuple[Any, ...]:
         entry.stored_at,
         json.dumps(facts, default=float),
         text_bytes(one.user),
-        ids,
+        _client_ids(one),
         None if one.embedding is None else np.asarray(one.embedding, dtype="<f4").tobytes(),
         _pack(one.prompt_ids),
         _pack(one.token_ids),
     )
+
+
+def _client_ids(one: Trajectory) -> str | None:
+    """What the client chose itself, apart from the facts so that it can be removed."""
+    ids: dict[str, Any] = {}
+    if one.client_ids:
+        ids["client"] = one.client_ids
+    if one.completion_id:
+        ids["completion"] = one.completion_id
+    if one.requested_model != impersonal_model(one):
+        ids["model"] = one.requested_model
+    return json.dumps(ids) if ids else None
 
 
 def _write(connection: sqlite3.Connection, entry: Entry, columns: tuple[Any, ...]) -> None:
@@ -117,29 +128,44 @@ def _write(connection: sqlite3.Connection, entry: Entry, columns: tuple[Any, ...
         "prompt_ids, token_ids) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         columns,
     ).lastrowid
-    if one.query is not None or one.body is not None or one.answer is not None:
-        connection.execute(
-            "INSERT INTO trajectory_texts VALUES (?, ?, ?, ?)",
-            (row, text_bytes(one.query), one.body, text_bytes(one.answer)),
-        )
+    texts = (text_bytes(one.query), one.body, text_bytes(one.answer))
+    stop = json.dumps(one.sampling.stop) if one.sampling.stop else None
+    if any(text is not None for text in (*texts, stop)):
+        connection.execute("INSERT INTO trajectory_texts VALUES (?, ?, ?, ?, ?)", (row, *texts, stop))
     connection.executemany(
         "INSERT INTO request_names VALUES (?, ?, ?)", [(one.tenant, name, row) for name in entry.names]
     )
 
 
 def _trajectory(row: tuple[Any, ...]) -> Trajectory:
-    request_id, tenant, started_at, facts, user, ids, embedding, prompt_ids, token_ids, query, body, answer = row
+    (
+        request_id,
+        tenant,
+        started_at,
+        facts,
+        user,
+        ids,
+        embedding,
+        prompt_ids,
+        token_ids,
+        query,
+        body,
+        answer,
+        stop,
+    ) = row
     decoded = json.loads(facts)
-    names: dict[str, Any] = json.loads(ids) if ids else {"client": (), "completion": None}
+    names: dict[str, Any] = json.loads(ids) if ids else {}
     values: dict[str, Any] = {name: decoded[name] for name in _PLAIN if name in decoded}
+    decoded["sampling"]["stop"] = json.loads(stop) if stop else ()
     nested = {name: _build(kind, decoded.get(name)) for name, kind in _NESTED.items()}
     values |= {name: value for name, value in nested.items() if value is not None}
     return Trajectory(
         request_id=request_id,
         tenant=tenant,
         user=text_from(user),
-        client_ids=tuple(names["client"]),
-        completion_id=names["completion"],
+        requested_model=names.get("model", decoded["requested_model"]),
+        client_ids=tuple(names.get("client", ())),
+        completion_id=names.get("completion"),
         embedding=None if embedding is None else _unpack(embedding, "<f4", np.float32),
         prompt_ids=tuple(_unpack(prompt_ids, "<i4", np.int32).tolist()),
         token_ids=tuple(_unpack(token_ids, "<i4", np.int32).tolist()),
