@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,21 @@ from ..config.folders import state_dir
 from ..config.settings import Settings
 from ..engine import SonaEngine
 from ..engine.learner import Learner
-from ..errors import NotFound, NotReady, SonaError
-from ..events import AdapterRef, Headers
-from ..protocols import Backend, Embedder, FeedbackSink, Handler, Store
-from .assembly import build_backends, build_patterns, build_pipeline, build_router
-from .feedback import FeedbackFanOut
+from ..errors import NotFound, NotReady
+from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Request
+from ..protocols import Backend, Embedder, Handler, HiddenStateHost, Store
+from .assembly import (
+    build_backends,
+    build_embedder,
+    build_patterns,
+    build_pipeline,
+    build_router,
+    build_scorers,
+    engine_config,
+)
 from .trajectories import TrajectoryFanOut
-from .upkeep import PATTERNS_BLOB, keep_patterns
+from .upkeep import Watch, keep_patterns, load_patterns, save_patterns
+from .views import pattern_view
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -36,25 +43,163 @@ View = Mapping[str, Any]
 
 
 class Application:
-    """Satisfies `server.services.Services`. Build it, then `startup`; `shutdown` loses nothing learned."""
+    """Satisfies `server.services.Services`: build it, `startup`, serve, `shutdown`.
+
+    A model in this process loads while the server is already up; the learner joins once its host answers, and
+    puts every learned version on it before the first routed request is let through.
+    """
+
+    pipeline: Handler
+    patterns_bank: SonaEngine
 
     def __init__(self, settings: Settings, *, directory: Path | None = None) -> None:
         from prometheus_client import CollectorRegistry
 
         sona = settings.sona
         self.settings = settings
-        self.directory = directory or state_dir(sona.state_dir)
         self.registry: CollectorRegistry = CollectorRegistry(auto_describe=True)
-        self.embedder: Embedder = plugins.load("embedders", sona.routing.embedder)(
-            dict(sona.routing.embedder_options), settings
-        )
-        self.patterns: SonaEngine = build_patterns(settings, self.embedder)
+        self.directory = directory or state_dir(sona.state_dir)
         self.store: Store = plugins.load("stores", sona.store)(sona, directory=self.directory)
+        self.embedder: Embedder = build_embedder(settings)
         self.backends: dict[str, list[Backend]] = build_backends(settings)
-        self.learner = Learner(self._hosts, self.store, settings)
-        self.router = build_router(settings, self.embedder, self.patterns)
-        self.trajectories = TrajectoryFanOut(self.store, self.patterns)
-        self.feedback: FeedbackSink = FeedbackFanOut(self.store, self.trajectories, self.learner)
-        self.pipeline: Handler = build_pipeline(self)
+        self.learner: Learner | None = None
+        self._adaptable = [name for name, group in self.backends.items() if any(b.adaptable for b in group)]
+        self._watch = Watch(self.backends, interval=sona.health.interval)
         self._stack = AsyncExitStack()
         self._started_at = time.time()
+
+    # ---- lifetime
+
+    async def startup(self) -> None:
+        """Opens the store, starts the backends, and begins to wait for their models."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _start(self) -> None:
+        settings, stack = self.settings, self._stack
+        await stack.enter_async_context(self.store)
+        self.patterns_bank = await load_patterns(self.store, build_patterns(settings, self.embedder))
+        stack.push_async_callback(self._keep)
+        for group in self.backends.values():
+            for backend in group:
+                await stack.enter_async_context(backend)
+        self.trajectories = TrajectoryFanOut(self.store, self.patterns_bank)
+        self.pipeline = build_pipeline(
+            settings,
+            self.backends,
+            router=build_router(settings, self.embedder, self.patterns_bank),
+            embedder=self.embedder,
+            sink=self.trajectories,
+            resolver=self,
+            scorers=build_scorers(settings),
+        )
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(tasks.cancel_scope.cancel)
+        tasks.start_soon(self._watch.run)
+        tasks.start_soon(self._attach_learner)
+        tasks.start_soon(keep_patterns, self.store, lambda: self.patterns_bank)
+
+    async def _attach_learner(self) -> None:
+        """Waits for every backend that will have a host, then learns, until the program ends."""
+        hosts = {name: await self._watch.host(name) for name in self._adaptable}
+        async with self._learner_of(hosts) as learner:
+            self.learner = learner
+            await anyio.sleep_forever()
+
+    def _learner_of(self, hosts: Mapping[str, HiddenStateHost]) -> Learner:
+        sona = self.settings.sona
+        dim = max((host.hidden_dim for host in hosts.values()), default=1)
+        return Learner(hosts, self.store, engine_config(self.settings, dim), sona.learner, sona.learning)
+
+    async def _keep(self) -> None:
+        await save_patterns(self.store, self.patterns_bank)
+
+    async def shutdown(self) -> None:
+        """Stops the learner and the backends, keeps the patterns, closes the store."""
+        await self._stack.aclose()
+
+    # ---- what the stages ask
+
+    def resolve(self, request: Request) -> AdapterRef | None:
+        """`AdapterResolver`. Before the learner has joined, a model that it would adapt is not ready yet: its
+        first answer after a restart must not come from the bare model.
+        """
+        if self.learner is not None:
+            return self.learner.resolve(request)
+        if request.model in self._adaptable:
+            raise NotReady("the learned adapters are being put on the model")
+        return None
+
+    # ---- what the server asks
+
+    @property
+    def feedback(self) -> Application:
+        """`FeedbackSink`."""
+        return self
+
+    async def learn(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
+        """Committed feedback moves routing statistics at once, and weights where there is a host."""
+        await self.trajectories.judge(feedback)
+        if self.learner is None:
+            reason = "the model still loads; the feedback is kept and will be learned then"
+            return FeedbackOutcome(feedback_id=feedback.id, status="queued", reason=reason)
+        return await self.learner.learn(feedback, wait=wait)
+
+    async def readiness(self) -> None:
+        """See `Services`."""
+        await self._watch.check()
+        if self.learner is None:
+            raise NotReady("the learned adapters are being put on the model")
+
+    async def embeddings(self, model: str, body: bytes) -> tuple[int, Headers, bytes]:
+        """See `Services`."""
+        group = self.backends.get(model) or self.backends.get("*")
+        if not group:
+            raise NotFound(f"the model {model[:200]!r} does not exist")
+        return await group[0].embeddings(body)
+
+    async def pin(self, adapter: AdapterRef) -> None:
+        """See `Services`."""
+        await self._learning().pin(adapter)
+
+    async def stats(self) -> View:
+        """See `Services`."""
+        learner = {} if self.learner is None else self.learner.stats()
+        return {
+            "uptime_s": round(time.time() - self._started_at, 1),
+            "engine": dict(self.patterns_bank.get_stats()),
+            "learner": learner,
+            "store": await self.store.stats(),
+            "backends": self._watch.view(),
+        }
+
+    async def patterns(self) -> Sequence[View]:
+        """See `Services`."""
+        return [pattern_view(pattern) for pattern in self.patterns_bank.patterns()]
+
+    async def adapters(self) -> Sequence[View]:
+        """See `Services`."""
+        return await self._learning().adapters()
+
+    async def rollback(self, key: str, version: int) -> View:
+        """See `Services`."""
+        await self._learning().rollback(key, version)
+        return {"key": key, "version": version}
+
+    async def freeze(self) -> View:
+        """See `Services`."""
+        await self._learning().freeze()
+        return {"frozen": True}
+
+    async def thaw(self) -> View:
+        """See `Services`."""
+        await self._learning().thaw()
+        return {"frozen": False}
+
+    def _learning(self) -> Learner:
+        if self.learner is None:
+            raise NotReady("the model still loads")
+        return self.learner

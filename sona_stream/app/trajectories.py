@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import SonaEngine
-from ..events import PatternType, Trajectory
+from ..events import Feedback, PatternType, Trajectory
 from ..protocols import Store
 
 __all__ = ["TrajectoryFanOut"]
 
 _log = logging.getLogger(__name__)
+
+CORRECTED_QUALITY = 0.0
+"""What a correction says about the answer it replaces."""
 
 
 class TrajectoryFanOut:
@@ -33,8 +36,19 @@ class TrajectoryFanOut:
                 trajectory.embedding,
                 model=trajectory.model,
                 quality=quality,
-                pattern_type=trajectory.route.pattern_type if trajectory.route else "General",
+                query_type=trajectory.route.query_type if trajectory.route else "General",
                 latency_s=trajectory.duration_s,
+            )
+
+    async def judge(self, feedback: Feedback) -> None:
+        """A person's judgement moves the same statistics as a score."""
+        trajectory = await self._store.trajectory(feedback.request_id, tenant=feedback.tenant)
+        if trajectory is not None and trajectory.embedding is not None:
+            self.learn_route(
+                trajectory.embedding,
+                model=trajectory.model,
+                quality=CORRECTED_QUALITY if feedback.quality is None else feedback.quality,
+                query_type=trajectory.route.query_type if trajectory.route else "General",
             )
 
     def learn_route(
@@ -43,11 +57,11 @@ class TrajectoryFanOut:
         *,
         model: str,
         quality: float,
-        pattern_type: PatternType,
+        query_type: PatternType,
         latency_s: float | None = None,
     ) -> None:
         """Tell the pattern bank how a model did on a query. A failure costs the statistic, never an answer."""
-        context: dict[str, object] = {"pattern_type": pattern_type}
+        context: dict[str, object] = {"pattern_type": query_type}
         if latency_s is not None:
             context["latency_s"] = latency_s
         try:

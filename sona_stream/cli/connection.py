@@ -91,7 +91,7 @@ class Connection:
         return True
 
     def stream_chat(self, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Answer:
-        """Start a streamed chat completion. Closing the returned answer's iterator leaves it to the server to stop."""
+        """Start a streamed chat completion."""
         response = self._open("POST", "/v1/chat/completions", {**body, "stream": True}, headers or {})
         if response.status >= 400:
             raise ServerError(response.status, _message(response.read()))
@@ -113,6 +113,6 @@ def server_options(command: Any) -> Any:
         default=lambda: os.environ.get("SONA_API_KEY"),
         help="Key of the server; default: the environment's SONA_API_KEY.",
     )(command)
-    return click.option(
-        "--base-url", default=DEFAULT_BASE_URL, show_default=True, help="The server's address."
-    )(command)
+    return click.option("--base-url", default=DEFAULT_BASE_URL, show_default=True, help="The server's address.")(
+        command
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -10,6 +12,8 @@ from ..config.folders import state_dir
 from ..errors import SonaError
 
 __all__ = ["state"]
+
+T = TypeVar("T")
 
 _folder = click.option(
     "--state-dir",
@@ -58,7 +62,7 @@ def verify(folder: Path | None) -> None:
         raise SystemExit(1)
 
 
-def _run(action):  # type: ignore[no-untyped-def]
+def _run(action: Callable[[], T]) -> T:
     try:
         return action()
     except SonaError as error:

@@ -123,19 +123,24 @@ class SonaConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SonaConfig:
         """Takes the guide's camelCase keys and snake_case ones; an unknown or doubled key is a ConfigError."""
-        known = {field.name: field.name for field in dataclasses.fields(cls)}
-        known |= {_camel(name): name for name in known.values()}
         chosen: dict[str, Any] = {}
         for key, value in values.items():
-            if key not in known:
-                raise ConfigError(f"unknown engine parameter {key!r}; known: {', '.join(sorted(set(known.values())))}")
-            name = known[key]
+            name = cls.field_name(key)
             if name in chosen:
                 raise ConfigError(f"engine parameter {name!r} is given twice")
             chosen[name] = value
         if "hidden_dim" not in chosen:
             raise ConfigError("hidden_dim is required: the size of the model's hidden states, 1 to 65536")
         return cls(**chosen)
+
+    @classmethod
+    def field_name(cls, key: str) -> str:
+        """The field that a camelCase or snake_case key means; an unknown one is a ConfigError."""
+        known = {field.name: field.name for field in dataclasses.fields(cls)}
+        known |= {_camel(name): name for name in known.values()}
+        if key not in known:
+            raise ConfigError(f"unknown engine parameter {key!r}; known: {', '.join(sorted(set(known.values())))}")
+        return known[key]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by snake_case name; `from_dict` takes it back."""

@@ -17,6 +17,8 @@ __all__ = ["fallback"]
 
 _log = logging.getLogger(__name__)
 
+WILDCARD = "*"
+"""The group that takes every name that no other group has."""
 COOLDOWN_S = 10.0
 """A deployment that could not be reached is tried last for this long."""
 
@@ -54,14 +56,14 @@ def fallback(groups: Mapping[str, Sequence[Handler]], *, clock: Callable[[], flo
         decision = request.route or RouteDecision(model=request.model, reason="named")
         last: UpstreamError | NotReady | None = None
         async with AsyncExitStack() as stack:
-            for name, index, handler in _attempts(table, decision):
+            for name, group, index, handler in _attempts(table, decision):
                 attempt = dataclasses.replace(request, model=name)
                 try:
                     opened = await stack.enter_async_context(_opened(handler, attempt))
                 except (UpstreamError, NotReady) as error:
                     if isinstance(error, UpstreamError) and not error.retryable:
                         raise
-                    table[name].failed(index)
+                    group.failed(index)
                     last = error
                     _log.warning("%s failed before its first byte: %s", name, error)
                     continue
@@ -74,11 +76,12 @@ def fallback(groups: Mapping[str, Sequence[Handler]], *, clock: Callable[[], flo
     return handle
 
 
-def _attempts(table: Mapping[str, _Group], decision: RouteDecision) -> Iterator[tuple[str, int, Handler]]:
+def _attempts(table: Mapping[str, _Group], decision: RouteDecision) -> Iterator[tuple[str, _Group, int, Handler]]:
     for name in dict.fromkeys((decision.model, *decision.fallbacks)):
-        if name in table:
-            for index, handler in table[name].in_turn():
-                yield name, index, handler
+        group = table.get(name) or table.get(WILDCARD)
+        if group is not None:
+            for index, handler in group.in_turn():
+                yield name, group, index, handler
 
 
 def _stamp(decision: RouteDecision, name: str, error: Exception | None) -> RouteDecision:

@@ -35,6 +35,7 @@ class OpenAIBackend:
     """
 
     host = None
+    adaptable = False
 
     def __init__(self, deployment: Deployment, settings: SonaSettings) -> None:
         self.name = deployment.model_name

@@ -1,0 +1,63 @@
+"""`sona-stream serve`: the proxy."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from ..errors import SonaError
+
+__all__ = ["serve"]
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="YAML file: LiteLLM's model_list and a sona: block.",
+)
+@click.option("--model", help="Serve this local model: a folder, or the name of a model on the hub.")
+@click.option("--upstream", metavar="URL", help="Proxy this OpenAI-compatible server; any model name passes.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the learned state; default: the platform's, or SONA_STREAM_STATE.",
+)
+@click.option(
+    "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"])
+)
+def serve(
+    config: Path | None,
+    model: str | None,
+    upstream: str | None,
+    host: str,
+    port: int,
+    state_dir: Path | None,
+    log_level: str,
+) -> None:
+    """Start the proxy. Without options: SmolLM2-135M-Instruct in this process, on 127.0.0.1:8080."""
+    if sum(map(bool, (config, model, upstream))) > 1:
+        raise click.UsageError("--config, --model and --upstream exclude each other: put all models into one file")
+    logging.basicConfig(
+        level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
+    from ..app import Application
+    from ..config.load import load_settings, settings_for_local, settings_for_upstream
+    from ..server import create_app
+    from ..server import run as server
+
+    try:
+        if upstream:
+            settings = settings_for_upstream(upstream, api_key=os.environ.get("OPENAI_API_KEY"))
+        else:
+            settings = settings_for_local(model) if model else load_settings(config)
+        application = Application(settings, directory=state_dir)
+        server.serve(create_app(application), host, port, announce=click.echo)
+    except SonaError as error:
+        raise click.ClickException(str(error)) from error
