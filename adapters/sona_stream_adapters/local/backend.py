@@ -1,0 +1,155 @@
+"""The local backend: loads in the background, then streams."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from sona_stream.config.settings import Deployment, SonaSettings
+from sona_stream.errors import InvalidRequest, ModelUnavailable, NotReady, SonaError, UpstreamProtocolError
+from sona_stream.events import Delta, Event, Finish, Head, Piece, Request, Usage
+from sona_stream.protocols import EventStream, HiddenStateHost
+
+from .options import parse_options
+from .weights import find_model, pull_model
+
+if TYPE_CHECKING:
+    from .engine import Engine  # these import torch
+    from .generation import Generation, Item
+
+__all__ = ["LocalBackend"]
+
+_log = logging.getLogger(__name__)
+
+
+class LocalBackend:
+    """One deployment. ``async with`` begins pulling and loading in a thread; `probe` tells how far it is."""
+
+    adaptable = True
+
+    def __init__(self, deployment: Deployment, settings: SonaSettings) -> None:
+        self.name = deployment.model_name
+        self._source = deployment.upstream_model
+        self._settings = settings
+        self._options = parse_options(deployment.params, model_name=deployment.model_name)
+        self._engine: Engine | None = None
+        self._failure: SonaError | None = None
+        self._status = f"{self.name}: not started"
+        self._stopping = threading.Event()
+        self._loader: threading.Thread | None = None
+
+    @property
+    def host(self) -> HiddenStateHost | None:
+        """None until the model is loaded."""
+        return None if self._engine is None else self._engine.host
+
+    async def __aenter__(self) -> LocalBackend:
+        self._stopping.clear()
+        self._failure = None
+        self._loader = threading.Thread(target=self._load, name="sona-model-loader", daemon=True)
+        self._loader.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._stopping.set()
+        if self._loader is not None:
+            await asyncio.to_thread(self._loader.join)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.scheduler.stop)
+        self._status = f"{self.name}: stopped"
+
+    async def probe(self) -> None:
+        """Raises NotReady with the phase while loading, ModelUnavailable when it cannot be had."""
+        self._ready()
+
+    async def embeddings(self, body: bytes) -> tuple[int, tuple[tuple[bytes, bytes], ...], bytes]:
+        """A causal language model has no sentence embeddings worth the name."""
+        raise InvalidRequest(f"{self.name} generates text; name an embedding model", param="model")
+
+    def __call__(self, request: Request, /) -> EventStream:
+        """Raises before `Head` whatever can be known before. Leaving the block frees the rows within one token."""
+        return self._stream(request)
+
+    @asynccontextmanager
+    async def _stream(self, request: Request) -> AsyncIterator[AsyncIterator[Event]]:
+        engine = self._ready()
+        generation = await engine.begin(request)
+        head = Head(
+            model=self.name, adapter=engine.adapter_now(generation), prompt_ids=tuple(generation.prompt_ids)
+        )
+        engine.scheduler.submit(generation)
+        try:
+            async with aclosing(_events(head, generation, _completion_id(request))) as events:
+                yield events
+        finally:
+            generation.cancelled = True
+
+    def _ready(self) -> Engine:
+        if self._engine is not None:
+            return self._engine
+        if self._failure is not None:
+            raise self._failure
+        raise NotReady(self._status)
+
+    def _load(self) -> None:
+        try:
+            if find_model(self._source) is None:
+                self._say(f"pulling {self._source}")
+            folder = pull_model(self._source, progress=self._say, cancelled=self._stopping.is_set)
+            if self._stopping.is_set():
+                return
+            self._say(f"loading {folder.name}")
+            from .engine import Engine
+
+            self._engine = Engine(folder, name=self.name, options=self._options, settings=self._settings)
+            self._say("ready")
+        except SonaError as error:
+            self._fail(error)
+        except Exception as error:
+            _log.exception("%s: loading failed", self.name)
+            self._fail(ModelUnavailable(f"{self.name} cannot be loaded: {error}"))
+
+    def _say(self, phase: str) -> None:
+        self._status = f"{self.name}: {phase}"
+        _log.info("%s", self._status)
+
+    def _fail(self, error: SonaError) -> None:
+        self._failure = error
+        if not self._stopping.is_set():
+            _log.error("%s: %s", self.name, error)
+
+
+def _completion_id(request: Request) -> str:
+    return ("chatcmpl-" if request.endpoint == "chat.completions" else "cmpl-") + request.id
+
+
+async def _events(head: Head, generation: Generation, completion_id: str) -> AsyncGenerator[Event, None]:
+    yield head
+    reason: str | None = None
+    while True:
+        items = await _available(generation.queue)
+        pieces = tuple(item for item in items if isinstance(item, Piece))
+        reason = next((p.finish_reason for p in pieces if p.index == 0 and p.finish_reason), reason)
+        if pieces:
+            yield Delta(pieces=pieces)
+        last = items[-1]
+        if isinstance(last, Usage):
+            yield Finish(reason=reason, usage=last, completion_id=completion_id)
+            return
+        if isinstance(last, SonaError):
+            raise last
+        if isinstance(last, BaseException):
+            raise UpstreamProtocolError(f"the local model failed: {last}") from last
+
+
+async def _available(queue: asyncio.Queue[Item]) -> list[Item]:
+    """At least one item; more if the consumer was slower than the model."""
+    items = [await queue.get()]
+    while not queue.empty():
+        items.append(queue.get_nowait())
+    return items

@@ -1,0 +1,120 @@
+"""A model that answers: everything that exists once the weights are loaded."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+
+from sona_stream.config.settings import SonaSettings
+from sona_stream.errors import InvalidRequest
+from sona_stream.events import AdapterRef, Request
+
+from .adapters import AdapterTable
+from .batch import DecodeBatch
+from .capture import CaptureRing
+from .generation import Generation
+from .host import LocalHost
+from .model import load_model
+from .options import LocalOptions
+from .prompts import prompt_ids
+from .sampling import SamplingState
+from .scheduler import Scheduler
+
+__all__ = ["Engine"]
+
+_MB = 1 << 20
+_LONG_TEXT = 20_000
+"""characters above which tokenizing leaves the event loop"""
+
+
+class Engine:
+    """Model, torch thread and host. Construction loads and blocks."""
+
+    def __init__(self, folder: Path, *, name: str, options: LocalOptions, settings: SonaSettings) -> None:
+        self.model = load_model(folder, name=name)
+        self.adapters = AdapterTable(self.model.hidden_dim)
+        self._options = options
+        self._captures = CaptureRing(settings.learner.capture_mb * _MB) if settings.learning != "off" else None
+        batch = DecodeBatch(
+            self.model,
+            self.adapters,
+            max_rows=options.max_batch,
+            max_cached_tokens=options.kv_cache_mb * _MB // self.model.cache_bytes_per_token,
+        )
+        self.scheduler = Scheduler(batch, threads=options.torch_threads)
+        self.host = LocalHost(
+            self.model,
+            self.scheduler,
+            self.adapters,
+            self._captures or CaptureRing(0),
+            logit_cache_bytes=options.logit_cache_mb * _MB,
+        )
+        self.scheduler.start()
+
+    async def begin(self, request: Request) -> Generation:
+        """Check and tokenize; nothing is computed yet. Raises InvalidRequest naming the field."""
+        self._check(request)
+        long = len(request.body) > _LONG_TEXT
+        ids = await asyncio.to_thread(prompt_ids, self.model, request) if long else prompt_ids(self.model, request)
+        wanted = request.sampling.max_tokens
+        room = self.model.context - len(ids)
+        ref = request.adapter
+        pinned = self.adapters.pinned(ref) if ref is not None and ref.pinned else None
+        return Generation(
+            request_id=request.id,
+            prompt_ids=ids,
+            max_tokens=min(self._options.max_tokens if wanted is None else wanted, room),
+            eos_ids=self.model.eos_ids,
+            tokenizer=self.model.tokenizer,
+            stop=request.sampling.stop,
+            sampling=[self._sampling(request, index) for index in range(request.sampling.n)],
+            adapter=ref,
+            pinned=pinned,
+            keep=self._captures.put if self._captures is not None and request.learn else None,
+            fingerprint=self.host.fingerprint,
+            hidden_dim=self.model.hidden_dim,
+            loop=asyncio.get_running_loop(),
+            queue=asyncio.Queue(),
+        )
+
+    def adapter_now(self, generation: Generation) -> AdapterRef | None:
+        """What the first token will be drawn under; None is the base model."""
+        serving, ref = generation.serving(self.adapters), generation.adapter
+        if serving is None or ref is None:
+            return None
+        return AdapterRef(key=ref.key, version=serving.version, pinned=ref.pinned)
+
+    def _check(self, request: Request) -> None:
+        sampling = request.sampling
+        if request.constrained:
+            raise InvalidRequest("the local model has neither tools nor structured outputs", param="tools")
+        if not 1 <= sampling.n <= self._options.max_batch:
+            raise InvalidRequest(f"n must be in 1..{self._options.max_batch}, not {sampling.n}", param="n")
+        if sampling.max_tokens is not None and sampling.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens must be at least 1, not {sampling.max_tokens}", param="max_tokens")
+        for name, low, high in (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0)):
+            value = getattr(sampling, name)
+            if value is not None and not low <= value <= high:
+                raise InvalidRequest(f"{name} must be in {low}..{high}, not {value}", param=name)
+
+    def _sampling(self, request: Request, index: int) -> SamplingState:
+        asked = request.sampling
+        seed = None if asked.seed is None else np.random.SeedSequence([abs(asked.seed), int(asked.seed < 0), index])
+        return SamplingState(
+            temperature=_first(asked.temperature, self._options.temperature, self.model.temperature),
+            top_p=_first(asked.top_p, self._options.top_p, self._model_top_p(asked.temperature)),
+            presence_penalty=asked.presence_penalty,
+            frequency_penalty=asked.frequency_penalty,
+            top_logprobs=asked.logprobs or 0,
+            rng=np.random.default_rng(seed),
+        )
+
+    def _model_top_p(self, temperature: float | None) -> float:
+        """The model's recommended pair belongs together: who names a temperature gets the plain distribution."""
+        return self.model.top_p if temperature is None else 1.0
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)

@@ -1,0 +1,186 @@
+"""The in-process `HiddenStateHost`: checks what it is asked, then runs it as a job of the torch thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sona_stream.errors import CaptureGone, HostError
+from sona_stream.lora import Capture, Evaluation, LoraGradient, LoraWeights, LowRank, TokenSignal
+
+from .adapters import AdapterTable, check_weights
+from .capture import CaptureRing
+from .encode import encode
+from .evaluation import evaluate, predicted_kl, unusable
+from .gradient import Scratch, gradient
+from .layer_adapters import LayerAdapters
+from .logits import BaseLogits, Batch
+from .model import LanguageModel
+from .scheduler import Scheduler
+
+__all__ = ["LocalHost"]
+
+T = TypeVar("T")
+
+
+class LocalHost:
+    """Adapters, captures and exact gradients of one loaded model. Methods may be called from any event loop."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        scheduler: Scheduler,
+        adapters: AdapterTable,
+        captures: CaptureRing,
+        *,
+        logit_cache_bytes: int,
+    ) -> None:
+        self._model = model
+        self._scheduler = scheduler
+        self._adapters = adapters
+        self._captures = captures
+        self._layers = LayerAdapters(model)
+        self._logits = BaseLogits(model.lm_head, model.lm_bias, max_bytes=logit_cache_bytes)
+        self._scratch = Scratch()
+
+    @property
+    def hidden_dim(self) -> int:
+        """D of the final hidden state."""
+        return self._model.hidden_dim
+
+    @property
+    def fingerprint(self) -> str:
+        """Weights, config, tokenizer and lm_head; adapters at inner layers make it another model."""
+        return self._model.fingerprint + self._layers.suffix
+
+    async def put_adapter(self, key: str, version: int, weights: LoraWeights) -> None:
+        """Serve from the next token on. Raises HostError naming the factor and the limit."""
+        self._adapters.put(key, version, weights)
+
+    async def drop_adapter(self, key: str) -> None:
+        """Streams that use it go on with the base model from their next token."""
+        self._adapters.drop(key)
+
+    async def put_layer_adapter(self, layer: int, weights: LowRank | None) -> None:
+        """Research: h + delta(h) on the output of one decoder layer, for every request; None takes it away.
+
+        `fingerprint` changes with it, and gradients of the final adapter are then those of the changed model.
+        """
+        await self._scheduler.run(self._layers.put(layer, weights))
+
+    async def capture(self, request_id: str) -> Capture:
+        """Raises CaptureGone when the ring no longer holds it. Choice i > 0 is kept as ``request_id:i``."""
+        return self._captures.get(request_id)
+
+    async def release(self, request_id: str) -> None:
+        """Forget; unknown ids are fine."""
+        self._captures.forget(request_id)
+
+    async def encode(
+        self,
+        prompt_ids: Sequence[int] | NDArray[np.int32],
+        answer: str | Sequence[int] | NDArray[np.int32],
+        *,
+        request_id: str = "",
+        temperature: float = 1.0,
+        adapter_key: str | None = None,
+        weights: LoraWeights | None = None,
+    ) -> Capture:
+        """Teacher-forced capture of `answer` after `prompt_ids`. Raises HostError on ids out of range and on more
+        tokens than the model's context.
+        """
+        if not np.isfinite(temperature) or temperature < 0:
+            raise HostError(f"temperature {temperature} must be a finite number >= 0")
+        if weights is not None:
+            check_weights(weights, self.hidden_dim)
+        job = encode(
+            self._model,
+            [int(token) for token in prompt_ids],
+            answer if isinstance(answer, str) else [int(token) for token in answer],
+            request_id=request_id,
+            fingerprint=self.fingerprint,
+            temperature=temperature,
+            adapter_key=adapter_key,
+            weights=weights,
+            is_busy=lambda: self._scheduler.streaming,
+        )
+        return await self._scheduler.run(job)
+
+    async def gradient(self, captures: Sequence[Capture], signal: TokenSignal) -> LoraGradient:
+        """See `TokenSignal` for the loss. Exact; with ``top_k`` exact for the kept rows of lm_head."""
+        check_weights(signal.weights, self.hidden_dim)
+        self._check_signal(captures, signal)
+        return await self._run(captures, lambda batch: gradient(self._logits, batch, signal, self._scratch))
+
+    async def predicted_kl(
+        self, captures: Sequence[Capture], old: LoraWeights, new: LoraWeights, *, top_k: int | None = None
+    ) -> float:
+        """Mean over tokens of 1/2 Var_{p_old}(W (h'_new - h'_old) / T); `top_k` as in `TokenSignal`."""
+        check_weights(old, self.hidden_dim)
+        check_weights(new, self.hidden_dim)
+        _check_top_k(top_k)
+        return await self._run(
+            captures, lambda batch: predicted_kl(self._logits, batch, old, new, top_k, self._scratch)
+        )
+
+    async def evaluate(self, captures: Sequence[Capture], weights: LoraWeights) -> Evaluation:
+        """Over the whole vocabulary. Weights that are not finite are answered with ``finite=False``."""
+        check_weights(weights, self.hidden_dim, finite=False)
+        self._check_captures(captures)
+        if not weights.is_finite():
+            return unusable(captures)
+        return await self._run(captures, lambda batch: evaluate(self._logits, batch, weights, self._scratch))
+
+    async def _run(self, captures: Sequence[Capture], begin: Callable[[Batch], Generator[None, None, T]]) -> T:
+        self._check_captures(captures)
+
+        def job() -> Generator[None, None, T]:
+            return (yield from begin(Batch(captures)))
+
+        return await self._scheduler.run(job())
+
+    def _check_captures(self, captures: Sequence[Capture]) -> None:
+        if not captures or not any(len(capture) for capture in captures):
+            raise HostError("captures: at least one token is needed")
+        for capture in captures:
+            name = f"capture {capture.request_id!r}"
+            tokens = len(capture)
+            if capture.fingerprint != self.fingerprint:
+                raise HostError(f"{name} was made by another model: {capture.fingerprint}, not {self.fingerprint}")
+            if tokens and not capture.hidden.shape[0]:
+                raise CaptureGone(f"{name} holds no hidden states; encode its text again")
+            if capture.hidden.shape != (tokens, self.hidden_dim):
+                raise HostError(
+                    f"{name}.hidden has shape {capture.hidden.shape}, expected ({tokens}, {self.hidden_dim})"
+                )
+            if capture.logprobs.shape != (tokens,):
+                raise HostError(f"{name}.logprobs has shape {capture.logprobs.shape}, expected ({tokens},)")
+            if not (np.isfinite(capture.hidden).all() and np.isfinite(capture.logprobs).all()):
+                raise HostError(f"{name}: hidden and logprobs must be finite numbers")
+            if not np.isfinite(capture.temperature) or capture.temperature < 0:
+                raise HostError(f"{name}.temperature {capture.temperature} must be a finite number >= 0")
+
+    def _check_signal(self, captures: Sequence[Capture], signal: TokenSignal) -> None:
+        if len(signal.advantages) != len(captures):
+            raise HostError(f"advantages: {len(signal.advantages)} arrays for {len(captures)} captures")
+        for capture, advantages in zip(captures, signal.advantages, strict=True):
+            if advantages.shape != (len(capture),):
+                raise HostError(
+                    f"advantages of {capture.request_id!r} have shape {advantages.shape}, expected ({len(capture)},)"
+                )
+            if not np.isfinite(advantages).all():
+                raise HostError(f"advantages of {capture.request_id!r} must be finite numbers")
+        if not np.isfinite(signal.anchor) or signal.anchor < 0:
+            raise HostError(f"anchor {signal.anchor} must be a finite number >= 0")
+        if signal.ratio_clip is not None and not 0 <= signal.ratio_clip[0] <= 1 <= signal.ratio_clip[1]:
+            raise HostError(f"ratio_clip {signal.ratio_clip} must satisfy 0 <= low <= 1 <= high")
+        _check_top_k(signal.top_k)
+
+
+def _check_top_k(top_k: int | None) -> None:
+    if top_k is not None and top_k < 1:
+        raise HostError(f"top_k {top_k} must be at least 1, or None for the whole vocabulary")
+

@@ -1,0 +1,221 @@
+"""A loaded causal language model: weights in float32, tokenizer, and the numbers that identify them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sona_stream.errors import ModelUnavailable
+
+from .kv_cache import SlotCache
+
+__all__ = ["LanguageModel", "load_model"]
+
+# What shapes the computation; the rest of a config (version strings, paths) may change without changing the model.
+_CONFIG_KEYS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "layer_norm_epsilon",
+    "rope_theta",
+    "tie_word_embeddings",
+    "vocab_size",
+)
+_PROBE = "The tokenizer's own merges, 1234 + 5678; naïve ↔ 漢字\n\n  def f(x): return x"
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class LanguageModel:
+    """Decoder, lm_head and tokenizer. ``decode(hidden) = hidden @ lm_head.T + lm_bias`` are the logits."""
+
+    name: str
+    decoder: Any
+    lm_head: torch.Tensor
+    """(V, d) float32"""
+    lm_bias: torch.Tensor | None
+    """(V,) float32"""
+    tokenizer: Any
+    fingerprint: str
+    context: int
+    """positions, prompt and answer together"""
+    eos_ids: frozenset[int]
+    temperature: float
+    top_p: float
+
+    @property
+    def hidden_dim(self) -> int:
+        """D"""
+        return int(self.lm_head.shape[1])
+
+    @property
+    def vocab_size(self) -> int:
+        """V"""
+        return int(self.lm_head.shape[0])
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return int(self.decoder.config.num_hidden_layers)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Memory of one position of one row, keys and values of all layers."""
+        config = self.decoder.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * 4 * self.layers * int(heads) * int(width)
+
+    def new_cache(self, rows: int = 1) -> SlotCache:
+        """An empty cache for this model."""
+        return SlotCache(self.layers, rows=rows)
+
+    def prefill(self, ids: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+        """Further `ids` (n, t) of equally long rows -> final hidden states (n, t, d)."""
+        start = cache.lengths[0] if cache.lengths else 0
+        mask = cache.plan_chunk(ids.shape[0], ids.shape[1])
+        positions = torch.arange(start, start + ids.shape[1])[None].expand(ids.shape[0], -1)
+        return self._forward(ids, positions, mask, cache)
+
+    def step(self, ids: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+        """One token for every active row: `ids` (rows,) -> final hidden states (rows, d)."""
+        positions, mask = cache.plan_step()
+        return self._forward(ids[:, None], positions[:, None], mask, cache)[:, -1]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(n, d) -> (n, V)."""
+        return torch.nn.functional.linear(hidden, self.lm_head, self.lm_bias)
+
+    def _forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: SlotCache
+    ) -> torch.Tensor:
+        out = self.decoder(
+            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
+        )
+        hidden: torch.Tensor = out.last_hidden_state
+        return hidden
+
+
+def load_model(folder: Path, *, name: str) -> LanguageModel:
+    """Read a Hugging Face folder, in float32. Raises ModelUnavailable when it cannot be loaded, or when this
+    host would compute something else than the model's own forward pass.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with _quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelUnavailable(f"the model in {folder} cannot be loaded: {error}") from error
+    model.eval().requires_grad_(False)
+    head = model.get_output_embeddings()
+    weight = head.weight.detach()
+    bias = getattr(head, "bias", None)
+    loaded = LanguageModel(
+        name=name,
+        decoder=model.get_decoder(),
+        lm_head=weight,
+        lm_bias=None if bias is None else bias.detach(),
+        tokenizer=tokenizer,
+        fingerprint=_fingerprint(model, tokenizer),
+        context=_context(model.config),
+        eos_ids=_eos_ids(model, tokenizer),
+        temperature=_sampling_default(model, "temperature"),
+        top_p=_sampling_default(model, "top_p"),
+    )
+    _check_same_computation(model, loaded)
+    return loaded
+
+
+def _context(config: Any) -> int:
+    """Within a sliding window, full attention is the same computation; beyond it, it is not."""
+    limits = [getattr(config, key, None) for key in ("max_position_embeddings", "n_positions", "sliding_window")]
+    known = [int(limit) for limit in limits if limit]
+    return min(known) if known else 2048
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    found: set[int] = set()
+    for value in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        if value is not None:
+            found.update(value if isinstance(value, list) else [value])
+    return frozenset(found)
+
+
+def _sampling_default(model: Any, key: str) -> float:
+    config = model.generation_config
+    value = getattr(config, key, None) if getattr(config, "do_sample", False) else None
+    return 1.0 if value is None else float(value)
+
+
+def _fingerprint(model: Any, tokenizer: Any) -> str:
+    """sha256 over every parameter as loaded, the config's numbers, and the tokenizer's vocabulary and merges."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().contiguous().numpy().data)
+    config = {key: getattr(model.config, key, None) for key in _CONFIG_KEYS}
+    config["rope"] = getattr(model.config, "rope_parameters", None)
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    digest.update(json.dumps(tokenizer(_PROBE)["input_ids"]).encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+@torch.inference_mode()
+def _check_same_computation(model: Any, loaded: LanguageModel) -> None:
+    """Ragged decoding against the model's own forward pass without a cache, on two short rows.
+
+    Catches architectures whose logits are not lm_head(hidden), or that keep another kind of state.
+    """
+    ids = torch.arange(2, 18) % loaded.vocab_size
+    own = model(input_ids=ids[None], use_cache=False).logits[0]
+    try:
+        cache, batch = loaded.new_cache(), loaded.new_cache(2)
+        loaded.prefill(ids[None, :9], cache)
+        batch.adopt(cache, 0, 6)
+        batch.adopt(cache, 0, 9)
+        first = loaded.logits(loaded.step(ids[[6, 9]], batch))
+        second = loaded.logits(loaded.step(ids[[7, 10]], batch))
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        raise ModelUnavailable(
+            f"{type(model).__name__} cannot be decoded in ragged batches: {error}. Serve it with another server "
+            "and name it as openai/<model>"
+        ) from error
+    difference = (torch.cat([first, second]) - own[[6, 9, 7, 10]]).abs().max()
+    if not difference <= 2e-3 * own.abs().max():  # rounding; a wrong architecture is off by the size of the logits
+        raise ModelUnavailable(
+            f"{type(model).__name__} is not supported in process: its logits are not lm_head of the final hidden "
+            "state, or its cache is not keys and values. Serve it with another server and name it as openai/<model>"
+        )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Loading prints a progress bar and hints that are not about us."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,66 @@
+"""What `litellm_params` may say about a local model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sona_stream.errors import ConfigError
+
+__all__ = ["LocalOptions", "parse_options"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LocalOptions:
+    """Limits of one model in this process. Defaults of sampling are the model's own where they are None."""
+
+    max_batch: int = 16
+    """answers decoded together; more wait"""
+    threads: int = 0
+    """of torch; 0 = all cores but one, which the event loop needs"""
+    max_tokens: int = 512
+    """of an answer whose request names no limit"""
+    temperature: float | None = None
+    top_p: float | None = None
+    kv_cache_mb: int = 2048
+    """memory of keys and values; requests that do not fit wait"""
+    logit_cache_mb: int = 1024
+    """memory of base logits kept for learning"""
+
+    @property
+    def torch_threads(self) -> int:
+        """Threads for the torch thread."""
+        return self.threads or max(1, (os.cpu_count() or 2) - 1)
+
+
+_LIMITS = {
+    "max_batch": (1, 256),
+    "threads": (0, 1024),
+    "max_tokens": (1, 1_000_000),
+    "temperature": (0.0, 2.0),
+    "top_p": (1e-6, 1.0),
+    "kv_cache_mb": (1, 1_000_000),
+    "logit_cache_mb": (0, 1_000_000),
+}
+
+
+def parse_options(params: Mapping[str, Any], *, model_name: str) -> LocalOptions:
+    """Raises ConfigError naming the entry, the field and its range."""
+    for name, value in params.items():
+        if name not in _LIMITS:
+            raise ConfigError(
+                f"model_list entry {model_name!r}: litellm_params.{name} is unknown to the local backend "
+                f"(known: {', '.join(_LIMITS)})"
+            )
+        low, high = _LIMITS[name]
+        kind = float if isinstance(low, float) else int
+        number = isinstance(value, int | kind) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not low <= value <= high:
+            raise ConfigError(
+                f"model_list entry {model_name!r}: litellm_params.{name} must be "
+                f"{'a number' if kind is float else 'a whole number'} in {low}..{high}, not {value!r}"
+            )
+    return LocalOptions(**params)
