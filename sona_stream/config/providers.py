@@ -77,7 +77,7 @@ def installed_backends() -> frozenset[str]:
 def find_provider(
     model: str, custom: str | None, backends: Collection[str], where: str
 ) -> tuple[str, Provider, str]:
-    """(provider's name, provider, model's name behind it) of LiteLLM's ``provider/name``; bare names are OpenAI's."""
+    """(provider's name, provider, model's name behind it) of LiteLLM's ``provider/name``; bare is OpenAI's."""
     prefix, slash, rest = model.partition("/")
     if custom is not None:
         prefix, rest = custom, model.removeprefix(f"{custom}/")

@@ -80,7 +80,7 @@ def _items(data: object, kind: Any) -> Iterator[tuple[tuple[str, object], Any]]:
 
 
 def _hint(name: object, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     return f"; did you mean `{near[0]}`?" if near else f" (known here: {', '.join(sorted(known))})"
 
 

@@ -1,6 +1,7 @@
 """`/v1/chat/completions` and `/v1/completions` over scripted backends, without a socket."""
 
 import asyncio
+import itertools
 import json
 
 import pytest
@@ -12,7 +13,6 @@ from server_fakes import HEAD, FakeServices, Script, forever, spoken
 from sona_stream.errors import NotFound, NotReady, UpstreamError, UpstreamProtocolError, UpstreamTimeout
 from sona_stream.events import AdapterRef, Delta, Finish, Head, Piece
 from sona_stream.server import create_app
-import itertools
 
 CHAT = "/v1/chat/completions"
 UPSTREAM = (

@@ -124,29 +124,29 @@ async def test_a_body_over_the_limit_is_refused_while_it_is_sent(listening):
 
 async def test_the_openai_client(listening):
     services = FakeServices(*spoken("Paris", " it is"))
-    async with listening(create_app(services)) as url:
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-none", max_retries=0) as client:
-            ask = {"model": "m1", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
-            whole = await client.chat.completions.create(**ask)
-            assert whole.choices[0].message.content == "Paris it is"
-            assert whole.usage.total_tokens == 6
-            said, last = "", None
-            stream = await client.chat.completions.create(
-                **ask, stream=True, stream_options={"include_usage": True}
-            )
-            async for event in stream:
-                said += "".join(choice.delta.content or "" for choice in event.choices)
-                last = event
-            assert (said, last.usage.completion_tokens) == ("Paris it is", 2)
-            assert (await client.completions.create(model="m1", prompt="x")).choices[0].text == "Paris it is"
-            assert [model.id async for model in client.models.list()] == ["sona/auto", "m1", "m2"]
-            assert (await client.models.retrieve("m2")).id == "m2"
-            with pytest.raises(openai.BadRequestError) as raised:
-                await client.chat.completions.create(**ask, temperature=3)
-            assert raised.value.param == "temperature"
-            services.pipeline.steps = [HEAD, Delta(pieces=(Piece(text="a"),)), UpstreamProtocolError("it died")]
-            stream = await client.chat.completions.create(**ask, stream=True)
-            with pytest.raises(openai.APIError, match="it died"):
-                async for _ in stream:
-                    pass
+    async with (
+        listening(create_app(services)) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-none", max_retries=0) as client,
+    ):
+        ask = {"model": "m1", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+        whole = await client.chat.completions.create(**ask)
+        assert whole.choices[0].message.content == "Paris it is"
+        assert whole.usage.total_tokens == 6
+        said, last = "", None
+        stream = await client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+        async for event in stream:
+            said += "".join(choice.delta.content or "" for choice in event.choices)
+            last = event
+        assert (said, last.usage.completion_tokens) == ("Paris it is", 2)
+        assert (await client.completions.create(model="m1", prompt="x")).choices[0].text == "Paris it is"
+        assert [model.id async for model in client.models.list()] == ["sona/auto", "m1", "m2"]
+        assert (await client.models.retrieve("m2")).id == "m2"
+        with pytest.raises(openai.BadRequestError) as raised:
+            await client.chat.completions.create(**ask, temperature=3)
+        assert raised.value.param == "temperature"
+        services.pipeline.steps = [HEAD, Delta(pieces=(Piece(text="a"),)), UpstreamProtocolError("it died")]
+        stream = await client.chat.completions.create(**ask, stream=True)
+        with pytest.raises(openai.APIError, match="it died"):
+            async for _ in stream:
+                pass
     gc.collect()
