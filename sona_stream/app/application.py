@@ -29,7 +29,7 @@ from .assembly import (
     engine_config,
 )
 from .trajectories import TrajectoryFanOut
-from .upkeep import Watch, keep_patterns, load_patterns, save_patterns
+from .upkeep import Watch, load_patterns, save_patterns, tend_patterns
 from .views import pattern_view
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ class Application:
         settings, stack = self.settings, self._stack
         await stack.enter_async_context(self.store)
         self.patterns_bank = await load_patterns(self.store, build_patterns(settings, self.embedder))
-        stack.push_async_callback(self._keep)
+        keeps = settings.sona.storage != "none"  # a pattern's centre is made of embeddings
+        if keeps:
+            stack.push_async_callback(lambda: save_patterns(self.store, self.patterns_bank))
         for group in self.backends.values():
             for backend in group:
                 await stack.enter_async_context(backend)
@@ -100,7 +102,7 @@ class Application:
         stack.callback(tasks.cancel_scope.cancel)
         tasks.start_soon(self._watch.run)
         tasks.start_soon(self._attach_learner)
-        tasks.start_soon(keep_patterns, self.store, lambda: self.patterns_bank)
+        tasks.start_soon(tend_patterns, self.patterns_bank, self.store if keeps else None)
 
     async def _attach_learner(self) -> None:
         """Waits for every backend that will have a host, then learns, until the program ends."""
@@ -113,9 +115,6 @@ class Application:
         sona = self.settings.sona
         dim = max((host.hidden_dim for host in hosts.values()), default=1)
         return Learner(hosts, self.store, engine_config(self.settings, dim), sona.learner, sona.learning)
-
-    async def _keep(self) -> None:
-        await save_patterns(self.store, self.patterns_bank)
 
     async def shutdown(self) -> None:
         """Stops the learner and the backends, keeps the patterns, closes the store."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -13,18 +13,22 @@ from ..engine import SonaEngine
 from ..errors import NotReady, SonaError
 from ..protocols import Backend, HiddenStateHost, Store
 
-__all__ = ["Watch", "keep_patterns", "load_patterns", "save_patterns"]
+__all__ = ["PATTERNS_BLOB", "Watch", "load_patterns", "restored", "save_patterns", "tend_patterns"]
 
 _log = logging.getLogger(__name__)
 
-_PATTERNS = "routing/patterns"
+PATTERNS_BLOB = "routing/patterns"
 _KEEP_EVERY_S = 5.0
 _LOADING_POLL_S = 0.2
 
 
 async def load_patterns(store: Store, empty: SonaEngine) -> SonaEngine:
     """The pattern bank of an earlier run, or the given empty one when there is none or it does not fit."""
-    data = await store.get_blob(_PATTERNS)
+    return await restored(await store.get_blob(PATTERNS_BLOB), empty)
+
+
+async def restored(data: bytes | None, empty: SonaEngine) -> SonaEngine:
+    """The bank in these bytes, or the given empty one."""
     if data is None:
         return empty
     try:
@@ -36,18 +40,17 @@ async def load_patterns(store: Store, empty: SonaEngine) -> SonaEngine:
 
 async def save_patterns(store: Store, patterns: SonaEngine) -> None:
     """Into the store, now."""
-    await store.put_blob(_PATTERNS, await anyio.to_thread.run_sync(patterns.to_bytes))
+    await store.put_blob(PATTERNS_BLOB, await anyio.to_thread.run_sync(patterns.to_bytes))
 
 
-async def keep_patterns(store: Store, bank: Callable[[], SonaEngine]) -> None:
-    """Every few seconds: the engine's own background work, and a snapshot when anything was recorded."""
+async def tend_patterns(patterns: SonaEngine, store: Store | None) -> None:
+    """Every few seconds the engine's own background work and, with a store, a snapshot when anything was recorded."""
     saved = -1
     while True:
         await anyio.sleep(_KEEP_EVERY_S)
-        patterns = bank()
         await anyio.to_thread.run_sync(patterns.tick)
         recorded = int(patterns.get_stats()["trajectories_recorded"])
-        if recorded != saved:
+        if store is not None and recorded != saved:
             await save_patterns(store, patterns)
             saved = recorded
 

@@ -18,8 +18,9 @@ Keep = Literal["none", "features", "text"]
 
 
 def record(sink: TrajectorySink, keep: Keep, *, clock: Callable[[], float] = time.perf_counter) -> Middleware:
-    """One `Trajectory` a request. ``keep`` bounds what it holds: "features" adds token ids and the embedding,
-    "text" the bodies too; "none" neither.
+    """One `Trajectory` a request. ``keep`` bounds what it holds: "features" adds token ids, "text" the bodies too;
+    "none" neither. The query's embedding is always there, for routing's memory; the store keeps it only from
+    "features" on.
     """
 
     def middleware(handler: Handler) -> Handler:
@@ -100,6 +101,7 @@ class _Notes:
             score=(finish.score if finish else None) or Score(),
             finish_reason=finish.reason if finish else None,
             usage=finish.usage if finish else None,
+            embedding=request.embedding,
             learn=request.learn,
             outcome=self.outcome,
             started_at=request.received_at,
@@ -113,7 +115,6 @@ class _Notes:
             return trajectory
         kept = dataclasses.replace(
             trajectory,
-            embedding=self.request.embedding,
             prompt_ids=head.prompt_ids if head else (),
             token_ids=tuple(self.token_ids),
         )
