@@ -35,7 +35,7 @@ _USED = frozenset(
         "retry_stale",
     }
 )
-_PASSED_ON = frozenset({"headers", "extra_headers", "organization"})
+_PASSED_ON = frozenset({"extra_headers", "forward_headers", "max_connections", "organization"})
 """Params that the OpenAI-compatible backend takes; of LiteLLM's others the client's own request decides."""
 
 
@@ -166,6 +166,8 @@ def _params(params: Mapping[str, Any], provider: Provider, unused: Counter[str])
     rest = {str(name): value for name, value in params.items() if name not in _USED}
     if provider.backend != "openai":
         return rest
+    if "headers" in rest:  # LiteLLM has two names for this
+        rest.setdefault("extra_headers", rest.pop("headers"))
     unused.update(f"litellm_params.{name}" for name in rest if name not in _PASSED_ON)
     return {name: value for name, value in rest.items() if name in _PASSED_ON}
 

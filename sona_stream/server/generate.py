@@ -68,7 +68,7 @@ async def _request(call: Call, endpoint: Endpoint) -> Request:
         sampling=decoded.sampling,
         constrained=decoded.constrained,
         principal=principal,
-        headers=for_upstream(call.raw_headers),
+        headers=for_upstream(call.raw_headers, keyed=bool(settings.keys)),
         client_ids=(sent_id, *decoded.client_ids) if sent_id else decoded.client_ids,
         adapt=adapt,
         pinned=pinned,

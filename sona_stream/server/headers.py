@@ -31,15 +31,8 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     b"strict-transport-security",
 }
 _OF_THE_BODY = frozenset({b"content-type", b"content-encoding", b"content-md5", b"digest", b"etag"})
-_NOT_FOR_UPSTREAM = _HOP_BY_HOP | {
-    b"authorization",
-    b"content-length",
-    b"cookie",
-    b"expect",
-    b"host",
-    b"origin",
-    b"x-api-key",
-}
+_NOT_FOR_UPSTREAM = _HOP_BY_HOP | {b"content-length", b"cookie", b"expect", b"host", b"origin"}
+_CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key"})
 
 
 def forwarded(headers: Iterable[tuple[bytes, bytes]], *, verbatim: bool) -> Headers:
@@ -51,12 +44,13 @@ def forwarded(headers: Iterable[tuple[bytes, bytes]], *, verbatim: bool) -> Head
     )
 
 
-def for_upstream(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """The client's headers that a backend may see: no credentials, nothing about this connection."""
+def for_upstream(headers: Iterable[tuple[bytes, bytes]], *, keyed: bool) -> Headers:
+    """The client's headers that a backend may see: nothing about this connection, and no credentials when they
+    are for this server (``keyed``).
+    """
+    dropped = _NOT_FOR_UPSTREAM | _CREDENTIALS if keyed else _NOT_FOR_UPSTREAM
     return tuple(
-        (name, value)
-        for name, value in headers
-        if name not in _NOT_FOR_UPSTREAM and not name.startswith(b"x-sona-")
+        (name, value) for name, value in headers if name not in dropped and not name.startswith(b"x-sona-")
     )
 
 

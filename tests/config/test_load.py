@@ -172,6 +172,18 @@ def test_numbers_may_come_from_the_environment(write, monkeypatch):
     assert found.sona.max_body_mb == 3
 
 
+def test_what_a_compatible_server_is_sent(write):
+    text = one("{model: x, headers: {x-a: b}, organization: o, max_connections: 9, forward_headers: [x-c]}")
+    found, warnings = read(write(text))
+    assert found.models[0].params == {
+        "extra_headers": {"x-a": "b"},
+        "organization": "o",
+        "max_connections": 9,
+        "forward_headers": ["x-c"],
+    }
+    assert warnings == []
+
+
 def test_default_timeouts_come_from_our_block(write):
     text = one("{model: x, stream_timeout: 7}", "sona: {timeouts: {connect: 1, first_byte: 2, idle: 3}}")
     assert read(write(text))[0].models[0].timeouts == TimeoutSettings(connect=1, first_byte=2, idle=7)
@@ -196,7 +208,7 @@ def test_default_timeouts_come_from_our_block(write):
         ("model_list: [x]", ["model_list[0]"]),
         ("model_list: [{litellm_params: {model: x}}]", ["model_list[0]", "model_name"]),
         (one("{model: x}").replace("m\n", "sona/auto\n", 1), ["sona/auto"]),
-        ("model_list:\n" + 2 * "- {model_name: m, litellm_params: {model: x}, model_info: {id: a}}\n", ["'a'", "2"]),
+        ("model_list:\n" + 2 * "- {model_name: m, litellm_params: {model: x}, model_info: {id: a}}\n", ["'a'"]),
         ("snoa: {}", ["`snoa`", "did you mean `sona`"]),
         ("models_list: []", ["did you mean `model_list`"]),
         ("- a", ["mapping"]),

@@ -127,6 +127,13 @@ async def test_probes_need_no_key(keyed, path):
     assert (await ask(create_app(keyed), "GET", path)).status == 200
 
 
+async def test_our_own_keys_go_to_no_upstream(keyed):
+    app = create_app(keyed)
+    for headers in ({"authorization": "Bearer sk-use"}, {"x-api-key": "sk-use"}):
+        await ask(app, "POST", CHAT, chat(), {**headers, "api-key": "sk-use", "cookie": "c"})
+        assert keyed.pipeline.requests.pop().headers == ()
+
+
 async def test_only_a_trusted_gateway_names_the_end_user(keyed):
     app = create_app(keyed)
 
