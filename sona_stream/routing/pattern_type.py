@@ -51,6 +51,10 @@ class TypeClassifier:
         self._lexical_part = np.ascontiguousarray(weights[dim:], np.float32)
         self._bias = bias.astype(np.float32)
 
+    def parameters(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(weights, bias) as given to the constructor."""
+        return np.vstack([self._embedding_part, self._lexical_part]), self._bias.copy()
+
     def classify(self, query: str, embedding: NDArray[np.float32]) -> TypeVote:
         """`embedding` (dim,) of `query` by the embedder the weights were learned with. A blank query is General."""
         if embedding.shape != (self.dim,):
