@@ -29,6 +29,8 @@ _WARD_LIMIT = 256
 _MAX_MEMORY = 512.0
 """Members after which a centroid keeps moving at a constant rate."""
 
+_MAX_ALIASES = 4096
+
 PATTERN_ROW = np.dtype(
     [
         ("serial", "i8"),
@@ -163,6 +165,21 @@ class PatternBank:
         self._rows[i] = row
         self.routes[i] = routes
 
+    def take_touches(self, old: PatternBank) -> None:
+        """Access counts and times of patterns that live on from `old`, which went on answering meanwhile."""
+        place = {int(serial): i for i, serial in enumerate(self.rows["serial"])}
+        for row in old.rows:
+            i = place.get(self.resolve(int(row["serial"])))
+            if i is not None:
+                self._rows[i]["hits"] = max(self._rows[i]["hits"], row["hits"])
+                self._rows[i]["accessed"] = max(self._rows[i]["accessed"], row["accessed"])
+
+    def merge_copies(self) -> None:
+        """Merge every pair that has come too near to each other."""
+        for i in range(len(self) - 1, -1, -1):
+            if i < len(self):
+                self._merge_copy(i)
+
     def _place(self, u: F32) -> int:
         """Join, or open; -> index."""
         if not len(self):
@@ -260,12 +277,18 @@ class PatternBank:
         for route, sums in self.routes[j].items():
             self.routes[i][route] = self.routes[i].get(route, np.zeros(6)) + sums
         self.aliases[int(gone["serial"])] = int(into["serial"])
+        while len(self.aliases) > _MAX_ALIASES:
+            del self.aliases[next(iter(self.aliases))]
         self._refresh_gram(i)
         self._remove(j)
 
     def _remove(self, j: int) -> None:
         last = len(self) - 1
-        self._centroids[j], self._rows[j], self.routes[j] = self._centroids[last], self._rows[last], self.routes[last]
+        self._centroids[j], self._rows[j], self.routes[j] = (
+            self._centroids[last],
+            self._rows[last],
+            self.routes[last],
+        )
         if last < len(self._gram):
             self._gram[j], self._gram[:, j] = self._gram[last], self._gram[:, last]
             self._gram[j, j] = 1.0
@@ -303,7 +326,9 @@ class PatternBank:
             pattern_type=pattern_type_of(row["votes"]),
             similarity=similarity,
             routes={
-                name: RouteStats(s[0] / self.unit, _mean(s[1], s[0]), _mean(s[3], s[2], math.nan), _mean(s[5], s[4], math.nan))
+                name: RouteStats(
+                    s[0] / self.unit, _mean(s[1], s[0]), _mean(s[3], s[2], math.nan), _mean(s[5], s[4], math.nan)
+                )
                 for name, s in self.routes[i].items()
             },
         )

@@ -25,7 +25,9 @@ class RunningBaseline:
         self._square = 0.0
         self._count = 0.0
 
-    def advantage(self, value: float, local_mean: float = 0.0, local_weight: float = 0.0, shrink: float = 8.0) -> float:
+    def advantage(
+        self, value: float, local_mean: float = 0.0, local_weight: float = 0.0, shrink: float = 8.0
+    ) -> float:
         """(value - baseline) / spread, clipped to ±3; a pattern's own mean counts with its weight against 8."""
         baseline = (local_weight * local_mean + shrink * self.mean) / (local_weight + shrink)
         return self.scaled(value - baseline)

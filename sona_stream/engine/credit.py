@@ -83,7 +83,11 @@ class Credit:
 
     def state(self) -> dict[str, dict[str, float]]:
         """For snapshots."""
-        return {"quality": self._quality.state(), "reward": self._reward.state(), "contrast": self._contrast.state()}
+        return {
+            "quality": self._quality.state(),
+            "reward": self._reward.state(),
+            "contrast": self._contrast.state(),
+        }
 
     def restore(self, state: Mapping[str, Mapping[str, float]]) -> None:
         """Back from `state`."""

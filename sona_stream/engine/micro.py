@@ -110,7 +110,12 @@ class MicroLora:
     def state(self) -> tuple[dict[str, F32], dict[str, float]]:
         """For snapshots: arrays by name, numbers by name."""
         arrays = {"A": self.A, "Bt": self.Bt, **self._moments}
-        numbers = {"steps": self.steps, "typical": self._typical, "born": float(self.born), "rejected": self.rejected}
+        numbers = {
+            "steps": self.steps,
+            "typical": self._typical,
+            "born": float(self.born),
+            "rejected": self.rejected,
+        }
         return arrays, numbers
 
     def restore(self, arrays: Mapping[str, F32], numbers: Mapping[str, float]) -> None:

@@ -13,7 +13,9 @@ from ..events import PATTERN_TYPES
 from ..kernels import Kernels
 from .arrays import F32, in_range, number, require_finite
 from .bank import PatternBank, Recorded
+from .base_lora import BaseLora
 from .credit import Credit
+from .ewc import TaskMemory
 from .instant import InstantLoop, Lesson, lesson_of
 from .micro import MicroLora
 from .pool import VectorPool
@@ -27,10 +29,20 @@ CONTEXT_KEYS = ("pattern_type", "pattern_type_weight", "latency_s", "cost")
 class Recorder:
     """Open trajectories by id, the buffer of finished ones, and the counters of both."""
 
-    def __init__(self, config: SonaConfig, kernels: Kernels, bank: PatternBank, micro: MicroLora) -> None:
+    def __init__(
+        self,
+        config: SonaConfig,
+        kernels: Kernels,
+        bank: PatternBank,
+        micro: MicroLora,
+        tasks: TaskMemory,
+        base: BaseLora,
+    ) -> None:
         self._config = config
         self._kernels = kernels
-        self._micro = micro
+        self.micro = micro
+        self._tasks = tasks
+        self._base = base
         self._queries = VectorPool(config.embedding_dim, kernels)
         self._vectors = VectorPool(config.hidden_dim, kernels)
         self._open: dict[int, OpenTrajectory] = {}
@@ -51,6 +63,16 @@ class Recorder:
         """An empty buffer of this engine's shape."""
         c = self._config
         return TrajectoryBuffer(c.trajectory_capacity, c.drop_policy, c.embedding_dim, c.hidden_dim, self._kernels)
+
+    def take_bank(self, bank: PatternBank) -> None:
+        """Put the cycle's bank in place of the present one, keeping what `find_patterns` counted meanwhile."""
+        bank.take_touches(self.bank)
+        self.bank = bank
+
+    def give_back(self, buffer: TrajectoryBuffer) -> int:
+        """A failed cycle's trajectories come first again, the newer ones after them; -> how many did not fit."""
+        newer, self.buffer = self.buffer, buffer
+        return buffer.extend(newer)
 
     def begin(self, query: F32) -> int:
         """(e,) -> id"""
@@ -86,7 +108,9 @@ class Recorder:
         vote, weight = opened.vote, opened.vote_weight
         if "pattern_type" in context:
             if context["pattern_type"] not in PATTERN_TYPES:
-                raise ValueError(f"pattern_type must be one of {', '.join(PATTERN_TYPES)}, not {context['pattern_type']!r}")
+                raise ValueError(
+                    f"pattern_type must be one of {', '.join(PATTERN_TYPES)}, not {context['pattern_type']!r}"
+                )
             vote = PATTERN_TYPES.index(context["pattern_type"])
         if "pattern_type_weight" in context:
             weight = in_range(context["pattern_type_weight"], "pattern_type_weight", 0.0, 1e6)
@@ -117,6 +141,8 @@ class Recorder:
             lesson = self._lesson(query, opened, advantages)
             if lesson is not None:
                 self.instant.learn(lesson)
+                self._tasks.pull(self.micro, lesson.X[0])
+                self._tasks.observe(lesson.X[0], self.micro.served, self._base.groups)
         self.recorded += 1
         self.dropped += self.buffer.append(opened, outcome, advantages, known.serial, self._queries, self._vectors)
         self.abort(tid)
@@ -175,5 +201,5 @@ class Recorder:
         else:
             extras = activations
         kinds = [step.kind for step in steps]
-        served = self._micro.served
+        served = self.micro.served
         return lesson_of(query, activations, extras, kinds, advantages, served, self._config, self._kernels)

@@ -18,8 +18,11 @@ from ..config.engine import SonaConfig
 from ..events import PATTERN_TYPES, PatternType
 from ..kernels import load
 from .arrays import F32, in_range, number, require_finite, rows, vector
+from .background import Background
 from .bank import PatternBank
+from .base_lora import BaseLora
 from .credit import attention_weight
+from .ewc import TaskMemory
 from .micro import MicroLora
 from .pattern import LearnedPattern
 from .recorder import Recorder
@@ -48,7 +51,10 @@ class SonaEngine:
         bank = PatternBank(
             c.embedding_dim, c.pattern_clusters, c.pattern_similarity, c.pattern_half_life, self._kernels
         )
-        self._recorder = Recorder(c, self._kernels, bank, self._micro)
+        self._tasks = TaskMemory(c.hidden_dim, c.ewc_lambda, c.micro_lora_lr, self._kernels, c.seed)
+        self._base = BaseLora(c.hidden_dim, c.base_lora_rank, c.base_lora_lr, c.max_delta_ratio)
+        self._recorder = Recorder(c, self._kernels, bank, self._micro, self._tasks, self._base)
+        self._background = Background(c, self._kernels, self._lock, self._recorder, self._tasks, self._base)
 
     @classmethod
     def with_config(cls, config: SonaConfig | Mapping[str, Any]) -> SonaEngine:
@@ -64,7 +70,13 @@ class SonaEngine:
         """
         A, Bt = self._micro.served
         # The straight path of a float32 vector; everything else, and every doubt, goes the long way round.
-        if type(x) is np.ndarray and x.dtype is _F32 and x.shape == self._shape and x.flags.carray and self._enabled:
+        if (
+            type(x) is np.ndarray
+            and x.dtype is _F32
+            and x.shape == self._shape
+            and x.flags.carray
+            and self._enabled
+        ):
             out, square = self._lora_row(x, A, Bt)
             if square <= _LARGEST:
                 return out
@@ -72,11 +84,7 @@ class SonaEngine:
 
     def apply_base_lora(self, layer: int, x: ArrayLike) -> F32:
         """The slow adapter of one layer: (d,) or (n, d) -> x + delta. Layers are created on use."""
-        return self._apply(x, *self._base_of(layer))
-
-    def _base_of(self, layer: int) -> tuple[F32, F32]:
-        zeros = np.zeros((1, self.config.hidden_dim), np.float32)
-        return zeros, zeros
+        return self._apply(x, *self._base.of(_layer(layer)))
 
     def _apply(self, x: ArrayLike, A: F32, Bt: F32) -> F32:
         array = rows(x, self.config.hidden_dim, "x")
@@ -180,6 +188,24 @@ class SonaEngine:
 
     # -- learning ------------------------------------------------------------------------------------------------
 
+    def tick(self) -> str | None:
+        """Call it often: runs a background cycle in the caller's thread when `background_interval_ms` have passed and
+        `min_trajectories` wait. -> what was done, or None. Trajectories that are too few stay for the next time.
+        """
+        with self._lock:
+            self._recorder.expire()
+        return self._background.tick() if self._enabled else None
+
+    def force_learn(self) -> str:
+        """A background cycle now, with whatever is buffered, in the caller's thread. -> what was done.
+
+        Due when the buffer is 80 % full (`get_stats()["force_learn_due"]`).
+        """
+        if not self._enabled:
+            return "Forced learning: 0 trajectories -> 0 patterns, status: disabled"
+        self.flush()
+        return self._background.force()
+
     def flush(self) -> None:
         """Step the micro-LoRA now with trajectories that wait for `flush_threshold`."""
         with self._lock:
@@ -190,6 +216,30 @@ class SonaEngine:
     def set_enabled(self, enabled: bool) -> None:
         """Off: `apply_*` return copies of x, patterns and weights stand still; trajectories are still buffered."""
         self._enabled = bool(enabled)
+
+    def get_stats(self) -> dict[str, Any]:
+        """The guide's keys and ours; plain numbers, fit for JSON."""
+        with self._lock:
+            r = self._recorder
+            buffered, total = len(r.buffer), r.recorded
+            return {
+                "trajectories_recorded": total,
+                "trajectories_buffered": buffered,
+                "trajectories_dropped": r.dropped,
+                "buffer_success_rate": 1.0 - r.dropped / total if total else 1.0,
+                "patterns_stored": len(r.bank),
+                "patterns_learned": r.bank.learned,
+                "ewc_tasks": self._tasks.tasks,
+                "instant_enabled": self._enabled and self.config.micro_lora_lr > 0,
+                "background_enabled": self._enabled,
+                "force_learn_due": buffered > 0.8 * self.config.trajectory_capacity,
+                "trajectories_open": r.open_count,
+                "trajectories_expired": r.expired,
+                "micro_updates": self._micro.steps,
+                "micro_updates_rejected": self._micro.rejected,
+                "base_updates": self._base.updates,
+                "base_layers": len(self._base.used),
+            }
 
     def is_enabled(self) -> bool:
         """Whether the engine adapts and learns."""

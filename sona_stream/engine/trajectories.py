@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,31 +120,46 @@ class TrajectoryBuffer:
         vectors: VectorPool,
     ) -> int:
         """Copy a finished trajectory in from the open pools; -> how many trajectories were dropped (0 or 1)."""
+        steps = [
+            (step.slot, step.extra, advantage, step.kind, step.layer)
+            for step, advantage in zip(opened.steps, advantages, strict=True)
+        ]
+        o = outcome
+        head = (o.quality, o.reward, len(steps), pattern, o.vote, o.vote_weight)
+        tail = (self._route_index(o.route), o.cost, o.latency)
+        return self._append(opened.query, head, tail, steps, queries, vectors)
+
+    def extend(self, other: TrajectoryBuffer) -> int:
+        """Append every trajectory of another buffer; -> how many were dropped."""
+        dropped, at = 0, other.steps.first
+        for record in other.trajectories.slice(other.trajectories.first, other.trajectories.end):
+            query, *head, route, cost, latency = record.item()
+            steps = [step.item() for step in other.steps.slice(at, at + record["steps"])]
+            at += len(steps)
+            tail = (self._route_index(other.route_name(route)), cost, latency)
+            dropped += self._append(query, tuple(head), tail, steps, other.queries, other.vectors)
+        return dropped
+
+    def _append(
+        self,
+        query: int,
+        head: tuple[Any, ...],
+        tail: tuple[Any, ...],
+        steps: list[tuple[Any, ...]],
+        queries: VectorPool,
+        vectors: VectorPool,
+    ) -> int:
         dropped = 0
         if len(self) >= self.capacity:
             if self.drop_policy == "newest":
                 return 1
             self._drop_oldest()
             dropped = 1
-        for step, advantage in zip(opened.steps, advantages, strict=True):
-            slot = self.vectors.put_codes(*vectors.codes(step.slot))
-            extra = self.vectors.put_codes(*vectors.codes(step.extra)) if step.extra >= 0 else -1
-            self.steps.append((slot, extra, advantage, step.kind, step.layer))
-        query = self.queries.put_codes(*queries.codes(opened.query))
-        self.trajectories.append(
-            (
-                query,
-                outcome.quality,
-                outcome.reward,
-                len(opened.steps),
-                pattern,
-                outcome.vote,
-                outcome.vote_weight,
-                self._route_index(outcome.route),
-                outcome.cost,
-                outcome.latency,
-            )
-        )
+        for slot, extra, *rest in steps:
+            kept = self.vectors.put_codes(*vectors.codes(slot))
+            kept_extra = self.vectors.put_codes(*vectors.codes(extra)) if extra >= 0 else -1
+            self.steps.append((kept, kept_extra, *rest))
+        self.trajectories.append((self.queries.put_codes(*queries.codes(query)), *head, *tail))
         return dropped
 
     def route_name(self, index: int) -> str | None:

@@ -129,9 +129,7 @@ def fisher_accumulate(G: F32, X: F32, A: F32, Bt: F32, fisher_A: F32, fisher_Bt:
     MATRIX(BLOCK, MATRIX, MATRIX, types.float64, types.float64, types.float64),
     nogil=False,
 )
-def adam_direction(
-    gradient: F32, mean: F32, square: F32, beta1: float, beta2: float, correction: float, /
-) -> F32:
+def adam_direction(gradient: F32, mean: F32, square: F32, beta1: float, beta2: float, correction: float, /) -> F32:
     """(r, d) -> (r, d)"""
     r, d = gradient.shape
     out = np.empty((r, d), np.float32)

@@ -60,9 +60,7 @@ def fisher_accumulate(G: F32, X: F32, A: F32, Bt: F32, fisher_A: F32, fisher_Bt:
     fisher_Bt += ((X @ A.T) ** 2).T @ G**2
 
 
-def adam_direction(
-    gradient: F32, mean: F32, square: F32, beta1: float, beta2: float, correction: float, /
-) -> F32:
+def adam_direction(gradient: F32, mean: F32, square: F32, beta1: float, beta2: float, correction: float, /) -> F32:
     """(r, d) -> (r, d); Adam (https://arxiv.org/abs/1412.6980) without its step size"""
     mean += np.float32(1 - beta1) * (gradient - mean)
     square += np.float32(1 - beta2) * (gradient * gradient - square)
