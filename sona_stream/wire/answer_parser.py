@@ -123,15 +123,16 @@ class AnswerParser:
     def _read(self, data: bytes, pieces: list[Piece]) -> None:
         try:
             chunk = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            if chunk.error or chunk.object == "error":
+                if self.error is None:
+                    self.error = data
+                return
+            self._take(chunk, pieces)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
             self.broken = True
-            self.data_events += 1
-            return
-        if chunk.error or chunk.object == "error":
-            if self.error is None:
-                self.error = data
-            return
         self.data_events += 1
+
+    def _take(self, chunk: _Chunk, pieces: list[Piece]) -> None:
         if self.completion_id is None and isinstance(chunk.id, str):
             self.completion_id = chunk.id
         if chunk.usage is not None:

@@ -1,0 +1,288 @@
+"""Decoding of requests: every field, every limit, and nothing lost from the body."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sona_stream.errors import InvalidRequest
+from sona_stream.events import Sampling
+from sona_stream.wire import decode_request, replace_model
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+TEXT = {"model": "m", "prompt": "once"}
+
+
+def chat(**fields):
+    return decode_request("chat.completions", json.dumps({**CHAT, **fields}).encode())
+
+
+def text(**fields):
+    return decode_request("completions", json.dumps({**TEXT, **fields}).encode())
+
+
+def test_defaults():
+    got = chat()
+    assert (got.endpoint, got.model, got.query, got.stream, got.include_usage) == (
+        "chat.completions",
+        "m",
+        "hi",
+        False,
+        False,
+    )
+    assert got.messages == ({"role": "user", "content": "hi"},)
+    assert (got.prompt, got.sampling, got.constrained, got.user, got.client_ids) == (
+        None,
+        Sampling(),
+        False,
+        None,
+        (),
+    )
+
+
+def test_all_fields():
+    got = chat(
+        stream=True,
+        stream_options={"include_usage": True},
+        temperature=0.5,
+        top_p=0.9,
+        max_completion_tokens=7,
+        max_tokens=9,
+        stop=["a", "b"],
+        seed=3,
+        n=2,
+        presence_penalty=1,
+        frequency_penalty=-1,
+        logprobs=True,
+        top_logprobs=4,
+        user="u",
+        metadata={"request_id": "r", "id": "r2", "other": "no", "inference_id": 5},
+        vendor={"x": 1},
+    )
+    assert got.stream
+    assert got.include_usage
+    assert got.sampling == Sampling(
+        temperature=0.5,
+        top_p=0.9,
+        max_tokens=7,
+        stop=("a", "b"),
+        seed=3,
+        n=2,
+        presence_penalty=1.0,
+        frequency_penalty=-1.0,
+        logprobs=4,
+    )
+    assert (got.user, got.client_ids) == ("u", ("r", "r2"))
+
+
+def test_nulls_are_absences():
+    nulls = [
+        "stream",
+        "stream_options",
+        "temperature",
+        "top_p",
+        "n",
+        "stop",
+        "seed",
+        "max_tokens",
+        "user",
+        "metadata",
+    ]
+    got = chat(**dict.fromkeys([*nulls, "logprobs", "tools", "response_format"]))
+    assert (got.sampling, got.constrained) == (Sampling(), False)
+
+
+def test_usage_is_for_streams_only():
+    assert not chat(stream_options={"include_usage": True}).include_usage
+
+
+@pytest.mark.parametrize(
+    ("messages", "query"),
+    [
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "a"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "tool", "content": "c"}],
+            "b",
+        ),
+        ([{"role": "system", "content": "s"}], "s"),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "look"},
+                        {"type": "image_url", "image_url": {"url": "data:"}},
+                        {"type": "text", "text": "here"},
+                    ],
+                }
+            ],
+            "look\nhere",
+        ),
+        ([{"role": "user", "content": None}], ""),
+    ],
+)
+def test_the_query_is_the_last_user_message(messages, query):
+    assert chat(messages=messages).query == query
+
+
+@pytest.mark.parametrize(
+    ("fields", "constrained"),
+    [
+        ({"tools": []}, False),
+        ({"tools": [{"type": "function"}]}, True),
+        ({"functions": [{}]}, True),
+        ({"response_format": {"type": "text"}}, False),
+        ({"response_format": {"type": "json_object"}}, True),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, True),
+        ({"guided_json": {"type": "object"}}, True),
+        ({"guided_choice": ["a"]}, True),
+        ({"structured_outputs": {"regex": "a"}}, True),
+    ],
+)
+def test_constrained(fields, constrained):
+    assert chat(**fields).constrained == constrained
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"temperature": 2.1}, "temperature", "between 0 and 2, got 2.1"),
+        ({"temperature": -0.1}, "temperature", "between 0 and 2"),
+        ({"temperature": "hot"}, "temperature", "Expected `float | null`, got `str`"),
+        ({"top_p": 1.5}, "top_p", "between 0 and 1"),
+        ({"n": 0}, "n", "between 1 and 128"),
+        ({"n": 129}, "n", "between 1 and 128"),
+        ({"n": True}, "n", "got `bool`"),
+        ({"seed": 1 << 64}, "seed", "between"),
+        ({"max_tokens": 0}, "max_tokens", "between 1 and"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens", "between 1 and"),
+        ({"presence_penalty": 3}, "presence_penalty", "between -2 and 2"),
+        ({"frequency_penalty": -3}, "frequency_penalty", "between -2 and 2"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "between 0 and 20"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
+        ({"stop": [1]}, "stop[0]", "got `int`"),
+        ({"stream": "yes"}, "stream", "got `str`"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "got `int`"),
+        ({"messages": []}, "messages", "at least one"),
+        ({"messages": "hi"}, "messages", "got `str`"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role", "must be one of system"),
+        ({"messages": [{"role": "wizard"}]}, "messages[0].role", "got 'wizard'"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "got 'int'"),
+        ({"messages": [{"role": "user", "content": [5]}]}, "messages[0].content[0]", "got 'int'"),
+        ({"model": ""}, "model", "must not be empty"),
+        ({"model": None}, "model", "Expected `str`"),
+        ({"user": 5}, "user", "got `int`"),
+    ],
+)
+def test_chat_errors_name_the_field_and_its_limit(fields, param, says):
+    with pytest.raises(InvalidRequest) as caught:
+        chat(**fields)
+    assert caught.value.param == param
+    assert says in str(caught.value)
+    assert param in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'"x"', b"null", b"{}", b'{"messages": []}', b"\xff", b'{"model": "\xff"}', b"[" * 100_000],
+)
+def test_what_is_no_request_is_refused(body):
+    for endpoint in ("chat.completions", "completions"):
+        with pytest.raises(InvalidRequest):
+            decode_request(endpoint, body)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kept", "query"),
+    [
+        ("once", "once", "once"),
+        ("", "", ""),
+        (["once"], "once", "once"),
+        ([1, 2], (1, 2), ""),
+        ([[1, 2]], (1, 2), ""),
+        (["a", "b"], None, "a"),
+        ([[1], [2]], None, ""),
+    ],
+)
+def test_prompts(prompt, kept, query):
+    got = text(prompt=prompt)
+    assert (got.prompt, got.query) == (kept, query)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, [], [[]], [1, "a"], [-1], [True], {"a": 1}, [None]])
+def test_bad_prompts(prompt):
+    with pytest.raises(InvalidRequest) as caught:
+        text(prompt=prompt)
+    assert caught.value.param.startswith("prompt")
+
+
+def test_completion_limits():
+    assert text(max_tokens=0, logprobs=5).sampling == Sampling(max_tokens=0, logprobs=5)
+    with pytest.raises(InvalidRequest, match="logprobs must be between 0 and 20"):
+        text(logprobs=21)
+
+
+# --- the model's name
+
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.sampled_from(["model", '"model": "m"', "\\", "é{[,:"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["model", "a", '"model"', "mod\\el"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    before=st.dictionaries(st.sampled_from(["a", "b", 'x"model"']), JSON, max_size=2),
+    after=st.dictionaries(st.sampled_from(["c", "d"]), JSON, max_size=2),
+    old=NAMES,
+    new=NAMES,
+    ascii_only=st.booleans(),
+    indent=st.sampled_from([None, 1]),
+)
+def test_only_the_models_value_changes(before, after, old, new, ascii_only, indent):
+    def dump(value):
+        return json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()
+
+    body = dump({**before, "model": old, **after})
+    got = replace_model(body, new)
+    assert json.loads(got) == {**before, "model": new, **after}
+    if old == new:
+        assert got is body
+    else:  # byte-identical but for the value: the same splice done the slow way
+        mark = "\x00unique\x00"
+        left, right = dump({**before, "model": mark, **after}).split(dump(mark))
+        assert got.startswith(left)
+        assert got.endswith(right)
+        assert json.loads(got[len(left) : len(got) - len(right)]) == new
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"model":"a","model":"b"}', b'{"model":"z","model":"z"}'),
+        (b'{"metadata":{"model":"a"},"mod\\u0065l":"a"}', b'{"metadata":{"model":"a"},"mod\\u0065l":"z"}'),
+        (b'{"mod\\u0065l":null}', b'{"mod\\u0065l":"z"}'),
+        (b'{"model" \t:\r\n null }', b'{"model" \t:\r\n "z" }'),
+        (b"{}", b'{"model":"z"}'),
+        (b' { "x": 1}', b' {"model":"z", "x": 1}'),
+        (b'{"x": {"model": "a"}}', b'{"model":"z","x": {"model": "a"}}'),
+    ],
+)
+def test_odd_bodies(body, expected):
+    assert replace_model(body, "z") == expected
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"model": 5}', b'{"model"', b"[" * 100_000])
+def test_bodies_without_a_name_to_replace(body):
+    with pytest.raises(InvalidRequest):
+        replace_model(body, "z")
+
+
+def test_a_large_body_is_spliced_quickly():
+    body = json.dumps({"a": [{"model": 'x\\"\n' * 200_000}], "model": "m"}).encode()
+    assert json.loads(replace_model(body, "z"))["model"] == "z"
