@@ -188,6 +188,8 @@ class SonaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     timeouts: TimeoutSettings = TimeoutSettings()
     health: Health = Health()
     max_body_mb: Count = 32
+    keep_alive_s: Seconds | None = None
+    """Send the comment ``: ping`` into a stream that has begun and is silent for this long; default: never."""
     trajectory_ttl_s: Seconds = 600.0
 
 

@@ -6,8 +6,7 @@ import asyncio
 import difflib
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import NotFound, SonaError
@@ -63,19 +62,18 @@ class App:
         """Whether this request is still being answered."""
         return request_id in self._running
 
-    @contextmanager
-    def in_flight(self, request_id: str) -> Iterator[None]:
-        """Around the answering of one request."""
+    def begin(self, request_id: str) -> None:
+        """The answering of a request begins; `end` belongs in a ``finally``."""
         self._running.add(request_id)
         self._idle.clear()
         self.metrics.in_flight.inc()
-        try:
-            yield
-        finally:
-            self._running.discard(request_id)
-            if not self._running:
-                self._idle.set()
-            self.metrics.in_flight.dec()
+
+    def end(self, request_id: str) -> None:
+        """It has ended, in whatever way."""
+        self._running.discard(request_id)
+        if not self._running:
+            self._idle.set()
+        self.metrics.in_flight.dec()
 
     async def _http(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         call = open_call(self, scope, receive, send)

@@ -18,11 +18,15 @@ async def create_embeddings(call: Call) -> Response | None:
     """`POST /v1/embeddings`. A client that leaves cancels the upstream call."""
     body = await read_body(call)
     model = _model(body)
-    with call.app.in_flight(call.id), ClientWatch(call.receive) as watch:
-        status, headers, answer = await call.app.services.embeddings(model, body)
-        watch.answered()
-        kept = forwarded(headers, verbatim=True)
-        return Response(status, answer, (*kept, (b"x-sona-model", header_value(model))))
+    call.app.begin(call.id)
+    try:
+        with ClientWatch(call.receive) as watch:
+            status, headers, answer = await call.app.services.embeddings(model, body)
+            watch.answered()
+            kept = forwarded(headers, verbatim=True)
+            return Response(status, answer, (*kept, (b"x-sona-model", header_value(model))))
+    finally:
+        call.app.end(call.id)
     call.app.metrics.left("non_stream")
     return None
 

@@ -7,7 +7,7 @@ import logging
 
 from ..errors import SonaError, UpstreamProtocolError
 from ..events import Delta, Endpoint, Event, Finish, Head, Request
-from ..wire import BodyEncoder, StreamEncoder, decode_request, encode_error_event
+from ..wire import PING, BodyEncoder, StreamEncoder, decode_request, encode_error_event
 from .auth import asserted_user
 from .disconnect import ClientWatch
 from .headers import answer_headers, for_upstream, forwarded
@@ -41,8 +41,12 @@ async def completions(call: Call) -> None:
 async def _generate(call: Call, endpoint: Endpoint) -> None:
     request = await _request(call, endpoint)
     answer: _Answer = _Stream(call, request) if request.stream else _Body(call, request)
-    with call.app.in_flight(call.id), ClientWatch(call.receive) as watch:
-        await answer.run(watch)
+    call.app.begin(call.id)
+    try:
+        with ClientWatch(call.receive) as watch:
+            await answer.run(watch)
+    finally:
+        call.app.end(call.id)
     if watch.left:
         answer.client_left()
 
@@ -182,36 +186,63 @@ class _Answer:
 class _Stream(_Answer):
     """Server-sent events; the headers wait for the first `Delta`, so that an early error keeps its status."""
 
-    _encoder: StreamEncoder
+    _encoder: StreamEncoder | None = None
     _clean = True
     """Whether what was written ends at an event's boundary."""
+
+    _silent = False
+    _pinging: asyncio.Task[None] | None = None
+
+    async def run(self, watch: ClientWatch) -> None:
+        """As `_Answer.run`; with `sona.keep_alive_s`, silence is filled with comments."""
+        try:
+            await super().run(watch)
+        finally:
+            if self._pinging is not None:
+                self._pinging.cancel()
 
     async def delta(self, delta: Delta, head: Head) -> None:
         if not self.started:
             await self._start(head, verbatim=delta.raw is not None)
-        chunk = self._encoder.delta(delta)
+        self._silent = False
+        chunk = delta.raw if delta.raw is not None else self._encoding(head).delta(delta)
         if chunk:
             self._clean = chunk.endswith((b"\n\n", b"\r\n\r\n"))
             await self.call.send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def complete(self, finish: Finish) -> None:
+        head = self.head or self._opened(Head(model=self.request.model))
         if not self.started:
-            head = self.head or self._opened(Head(model=self.request.model))
             await self._start(head, verbatim=finish.raw is not None)
-        await self.call.send({"type": "http.response.body", "body": self._encoder.finish(finish)})
+        end = finish.raw if finish.raw is not None else self._encoding(head).finish(finish)
+        await self.call.send({"type": "http.response.body", "body": end})
 
     async def break_off(self, error: SonaError) -> None:
         ending = b"" if self._clean else b"\n\n"
         await self.call.send({"type": "http.response.body", "body": ending + encode_error_event(error)})
 
+    def _encoding(self, head: Head) -> StreamEncoder:
+        """One encoder an answer; none for bytes that pass as they are."""
+        if self._encoder is None:
+            self._encoder = StreamEncoder(self.request, head)
+        return self._encoder
+
     async def _start(self, head: Head, *, verbatim: bool) -> None:
-        self._encoder = StreamEncoder(self.request, head)
         headers = self._own_headers(head, verbatim=verbatim)
         if not any(name == b"content-type" for name, _ in headers):
             headers.extend(_EVENT_STREAM)
         await self.call.send({"type": "http.response.start", "status": head.status, "headers": headers})
         self.started = True
         self.phase = "mid_stream"
+        if (pause := self.call.app.services.settings.sona.keep_alive_s) is not None:
+            self._pinging = asyncio.get_running_loop().create_task(self._ping(pause))
+
+    async def _ping(self, pause: float) -> None:
+        while self.finish is None:
+            self._silent = True
+            await asyncio.sleep(pause)
+            if self._silent and self._clean and self.finish is None:  # between events only
+                await self.call.send({"type": "http.response.body", "body": PING, "more_body": True})
 
 
 class _Body(_Answer):

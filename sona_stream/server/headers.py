@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from ..events import Head, Headers
 
@@ -32,7 +33,7 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
 }
 _OF_THE_BODY = frozenset({b"content-type", b"content-encoding", b"content-md5", b"digest", b"etag"})
 _NOT_FOR_UPSTREAM = _HOP_BY_HOP | {b"content-length", b"cookie", b"expect", b"host", b"origin"}
-_CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key"})
+_NOT_FOR_KEYED_UPSTREAM = _NOT_FOR_UPSTREAM | {b"authorization", b"api-key", b"x-api-key"}
 
 
 def forwarded(headers: Iterable[tuple[bytes, bytes]], *, verbatim: bool) -> Headers:
@@ -48,12 +49,13 @@ def for_upstream(headers: Iterable[tuple[bytes, bytes]], *, keyed: bool) -> Head
     """The client's headers that a backend may see: nothing about this connection, and no credentials when they
     are for this server (``keyed``).
     """
-    dropped = _NOT_FOR_UPSTREAM | _CREDENTIALS if keyed else _NOT_FOR_UPSTREAM
+    dropped = _NOT_FOR_KEYED_UPSTREAM if keyed else _NOT_FOR_UPSTREAM
     return tuple(
         (name, value) for name, value in headers if name not in dropped and not name.startswith(b"x-sona-")
     )
 
 
+@lru_cache(4096)  # models, patterns and reasons are few, answers many
 def header_value(text: str) -> bytes:
     """``text`` as a header's value: what is not printable ASCII is percent-encoded (RFC 3986)."""
     if text.isascii() and text.isprintable():

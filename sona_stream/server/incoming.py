@@ -6,12 +6,12 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from ..errors import InvalidRequest, RequestTooLarge
-from ..events import Headers, Principal
+from ..events import Principal
 from .responses import Receive, Send
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Call:
     app: App
     receive: Receive
     send: Send
-    raw_headers: Headers
+    raw_headers: Sequence[tuple[bytes, bytes]]
     headers: Mapping[bytes, bytes]
     id: str
     received_at: float
@@ -59,7 +59,7 @@ def new_id() -> str:
 
 def open_call(app: App, scope: Mapping[str, Any], receive: Receive, send: Send) -> Call:
     """The call of an ASGI scope; nothing is read yet."""
-    headers = tuple((bytes(name), bytes(value)) for name, value in scope["headers"])
+    headers = scope["headers"]
     return Call(
         app=app,
         receive=receive,

@@ -6,6 +6,7 @@ or reason past the first 64.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..events import Endpoint, Feedback, FeedbackOutcome, Finish, Head, RouteDecision
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, Histogram
 
 __all__ = ["Bounded", "Metrics", "Timing"]
 
@@ -39,6 +40,18 @@ class Bounded:
                 return "other"
             self._known.add(value)
         return value
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Series:
+    """The histograms of one endpoint, model and kind of end."""
+
+    duration: Histogram
+    first_token: Histogram
+    per_token: Histogram
+    input: Histogram
+    output: Histogram
+    quality: Histogram
 
 
 class Timing:
@@ -67,6 +80,7 @@ class Metrics:
         names = frozenset(models)
         self._model = Bounded(names, limit=len(names))
         self._pattern, self._reason = Bounded(), Bounded()
+        self._series: dict[tuple[Endpoint, str, str], _Series] = {}
         operation = ("gen_ai_operation_name", "gen_ai_request_model")
         self.in_flight = Gauge("sona_in_flight_requests", "Requests being answered now.", registry=registry)
         self.decisions = Counter(
@@ -135,22 +149,36 @@ class Metrics:
     ) -> None:
         """A request has ended; ``error`` is empty for a complete answer, else the error's code or ``cancelled``."""
         now = time.perf_counter()
-        operation = "chat" if endpoint == "chat.completions" else "text_completion"
-        model = self._model(head.model) if head is not None else "other"
-        self.duration.labels(operation, model, error).observe(now - timing.began)
+        series = self._series_of(endpoint, self._model(head.model) if head is not None else "other", error)
+        series.duration.observe(now - timing.began)
         if timing.first is not None:
-            self.first_token.labels(operation, model).observe(timing.first - timing.began)
+            series.first_token.observe(timing.first - timing.began)
         if finish is None:
             return
         usage = finish.usage
         steps = (usage.completion_tokens if usage else timing.chunks) - 1
         if timing.first is not None and timing.chunks > 1 and steps > 0:
-            self.per_token.labels(operation, model).observe((now - timing.first) / steps)
+            series.per_token.observe((now - timing.first) / steps)
         if usage is not None:
-            self.usage.labels(operation, model, "input").observe(usage.prompt_tokens)
-            self.usage.labels(operation, model, "output").observe(usage.completion_tokens)
+            series.input.observe(usage.prompt_tokens)
+            series.output.observe(usage.completion_tokens)
         if finish.score is not None and finish.score.value is not None:
-            self.quality.labels(model).observe(finish.score.value)
+            series.quality.observe(finish.score.value)
+
+    def _series_of(self, endpoint: Endpoint, model: str, error: str) -> _Series:
+        """The labelled children, looked up once: `labels` costs as much as `observe`."""
+        key = (endpoint, model, error)
+        if key not in self._series:
+            operation = ("chat" if endpoint == "chat.completions" else "text_completion", model)
+            self._series[key] = _Series(
+                duration=self.duration.labels(*operation, error),
+                first_token=self.first_token.labels(*operation),
+                per_token=self.per_token.labels(*operation),
+                input=self.usage.labels(*operation, "input"),
+                output=self.usage.labels(*operation, "output"),
+                quality=self.quality.labels(model),
+            )
+        return self._series[key]
 
     def judged(self, feedback: Feedback, outcome: FeedbackOutcome) -> None:
         """Feedback was answered."""

@@ -80,6 +80,9 @@ async def _announce(app: App, server: _Server, url: str, announce: Callable[[str
                 told = str(error)
                 _log.info("not ready yet: %s", told)
             await asyncio.sleep(_PROBE_S)
+        except Exception:
+            _log.exception("whether a model answers cannot be told")
+            return
         else:
             announce(f"ready on {url}")
             return

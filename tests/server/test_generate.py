@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from server_clients import Asked, ask, chat, chat_bytes, data_events, texts
 from server_fakes import HEAD, FakeServices, Script, forever, spoken
 
+from sona_stream.config.settings import SonaSettings
 from sona_stream.errors import NotFound, NotReady, UpstreamError, UpstreamProtocolError, UpstreamTimeout
 from sona_stream.events import AdapterRef, Delta, Finish, Head, Piece
 from sona_stream.server import create_app
@@ -318,6 +319,21 @@ async def test_a_cancellation_from_outside_passes_and_the_client_is_told(steps):
     assert asked.reply.complete
     assert asked.reply.status == (503 if len(steps) == 1 else 200)
     assert b"shutting down" in asked.reply.body
+
+
+async def test_silence_is_filled_with_comments_on_demand_and_between_events_only():
+    def wait():
+        return asyncio.sleep(0.055)
+
+    chunks = [b'data: {"a":1}\n\n', b'data: {"b"', b":2}\n\n"]
+    steps = [HEAD, Delta(raw=chunks[0]), wait, Delta(raw=chunks[1]), wait, Delta(raw=chunks[2]), Finish(raw=b"")]
+    plain = await ask(create_app(FakeServices(*steps)), "POST", CHAT, chat())
+    assert plain.body == b"".join(chunks)
+    sona = SonaSettings(keep_alive_s=0.02)
+    filled = (await ask(create_app(FakeServices(*steps, sona=sona)), "POST", CHAT, chat())).body
+    assert b": ping\n\n" in filled
+    assert filled.replace(b": ping\n\n", b"") == plain.body
+    assert chunks[1] + chunks[2] in filled
 
 
 async def test_a_client_that_leaves_before_its_request_is_whole_gets_nothing(services, app):

@@ -286,10 +286,11 @@ async def test_lifespan(services, app):
 
 async def test_the_shutdown_waits_for_answers_that_are_being_cleaned_up(services, app):
     task, inbox, _, sent = await lifespan(app)
-    with app.in_flight("req-1"):
-        inbox.put_nowait({"type": "lifespan.shutdown"})
-        await asyncio.sleep(0.05)
-        assert services.log == ["startup"]
+    app.begin("req-1")
+    inbox.put_nowait({"type": "lifespan.shutdown"})
+    await asyncio.sleep(0.05)
+    assert services.log == ["startup"]
+    app.end("req-1")
     await sent.get()
     assert services.log == ["startup", "shutdown"]
     await task
