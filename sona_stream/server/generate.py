@@ -198,8 +198,7 @@ class _Stream(_Answer):
         try:
             await super().run(watch)
         finally:
-            if self._pinging is not None:
-                self._pinging.cancel()
+            self._stop_pinging()
 
     async def delta(self, delta: Delta, head: Head) -> None:
         if not self.started:
@@ -214,10 +213,12 @@ class _Stream(_Answer):
         head = self.head or self._opened(Head(model=self.request.model))
         if not self.started:
             await self._start(head, verbatim=finish.raw is not None)
+        self._stop_pinging()
         end = finish.raw if finish.raw is not None else self._encoding(head).finish(finish)
         await self.call.send({"type": "http.response.body", "body": end})
 
     async def break_off(self, error: SonaError) -> None:
+        self._stop_pinging()
         ending = b"" if self._clean else b"\n\n"
         await self.call.send({"type": "http.response.body", "body": ending + encode_error_event(error)})
 
@@ -236,6 +237,11 @@ class _Stream(_Answer):
         self.phase = "mid_stream"
         if (pause := self.call.app.services.settings.sona.keep_alive_s) is not None:
             self._pinging = asyncio.get_running_loop().create_task(self._ping(pause))
+
+    def _stop_pinging(self) -> None:
+        """Before the last message: nothing may follow that."""
+        if self._pinging is not None:
+            self._pinging.cancel()
 
     async def _ping(self, pause: float) -> None:
         while self.finish is None:
