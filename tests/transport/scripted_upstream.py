@@ -88,7 +88,8 @@ class Upstream:
     async def _read(reader, count):
         raw = await reader.readuntil(b"\r\n\r\n")
         first, *lines = raw.decode("latin-1").split("\r\n")
-        headers = dict(line.split(": ", 1) for line in lines if line)
+        pairs = (line.split(": ", 1) for line in lines if line)
+        headers = {name.lower(): value for name, value in pairs}
         method, target, _ = first.split(" ")
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         return Asked(method, target, headers, body, count, raw)

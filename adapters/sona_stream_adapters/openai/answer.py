@@ -67,13 +67,15 @@ async def stream_events(
         if not opened:
             error.retryable = True  # nothing was handed on yet
         raise
+    # Judged before the tail is read: an event cut in its middle is a sign of a death, not of an odd dialect.
+    readable = not parser.broken and not decoder.overflowed
+    if not readable:
+        unreadable()
     tail, events = decoder.finish()
     pieces = parser.events(events)
-    if parser.broken or decoder.overflowed:
-        unreadable()
     if parser.error is not None and not opened and not pieces:
         raise early_error(head.model, parser.error_status(), head.headers, parser.error)
-    _require_end(parser, response, head, readable=not parser.broken and not decoder.overflowed, opened=opened)
+    _require_end(parser, response, head, readable=readable, opened=opened)
     if not opened:
         yield head
     if last := (b"" if opened else held) + tail + rest:
