@@ -45,7 +45,7 @@ def main():
         serve(
             create_app(services),
             port=port,
-            grace=2.0 if mode in ("short", "stubborn") else 0.2,
+            grace=9.0 if mode in ("short", "stubborn") else 0.2,
             announce=lambda line: print(line, flush=True),
         )
     except SonaError as error:

@@ -103,7 +103,7 @@ async def test_answers_past_the_grace_are_cut_off_with_an_error_event(tmp_path, 
             code, error = await stopped(process)
             assert code == 0
             assert "Traceback" not in error
-            assert time.monotonic() - began < 1.9, "a second signal ends the grace of 2 s"
+            assert time.monotonic() - began < 7, "a second signal ends the grace of 9 s"
     log = (tmp_path / "log").read_text()
     assert log.endswith("shutdown after ['CancelledError', 'CancelledError']\n"), "after every answer had ended"
 
