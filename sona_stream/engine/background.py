@@ -47,6 +47,11 @@ class Background:
         self._running = threading.Lock()
         self._last = time.monotonic()
 
+    @property
+    def running(self) -> threading.Lock:
+        """Held while a cycle runs: whoever holds it sees no trajectory in between."""
+        return self._running
+
     def tick(self) -> str | None:
         """A cycle if it is due and there is enough to learn from."""
         if time.monotonic() - self._last < self._config.background_interval_ms / 1000.0:

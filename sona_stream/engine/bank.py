@@ -1,9 +1,9 @@
 """The pattern bank: queries gathered into at most `pattern_clusters` patterns, one at a time.
 
-A query joins its nearest pattern, or opens a new one when none is near and there is room. In a full bank a stranger
-either joins or makes two others merge, whichever costs less in Ward's sense (increase of the squared distance to the
-centroids); near copies merge. Counts decay: instead of shrinking every old count, each new observation weighs
-2^(1/half_life) more than the one before, and the unit is taken out again from time to time.
+A query joins its nearest pattern, or opens a new one when none is near and there is room. In a full bank a
+stranger either joins or makes two others merge, whichever costs less in Ward's sense (increase of the squared
+distance to the centroids); near copies merge. Counts decay: instead of shrinking every old count, each new
+observation weighs 2^(1/half_life) more than the one before, and the unit is taken out again from time to time.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     A_s = w_s ((r_s - b) / spread_r + (q - b_q) / spread_q)
 
-b is the mean over the trajectory's steps, or the running baseline (shrunk towards the pattern's own mean) when there
-is one step only; b_q is the running baseline of qualities, shrunk likewise. Both judgements add: this is REINFORCE
-(Williams 1992, https://doi.org/10.1007/BF00992696) with the return r_s + q. (Multiplying them instead turns a true
-step signal around whenever the final quality is below its mean; measured, that learns nothing.)
+b is the mean over the trajectory's steps, or the running baseline (shrunk towards the pattern's own mean) when
+there is one step only; b_q is the running baseline of qualities, shrunk likewise. Both judgements add: this is
+REINFORCE (Williams 1992, https://doi.org/10.1007/BF00992696) with the return r_s + q. (Multiplying them instead
+turns a true step signal around whenever the final quality is below its mean; measured, that learns nothing.)
 Below `quality_threshold` only what pushes away is kept.
 """
 
@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .bank import Recorded
 from .baselines import RunningBaseline
@@ -24,10 +24,12 @@ from .trajectories import Step
 __all__ = ["Credit", "attention_weight"]
 
 
-def attention_weight(attention: Sequence[float] | NDArray[np.float32]) -> float:
+def attention_weight(attention: ArrayLike) -> float:
     """(n,) attention weights -> in [0.5, 1]: 1 - entropy / (2 log n), so a step that attended to one place counts
     twice as much as one that attended everywhere alike. Without weights: 1. Raises ValueError unless finite.
     """
+    if isinstance(attention, (list, tuple)) and not attention:
+        return 1.0
     try:
         weights = np.abs(np.asarray(attention, dtype=np.float64)).ravel()
     except (TypeError, ValueError) as error:

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..kernels import Kernels
 from .arrays import F32
@@ -32,7 +34,7 @@ _RESERVOIR = 64
 _MIN_INPUTS = 64
 _MAX_TASKS = 8
 _Z_LIMIT, _DROP_LIMIT = 6.0, 0.15
-_PULL = 10.0
+_PULL = 2.0
 _SAMPLE = 4
 
 
@@ -157,7 +159,7 @@ class TaskMemory:
         self.pool.free(slot)
 
 
-def _corrected(A: F32, Bt: F32, X: F32, gap: F32, z_now: F32, rate: float) -> Weights:
+def _corrected(A: F32, Bt: F32, X: F32, gap: NDArray[np.floating[Any]], z_now: F32, rate: float) -> Weights:
     """Weights whose outputs on X (m, d) lie `rate` of `gap` (m, d) nearer: half of it through each factor, both by
     damped least squares. The damping knows the size of A x on present inputs, so that inputs the adapter no longer
     sees cannot demand huge factors.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from ..config.engine import SonaConfig
 from ..kernels import Kernels
 from .arrays import F32
 from .micro import MicroLora
-from .trajectories import Step
 
 __all__ = ["InstantLoop", "Lesson", "lesson_of"]
 
@@ -36,13 +36,13 @@ def lesson_of(
     query: F32,
     activations: F32,
     extras: F32,
-    kinds: Sequence[int],
+    kinds: Sequence[int] | NDArray[Any],
     advantages: NDArray[np.float32],
     served: tuple[F32, F32],
     config: SonaConfig,
     kernels: Kernels,
 ) -> Lesson | None:
-    """Query (e,), activations and extras (S, d), kinds and advantages (S,) -> the lesson; None: nothing to learn."""
+    """Query (e,), activations and extras (S, d), kinds and advantages (S,) -> the lesson, or None without steps."""
     inputs: list[F32] = []
     pushes: list[F32] = []
     squares: list[float] = []
@@ -57,10 +57,7 @@ def lesson_of(
         squares.append(float(weight @ weight) / len(weight))
     for s in np.flatnonzero(~judged):
         x = activations[s]
-        if kind[s] == 2:
-            push = -extras[s]
-        else:
-            push = extras[s] - kernels.lora_row(x, *served)[0]
+        push = -extras[s] if kind[s] == 2 else extras[s] - kernels.lora_row(x, *served)[0]
         inputs.append(x)
         pushes.append(push)
         squares.append(_demonstration_strength(x, push, kind[s], config.micro_lora_lr) ** 2)

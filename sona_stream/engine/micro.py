@@ -2,9 +2,9 @@
 
     out(x) = x + B A x          both factors are trained; B = 0 at birth, so out(x) = x
 
-One row of A starts along the first inputs, x̄ / |x̄|², so that one rank can push all of them the same way; the other
-starts small and random. A step follows Adam's direction (https://arxiv.org/abs/1412.6980), scaled so that the rms of
-|Δout(x)| / |x| over the batch is at most `micro_lora_lr` a trajectory, times the strength of the signal.
+One row of A starts along the first inputs, x̄ / |x̄|², so that one rank can push all of them the same way; the
+other starts small and random. A step follows Adam's direction (https://arxiv.org/abs/1412.6980), scaled so that the
+rms of |Δout(x)| / |x| over the batch is at most `micro_lora_lr` a trajectory, times the strength of the signal.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class MicroLora:
         self.served: tuple[F32, F32] = (frozen(self.A), frozen(self.Bt))
 
     def step(self, X: F32, push: F32, strength: float, trajectories: int = 1) -> bool:
-        """X (n, d) inputs, push (n, d) where their outputs should go, strength rms |advantage|; -> whether it moved.
+        """X (n, d) inputs, push (n, d) where outputs should go, strength rms |advantage|; -> whether it moved.
 
         The predicted relative change of the outputs is at most lr * trajectories * min(1, strength).
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ class VectorPool:
         self._live: list[int] = []
         self._scales = array("f")
         self._free = array("i")
+        self._spare: int | None = None
 
     def __len__(self) -> int:
         return sum(self._live)
@@ -54,24 +56,30 @@ class VectorPool:
         """-> int8 (dim,) (a view: copy it before the slot is freed) and its scale"""
         return self._row(slot), self._scales[slot]
 
-    def get(self, slots: Sequence[int] | NDArray[np.int32]) -> F32:
+    def get(self, slots: Sequence[int] | NDArray[np.integer[Any]]) -> F32:
         """-> (len(slots), dim) float32"""
+        return self._kernels.dequantize_rows(*self.take_out(slots))
+
+    def take_out(self, slots: Sequence[int] | NDArray[np.integer[Any]]) -> tuple[NDArray[np.int8], F32]:
+        """-> copies: int8 (len(slots), dim), scales (len(slots),)"""
         codes = np.empty((len(slots), self.dim), np.int8)
         scales = np.empty(len(slots), np.float32)
         for i, slot in enumerate(slots):
             codes[i] = self._row(int(slot))
-            scales[i] = self._scales[slot]
-        return self._kernels.dequantize_rows(codes, scales)
+            scales[i] = self._scales[int(slot)]
+        return codes, scales
 
     def free(self, slot: int) -> None:
-        """Let the slot be used again; an empty slab is unmapped."""
+        """Let the slot be used again; an empty slab is unmapped, except one that is kept for the next vector."""
         slab = slot // self._rows
         self._live[slab] -= 1
         self._free.append(slot)
-        if not self._live[slab]:
+        if self._live[slab]:
+            return
+        if self._spare not in (None, slab):
             self._slabs[slab] = None
-        if len(self._free) == len(self._scales):
-            self._slabs, self._live, self._scales, self._free = [], [], array("f"), array("i")
+            return
+        self._spare = slab
 
     def _take(self) -> int:
         slot = self._free.pop() if self._free else len(self._scales)
@@ -85,6 +93,8 @@ class VectorPool:
         if slot == len(self._scales):
             self._scales.append(0.0)
         self._live[slab] += 1
+        if slab == self._spare:
+            self._spare = None
         return slot
 
     def _row(self, slot: int) -> NDArray[np.int8]:

@@ -1,4 +1,4 @@
-"""Recording: open trajectories, their end, and what each end teaches at once. The engine's lock guards all of it."""
+"""Recording: open trajectories, their end, and what each end teaches at once. Guarded by the engine's lock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .ewc import TaskMemory
 from .instant import InstantLoop, Lesson, lesson_of
 from .micro import MicroLora
 from .pool import VectorPool
-from .trajectories import MAX_STEPS, OpenTrajectory, Outcome, Step, TrajectoryBuffer, next_trajectory_id
+from .trajectories import MAX_STEPS, OpenTrajectory, Outcome, Step, StepKind, TrajectoryBuffer, next_trajectory_id
 
 __all__ = ["CONTEXT_KEYS", "Recorder"]
 
@@ -59,10 +59,12 @@ class Recorder:
         """Trajectories begun and not yet ended, aborted or expired."""
         return len(self._open)
 
-    def new_buffer(self) -> TrajectoryBuffer:
+    def new_buffer(self, capacity: int | None = None) -> TrajectoryBuffer:
         """An empty buffer of this engine's shape."""
         c = self._config
-        return TrajectoryBuffer(c.trajectory_capacity, c.drop_policy, c.embedding_dim, c.hidden_dim, self._kernels)
+        return TrajectoryBuffer(
+            capacity or c.trajectory_capacity, c.drop_policy, c.embedding_dim, c.hidden_dim, self._kernels
+        )
 
     def take_bank(self, bank: PatternBank) -> None:
         """Put the cycle's bank in place of the present one, keeping what `find_patterns` counted meanwhile."""
@@ -83,9 +85,16 @@ class Recorder:
         return tid
 
     def add_step(
-        self, tid: int, activations: F32, extra: F32 | None, kind: int, reward: float, weight: float, layer: int
+        self,
+        tid: int,
+        activations: F32,
+        extra: F32 | None,
+        kind: StepKind,
+        reward: float,
+        weight: float,
+        layer: int,
     ) -> None:
-        """Activations (d,), extra (d,): the target (kind 1) or gradient (kind 2)."""
+        """Activations (d,); extra (d,): the target (kind 1) or gradient (kind 2)."""
         opened = self.opened(tid)
         if len(opened.steps) >= MAX_STEPS:
             raise ValueError(f"trajectory {tid} already has {MAX_STEPS} steps, the most one may have")

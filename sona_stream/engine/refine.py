@@ -52,7 +52,7 @@ class _Points:
 def refined(
     copy: BankCopy, like: PatternBank, buffer: TrajectoryBuffer, kernels: Kernels, seed: int
 ) -> tuple[PatternBank, NDArray[np.int64]]:
-    """-> a new bank of the shape of `like`, and the serial of each buffered trajectory's pattern (-1: zero query)."""
+    """-> a new bank shaped as `like`, and the serial of each buffered trajectory (-1: zero query)."""
     records = buffer.trajectories.slice(buffer.trajectories.first, buffer.trajectories.end)
     online = np.array([copy.resolve(int(serial)) for serial in records["pattern"]], dtype=np.int64)
     placed = np.flatnonzero(online >= 0)

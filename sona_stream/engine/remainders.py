@@ -79,7 +79,7 @@ def assemble(
     cosines: F32,
     buffer: TrajectoryBuffer,
 ) -> NDArray[np.int64]:
-    """Fill an empty `bank`; labels and cosines are those of the n queries, then of the remainders. -> (n,) serials"""
+    """Fill an empty `bank`; labels and cosines: of the n queries, then of the remainders. -> (n,) serials"""
     n, k = len(records), len(centroids)
     rows = np.zeros(k, PATTERN_ROW)
     routes: Routes = [{} for _ in range(k)]
@@ -157,7 +157,7 @@ def _name(
             for name in ("serial", "created", "accessed", "hits"):
                 rows[name][c] = copy.rows[name][i]
     bank.learned = copy.learned
-    for c in np.flatnonzero(rows["serial"] < 0):
+    for c in np.flatnonzero(rows["serial"] < 0).tolist():
         rows["serial"][c] = bank.learned
         rows["created"][c] = rows["accessed"][c] = copy.rows["created"].max(initial=0.0)
         bank.learned += 1

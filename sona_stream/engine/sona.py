@@ -7,8 +7,10 @@ what it took out of the buffer and holds the lock only for short slices, so othe
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from .ewc import TaskMemory
 from .micro import MicroLora
 from .pattern import LearnedPattern
 from .recorder import Recorder
+from .snapshot import decoded, encoded, gathered, restored, write_atomically
+from .trajectories import StepKind
 
 __all__ = ["SonaEngine"]
 
@@ -65,8 +69,9 @@ class SonaEngine:
     # -- applying ------------------------------------------------------------------------------------------------
 
     def apply_micro_lora(self, x: ArrayLike) -> F32:
-        """(d,) or (n, d) -> a new float32 array of the same shape: x + delta. Raises ValueError on another shape, NaN
-        or infinity.
+        """(d,) or (n, d) -> a new float32 array of the same shape: x + delta.
+
+        Raises ValueError on another shape, NaN or infinity.
         """
         A, Bt = self._micro.served
         # The straight path of a float32 vector; everything else, and every doubt, goes the long way round.
@@ -127,8 +132,12 @@ class SonaEngine:
         a = vector(activations, d, "activations")
         if target is not None and grad is not None:
             raise ValueError("target and grad exclude each other")
-        kind = 1 if target is not None else 2 if grad is not None else 0
-        extra = vector(target if kind == 1 else grad, d, "target" if kind == 1 else "grad") if kind else None  # type: ignore[arg-type]
+        kind: StepKind = 0
+        extra = None
+        if target is not None:
+            kind, extra = 1, vector(target, d, "target")
+        elif grad is not None:
+            kind, extra = 2, vector(grad, d, "grad")
         weight = 1.0 if attention_weights is None else attention_weight(attention_weights)
         value = number(reward, "reward")
         at = -1 if layer is None else _layer(layer)
@@ -189,8 +198,8 @@ class SonaEngine:
     # -- learning ------------------------------------------------------------------------------------------------
 
     def tick(self) -> str | None:
-        """Call it often: runs a background cycle in the caller's thread when `background_interval_ms` have passed and
-        `min_trajectories` wait. -> what was done, or None. Trajectories that are too few stay for the next time.
+        """Call it often: runs a background cycle in the caller's thread when it is due (`background_interval_ms`)
+        and `min_trajectories` wait. -> what was done, or None. Too few trajectories stay for the next time.
         """
         with self._lock:
             self._recorder.expire()
@@ -211,7 +220,36 @@ class SonaEngine:
         with self._lock:
             self._recorder.instant.flush()
 
-    # -- state ---------------------------------------------------------------------------------------------------
+    # -- keeping ---------------------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """Everything learned and buffered (not what is open) as one safetensors file; waits for a running cycle."""
+        with self._background.running:
+            with self._lock:
+                self._recorder.instant.flush()
+                parts = gathered(self.config, self._recorder, self._tasks, self._base)
+            return encoded(*parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, config: SonaConfig | None = None) -> SonaEngine:
+        """The engine of `to_bytes`, with its own configuration or with another of the same sizes.
+
+        Raises StateError when the bytes are damaged or newer than this version, ConfigError when sizes differ.
+        """
+        arrays, numbers = decoded(data)
+        chosen = config if config is not None else SonaConfig(**numbers["config"], warn=False)
+        engine = cls(chosen.hidden_dim, config=chosen)
+        restored(arrays, numbers, engine._recorder, engine._tasks, engine._base, chosen)
+        return engine
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """`to_bytes` into a file, atomically."""
+        write_atomically(path, self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], config: SonaConfig | None = None) -> SonaEngine:
+        """The engine of `save`; errors as in `from_bytes`, and OSError when the file cannot be read."""
+        return cls.from_bytes(Path(path).read_bytes(), config)
 
     def set_enabled(self, enabled: bool) -> None:
         """Off: `apply_*` return copies of x, patterns and weights stand still; trajectories are still buffered."""

@@ -1,7 +1,7 @@
 """Trajectories: open ones by id, and the buffer of finished ones that waits for the background cycle.
 
-Vectors are int8 with a scale (see `pool`), everything else is in structured rings: a finished trajectory of one step
-costs about 2 d + 90 bytes, 6.2 KB at d = 3072.
+Vectors are int8 with a scale (see `pool`), everything else is in structured rings: a finished trajectory of one
+step costs about 2 d + 90 bytes, 6.2 KB at d = 3072.
 """
 
 from __future__ import annotations
@@ -18,13 +18,23 @@ from ..kernels import Kernels
 from .pool import VectorPool
 from .ring import RecordRing
 
-__all__ = ["MAX_STEPS", "OpenTrajectory", "Outcome", "Step", "TrajectoryBuffer", "next_trajectory_id"]
+__all__ = [
+    "MAX_STEPS",
+    "STEP_ROW",
+    "TRAJECTORY_ROW",
+    "OpenTrajectory",
+    "Outcome",
+    "Step",
+    "StepKind",
+    "TrajectoryBuffer",
+    "next_trajectory_id",
+]
 
 MAX_STEPS = 4096
 StepKind = Literal[0, 1, 2]
 """0: advantage on the activations, 1: a target was given, 2: a gradient was given"""
 
-_TRAJECTORY = np.dtype(
+TRAJECTORY_ROW = np.dtype(
     [
         ("query", "i4"),
         ("quality", "f4"),
@@ -38,7 +48,7 @@ _TRAJECTORY = np.dtype(
         ("latency", "f4"),
     ]
 )
-_STEP = np.dtype([("slot", "i4"), ("extra", "i4"), ("advantage", "f4"), ("kind", "i1"), ("layer", "i2")])
+STEP_ROW = np.dtype([("slot", "i4"), ("extra", "i4"), ("advantage", "f4"), ("kind", "i1"), ("layer", "i2")])
 
 # One counter for the process: an id of one engine is unknown to every other.
 _ids = itertools.count(1)
@@ -103,8 +113,8 @@ class TrajectoryBuffer:
         self.drop_policy = drop_policy
         self.queries = VectorPool(query_dim, kernels)
         self.vectors = VectorPool(dim, kernels)
-        self.trajectories = RecordRing(_TRAJECTORY)
-        self.steps = RecordRing(_STEP)
+        self.trajectories = RecordRing(TRAJECTORY_ROW)
+        self.steps = RecordRing(STEP_ROW)
         self.routes: list[str] = []
 
     def __len__(self) -> int:

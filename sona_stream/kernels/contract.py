@@ -17,88 +17,71 @@ I64 = NDArray[np.int64]
 class Kernels(Protocol):
     """Shapes: x (d,), X (n, d), A (r, d), Bt (r, d), logits (T, V). Everything float32 unless typed otherwise."""
 
-    @staticmethod
-    def lora_row(x: F32, A: F32, Bt: F32, /) -> tuple[F32, float]:
+    def lora_row(self, x: F32, A: F32, Bt: F32, /) -> tuple[F32, float]:
         """-> (x + (A x) Bt in a new array, x.x)"""
         ...
 
-    @staticmethod
-    def lora_row_into(x: F32, A: F32, Bt: F32, out: F32, /) -> float:
+    def lora_row_into(self, x: F32, A: F32, Bt: F32, out: F32, /) -> float:
         """The same into `out`; -> x.x"""
         ...
 
-    @staticmethod
-    def lora_batch(X: F32, A: F32, Bt: F32, /) -> tuple[F32, float]:
+    def lora_batch(self, X: F32, A: F32, Bt: F32, /) -> tuple[F32, float]:
         """-> (every row adapted, in a new array; sum of all squares)"""
         ...
 
-    @staticmethod
-    def lora_batch_into(X: F32, A: F32, Bt: F32, out: F32, /) -> float: ...
+    def lora_batch_into(self, X: F32, A: F32, Bt: F32, out: F32, /) -> float: ...
 
-    @staticmethod
-    def lora_many(X: F32, index: I64, A: F32, Bt: F32, out: F32, /) -> float:
+    def lora_many(self, X: F32, index: I64, A: F32, Bt: F32, out: F32, /) -> float:
         """Row i through adapter index[i] of A, Bt (K, r, d); index -1 copies the row bit for bit."""
         ...
 
-    @staticmethod
-    def lora_gradients(G: F32, X: F32, A: F32, Bt: F32, /) -> tuple[F32, F32]:
+    def lora_gradients(self, G: F32, X: F32, A: F32, Bt: F32, /) -> tuple[F32, F32]:
         """G (n, d) = dL/d out -> (dL/dA, dL/dBt), summed over rows: (G Btᵀ)ᵀ X and (X Aᵀ)ᵀ G."""
         ...
 
-    @staticmethod
-    def fisher_accumulate(G: F32, X: F32, A: F32, Bt: F32, fisher_A: F32, fisher_Bt: F32, /) -> None:
+    def fisher_accumulate(self, G: F32, X: F32, A: F32, Bt: F32, fisher_A: F32, fisher_Bt: F32, /) -> None:
         """fisher_A += ((G Btᵀ)∘²)ᵀ X∘², fisher_Bt += ((X Aᵀ)∘²)ᵀ G∘², in place."""
         ...
 
-    @staticmethod
     def adam_direction(
-        gradient: F32, mean: F32, square: F32, beta1: float, beta2: float, correction: float, /
+        self, gradient: F32, mean: F32, square: F32, beta1: float, beta2: float, correction: float, /
     ) -> F32:
         """Moves both moments in place; -> mean / sqrt(square / correction), 0 where square is 0. All (r, d)."""
         ...
 
-    @staticmethod
-    def log_probabilities(logits: F32, ids: I64, temperature: float, /) -> F32:
+    def log_probabilities(self, logits: F32, ids: I64, temperature: float, /) -> F32:
         """-> (T,) log softmax(logits / temperature)[ids]"""
         ...
 
-    @staticmethod
-    def softmax_minus_onehot(logits: F32, ids: I64, temperature: float, out: F32, /) -> None:
+    def softmax_minus_onehot(self, logits: F32, ids: I64, temperature: float, out: F32, /) -> None:
         """Out (T, V) = softmax(logits / temperature) - onehot(ids)"""
         ...
 
-    @staticmethod
-    def kl_rows(logits: F32, base_logits: F32, temperature: float, /) -> F32:
+    def kl_rows(self, logits: F32, base_logits: F32, temperature: float, /) -> F32:
         """-> (T,) KL(softmax(logits / t) || softmax(base_logits / t)), nats"""
         ...
 
-    @staticmethod
-    def variance_rows(logits: F32, values: F32, temperature: float, /) -> F32:
+    def variance_rows(self, logits: F32, values: F32, temperature: float, /) -> F32:
         """-> (T,) variance of values under softmax(logits / temperature)"""
         ...
 
-    @staticmethod
-    def quantize_row(x: F32, out: I8, /) -> tuple[float, float]:
+    def quantize_row(self, x: F32, out: I8, /) -> tuple[float, float]:
         """Out (d,) int8 = round(x / scale), scale = max|x| / 127; -> (scale, x.x)"""
         ...
 
-    @staticmethod
-    def dequantize_rows(codes: I8, scales: F32, /) -> F32:
+    def dequantize_rows(self, codes: I8, scales: F32, /) -> F32:
         """(n, d) int8, (n,) -> (n, d)"""
         ...
 
-    @staticmethod
-    def scores(C: F32, q: F32, /) -> F32:
+    def scores(self, C: F32, q: F32, /) -> F32:
         """(m, d), (d,) -> (m,) dot products"""
         ...
 
-    @staticmethod
-    def cosine_topk(C: F32, q: F32, k: int, /) -> tuple[I64, F32]:
+    def cosine_topk(self, C: F32, q: F32, k: int, /) -> tuple[I64, F32]:
         """Rows of C are unit vectors -> (indices, cosines) of the k best, best first; |q| = 0 gives cosines 0."""
         ...
 
-    @staticmethod
-    def kmeans_step(X: F32, weights: F32, scores: F32, sums: F32, counts: F32, /) -> float:
+    def kmeans_step(self, X: F32, weights: F32, scores: F32, sums: F32, counts: F32, /) -> float:
         """One accumulation of spherical k-means: row i goes to argmax scores[i]; sums (k, d) and counts (k,) gain
         its weight in place; -> sum of weights * best score.
         """

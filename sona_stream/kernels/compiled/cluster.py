@@ -25,11 +25,11 @@ def quantize_row(x: F32, out: I8, /) -> tuple[float, float]:
         top = max(top, abs(x[j]))
     if not (np.isfinite(square) or np.isfinite(top)) or top / np.float32(127.0) <= 0:
         out[:] = 0
-        return 0.0, square
+        return 0.0, float(square)
     factor = np.float32(127.0) / top
     for j in range(x.shape[0]):
         out[j] = np.int8(np.rint(x[j] * factor))
-    return top / np.float32(127.0), square
+    return float(top / np.float32(127.0)), float(square)
 
 
 @kernel(MATRIX(_CODE_ROWS, _LINE), nogil=True)

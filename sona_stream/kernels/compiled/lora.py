@@ -35,7 +35,7 @@ def lora_row_into(x: F32, A: F32, Bt: F32, out: F32, /) -> float:
             z1 += v * A[1, j]
         for j in range(d):
             out[j] = x[j] + z0 * Bt[0, j] + z1 * Bt[1, j]
-        return square
+        return float(square)
     for j in range(d):
         v = x[j]
         square += v * v
@@ -48,7 +48,7 @@ def lora_row_into(x: F32, A: F32, Bt: F32, out: F32, /) -> float:
             z += x[j] * A[k, j]
         for j in range(d):
             out[j] += z * Bt[k, j]
-    return square
+    return float(square)
 
 
 @kernel(types.Tuple((ROW, types.float32))(ROW, WEIGHTS, WEIGHTS), nogil=False)
@@ -64,7 +64,7 @@ def lora_batch_into(X: F32, A: F32, Bt: F32, out: F32, /) -> float:
     square = np.float32(0.0)
     for i in range(X.shape[0]):
         square += lora_row_into(X[i], A, Bt, out[i])
-    return square
+    return float(square)
 
 
 @kernel(types.Tuple((MATRIX, types.float32))(MATRIX, WEIGHTS, WEIGHTS), nogil=False)
@@ -85,7 +85,7 @@ def lora_many(X: F32, index: I64, A: F32, Bt: F32, out: F32, /) -> float:
         for j in range(X.shape[1]):
             square += X[i, j] * X[i, j]
             out[i, j] = X[i, j]
-    return square
+    return float(square)
 
 
 @kernel(types.UniTuple(MATRIX, 2)(BLOCK, BLOCK, WEIGHTS, WEIGHTS), nogil=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import types
 
@@ -14,7 +16,7 @@ _LINE = types.Array(types.float32, 1, "C", readonly=True)
 
 
 @kernel(types.UniTuple(types.float32, 2)(_LINE, types.float32), nogil=True)
-def _peak_and_log_sum(row: F32, inverse: float) -> tuple[float, float]:
+def _peak_and_log_sum(row: F32, inverse: Any) -> tuple[Any, Any]:
     """(V,) -> max(row * inverse) and log sum exp(row * inverse - max)"""
     peak = np.float32(-np.inf)
     for j in range(row.shape[0]):

@@ -20,7 +20,7 @@ __all__ = [
 
 def lora_row(x: F32, A: F32, Bt: F32, /) -> tuple[F32, float]:
     """(d,) -> (d,)"""
-    return x + (A @ x) @ Bt, float(x @ x)
+    return np.asarray(x + (A @ x) @ Bt, dtype=np.float32), float(x @ x)
 
 
 def lora_row_into(x: F32, A: F32, Bt: F32, out: F32, /) -> float:
@@ -31,7 +31,7 @@ def lora_row_into(x: F32, A: F32, Bt: F32, out: F32, /) -> float:
 
 def lora_batch(X: F32, A: F32, Bt: F32, /) -> tuple[F32, float]:
     """(n, d) -> (n, d)"""
-    return X + (X @ A.T) @ Bt, float(np.vdot(X, X))
+    return np.asarray(X + (X @ A.T) @ Bt, dtype=np.float32), float(np.vdot(X, X))
 
 
 def lora_batch_into(X: F32, A: F32, Bt: F32, out: F32, /) -> float:
@@ -51,7 +51,7 @@ def lora_many(X: F32, index: I64, A: F32, Bt: F32, out: F32, /) -> float:
 
 def lora_gradients(G: F32, X: F32, A: F32, Bt: F32, /) -> tuple[F32, F32]:
     """(n, d) x 2 -> (r, d) x 2"""
-    return (G @ Bt.T).T @ X, (X @ A.T).T @ G
+    return np.asarray((G @ Bt.T).T @ X, dtype=np.float32), np.asarray((X @ A.T).T @ G, dtype=np.float32)
 
 
 def fisher_accumulate(G: F32, X: F32, A: F32, Bt: F32, fisher_A: F32, fisher_Bt: F32, /) -> None:
@@ -65,4 +65,4 @@ def adam_direction(gradient: F32, mean: F32, square: F32, beta1: float, beta2: f
     mean += np.float32(1 - beta1) * (gradient - mean)
     square += np.float32(1 - beta2) * (gradient * gradient - square)
     root = np.sqrt(square / np.float32(correction))
-    return np.divide(mean, root, out=np.zeros_like(mean), where=root > 0)
+    return np.asarray(np.divide(mean, root, out=np.zeros_like(mean), where=root > 0), dtype=np.float32)
