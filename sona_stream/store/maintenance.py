@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sqlite3
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +23,11 @@ from .files import FOLDERS, STAGING, DamagedFile, StateFiles, sync_folder
 from .folder import named_files
 from .lock import LOCK_NAME, FolderLock
 from .report import Report, rows_of
-from .schema import DATABASE, MIGRATIONS, connect, copy_database, format_of
+from .schema import BACKUPS, DATABASE, MIGRATIONS, connect, copy_database, format_of
 
 __all__ = ["backup", "restore", "verify"]
+
+_log = logging.getLogger("sona_stream.store")
 
 _MANIFEST = "manifest.json"
 _SNAPSHOTS = 50
@@ -81,6 +85,7 @@ def restore(source: Path, directory: Path, *, force: bool = False) -> Report:
     Raises StateError, with `directory` as it was, when it holds a state and `force` is off, when another process
     holds it, or when the backup is damaged or newer than this program. A crash on the way leaves the old state
     or the new one, whole: tensor files never change under a name, and the database is replaced by one rename.
+    The old state, if it can still be read, is kept as ``backups/state-before-restore-<time>.tar``.
     """
     source, directory = Path(source), Path(directory)
     if not source.exists():
@@ -95,6 +100,7 @@ def restore(source: Path, directory: Path, *, force: bool = False) -> Report:
             with _staging(directory) as stage:
                 _unpack(source, stage)
                 _check_restorable(source, stage)
+                _keep_old(directory)
                 _replace(stage, directory)
             return verify(directory)
         finally:
@@ -261,6 +267,18 @@ def _check_manifest(source: Path, stage: Path) -> None:
         file = stage / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
             raise StateError(f"{source} is damaged and was not restored: {name} is missing or changed")
+
+
+def _keep_old(directory: Path) -> None:
+    """Best effort on purpose: a restore is what one does when the old state is beyond reading."""
+    if not (directory / DATABASE).is_file():
+        return
+    stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 10**9:09d}"
+    target = directory / BACKUPS / f"state-before-restore-{stamp}.tar"
+    try:
+        backup(directory, target)
+    except StateError as error:
+        _log.warning("no copy of the old state was kept: %s", error)
 
 
 def _replace(stage: Path, directory: Path) -> None:

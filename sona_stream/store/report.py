@@ -30,6 +30,13 @@ class Report:
         """Whether nothing is damaged."""
         return not self.problems
 
+    def __str__(self) -> str:
+        rows = ", ".join(f"{count} {table}" for table, count in self.rows.items())
+        lines = [f"{self.path}: format {self.format}, {self.files} tensor files, {rows or 'rows not counted'}"]
+        lines += [f"damaged: {problem}" for problem in self.problems]
+        lines += [f"orphan (removed at the next start): {name}" for name in self.orphans]
+        return "\n".join([*lines, "sound" if self.ok else f"{len(self.problems)} problems"])
+
 
 def stats_of(connection: sqlite3.Connection, directory: Path) -> dict[str, object]:
     """{"rows": {table: n}, "bytes": {"database": n, "files": n}, "feedback_pending": n}"""

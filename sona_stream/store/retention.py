@@ -157,9 +157,9 @@ def forget(connection: sqlite3.Connection, tenant: str, user: str | None) -> Rem
 
 
 def remove_backups(directory: Path, *, before: float | None = None) -> int:
-    """Delete the copies that migrations made (all, or those older than `before`): they hold what was deleted."""
+    """Delete the copies that migrations and restores made (all, or those older than `before`)."""
     removed = 0
-    for path in sorted((directory / BACKUPS).glob("state-v*.sqlite3")):
+    for path in sorted((directory / BACKUPS).glob("state-*")):
         if before is None or path.stat().st_mtime < before:
             path.unlink(missing_ok=True)
             removed += 1

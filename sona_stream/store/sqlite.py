@@ -235,7 +235,8 @@ class SqliteStore:
     # -- beyond the contract ----------------------------------------------------------------------------------
 
     async def forget(self, *, tenant: str, user: str | None = None) -> dict[str, int]:
-        """Delete everything of an end user, or of a tenant with its adapters; returns rows removed by kind.
+        """Delete everything of an end user, or of a tenant with its adapters and the blobs named
+        ``.../tenant/group``; returns rows removed by kind.
 
         Adapters learned from the person's feedback together with others' stay. The automatic copies that
         migrations made are deleted too; copies made with `maintenance.backup` are the operator's.

@@ -143,6 +143,18 @@ class Writer:
 
     def _commit(self, jobs: list[_Job], entries: list[Entry]) -> None:
         jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        error = self._transact(jobs, entries)
+        if error is not None and entries:
+            self._pending.give_back()
+            self._retry_at = time.monotonic() + _RETRY_S
+            error = self._transact(jobs, []) if jobs else None  # what somebody waits for may still fit
+        elif entries:
+            self._pending.done()
+        for job in jobs:
+            self._deliver(job, error)
+
+    def _transact(self, jobs: list[_Job], entries: list[Entry]) -> Exception | None:
+        """One transaction; what went wrong with it as a whole, after a rollback."""
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             self._write_entries(self._connection, entries)
@@ -150,15 +162,22 @@ class Writer:
                 self._run_job(job)
             self._connection.execute("COMMIT")
         except Exception as error:  # the thread must live; everybody who waits is told
-            self._failed(jobs, entries, error)
-            return
+            self._count(error)
+            self._roll_back()
+            return error
         self.commits += 1
-        self._pending.done()
-        for job in jobs:
-            self._deliver(job)
+        return None
+
+    def _roll_back(self) -> None:
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            self._count(error)
 
     def _run_job(self, job: _Job) -> None:
         """In a savepoint of its own, so that one job's error leaves the others' work alone."""
+        job.result = job.error = None
         self._connection.execute("SAVEPOINT job")
         try:
             job.result = job.run(self._connection)
@@ -172,31 +191,23 @@ class Writer:
                 self._count(error)
         self._connection.execute("RELEASE job")
 
-    def _failed(self, jobs: list[_Job], entries: list[Entry], error: Exception) -> None:
-        self._count(error)
-        if self._connection.in_transaction:
-            try:
-                self._connection.execute("ROLLBACK")
-            except sqlite3.Error as second:
-                self._count(second)
-        if entries:
-            self._pending.give_back()
-            self._retry_at = time.monotonic() + _RETRY_S
-        for job in jobs:
-            failure = write_error(self._directory, error)
-            failure.__cause__ = error
+    def _deliver(self, job: _Job, failed: Exception | None) -> None:
+        if failed is not None:
+            failure = write_error(self._directory, failed)
+            failure.__cause__ = failed
             job.future.set_exception(failure)
-
-    def _deliver(self, job: _Job) -> None:
-        if job.error is not None:
+        elif job.error is not None:
             job.future.set_exception(job.error)
-            return
+        else:
+            self._run_after(job)
+            job.future.set_result(job.result)
+
+    def _run_after(self, job: _Job) -> None:
         if job.after is not None:
             try:
                 job.after(job.result)
             except OSError as error:  # a file that could not be removed: it is an orphan until the next open
                 self._count(error)
-        job.future.set_result(job.result)
 
     def _erase(self) -> None:
         self._erase_at = None

@@ -57,6 +57,9 @@ async def test_backup_and_restore(open_store, make, folder, tmp_path, name):
     assert await contents(folder) == before
     assert maintenance.restore(tmp_path / name, folder, force=True).ok
     assert await contents(folder) == expected
+    (kept,) = (folder / "backups").iterdir()
+    maintenance.restore(kept, tmp_path / "old")
+    assert await contents(tmp_path / "old") == before
     assert not list(tmp_path.glob(".*"))
     assert not list(folder.glob(".*"))
 
@@ -154,6 +157,8 @@ async def test_verify_finds_each_kind_of_damage(open_store, make, folder):
     assert "No such file" in text
     assert "version 3 is served but not there" in text
     assert "request_names" in text
+    assert str(report).endswith("4 problems")
+    assert all(problem in str(report) for problem in report.problems)
     assert {name.split("/")[-1].split(".")[0] for name in report.orphans} == {"stray", "v3"}
 
 
@@ -180,3 +185,14 @@ async def test_a_backup_of_a_damaged_state_names_what_it_left_out(open_store, ma
     assert set(json.loads((tmp_path / "b" / "manifest.json").read_text())) == {"format", "sha256"}
     with pytest.raises(StateError, match="no state"):
         maintenance.backup(tmp_path / "nowhere", tmp_path / "c")
+
+
+async def test_a_state_beyond_reading_is_replaced(open_store, make, folder, tmp_path, caplog):
+    async with open_store() as store:
+        await fill(store, make)
+    maintenance.backup(folder, tmp_path / "b.tar")
+    expected = await contents(folder)
+    (folder / DATABASE).write_bytes(b"scrambled " * 2000)
+    assert maintenance.restore(tmp_path / "b.tar", folder, force=True).ok
+    assert "no copy of the old state was kept" in caplog.text
+    assert await contents(folder) == expected

@@ -182,11 +182,16 @@ async def test_a_person_is_forgotten_and_no_one_else(open_store, make, folder):
     assert found(folder, "other-alice-mark")
     assert found(folder, "acme-bob-mark")
     async with open_store("text") as store:
+        await store.put_blob("learner/m/acme/*", b"acme-")
+        await store.put_blob("learner/m/other/*", b"kept")
         await store.forget(tenant="acme")
+        assert await store.get_blob("learner/m/acme/*") is None
+        assert await store.get_blob("learner/m/other/*") == b"kept"
         assert await store.adapters() == []
         assert await store.current_versions() == {}
         assert len(await store.feedback()) == 1
     assert not found(folder, "acme-")
+    assert not found(folder, "m/acme/")
     assert found(folder, "other-alice-mark")
 
 
