@@ -146,7 +146,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS)
 def test_a_random_history_agrees_with_a_dict(operations, make, tmp_path_factory):
     asyncio.run(Model(make, tmp_path_factory.mktemp("model")).play(operations))

@@ -10,7 +10,7 @@ import time
 
 from sona_stream.store import maintenance
 
-ROUNDS = 6
+ROUNDS = 4
 
 CHILD = """
 import asyncio, sys, time
