@@ -20,9 +20,7 @@ def create_backend(deployment: Deployment, settings: SonaSettings) -> Backend:
     """A backend for ``local/<smollm2-135m-instruct | folder | hub id>``; `upstream_model` holds that part."""
     missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
     if missing:
-        raise PluginError(
-            f"the local model needs {' and '.join(missing)}; try: pip install 'sona-stream[local]'"
-        )
+        raise PluginError(f"the local model needs {' and '.join(missing)}; try: pip install 'sona-stream[local]'")
     from .backend import LocalBackend
 
     return LocalBackend(deployment, settings)

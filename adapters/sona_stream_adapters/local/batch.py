@@ -54,7 +54,9 @@ class _Prefill:
 class DecodeBatch:
     """Up to `max_rows` choices that decode together. Every method runs in the torch thread."""
 
-    def __init__(self, model: LanguageModel, adapters: AdapterTable, *, max_rows: int, max_cached_tokens: int) -> None:
+    def __init__(
+        self, model: LanguageModel, adapters: AdapterTable, *, max_rows: int, max_cached_tokens: int
+    ) -> None:
         self.model = model
         self._adapters = adapters
         self._max_rows = max_rows
@@ -118,7 +120,9 @@ class DecodeBatch:
         if states is None:
             return []
         done, self._prefill = self._prefill, None
-        choices = [(choice, row) for row, gen in enumerate(done.generations) for choice in gen.choices if gen.active]
+        choices = [
+            (choice, row) for row, gen in enumerate(done.generations) for choice in gen.choices if gen.active
+        ]
         if not choices:
             return []
         emitted = self._emit([choice for choice, _ in choices], torch.stack([states[row] for _, row in choices]))

@@ -37,7 +37,13 @@ class CaptureBuilder:
         return len(self._token_ids)
 
     def finish(
-        self, *, request_id: str, fingerprint: str, prompt_ids: list[int], adapter_key: str | None, temperature: float
+        self,
+        *,
+        request_id: str,
+        fingerprint: str,
+        prompt_ids: list[int],
+        adapter_key: str | None,
+        temperature: float,
     ) -> Capture:
         """The capture, with arrays of their own."""
         return Capture(

@@ -28,14 +28,16 @@ _CONTROL_TOKEN = 3  # GGUF's token type of special tokens
 
 
 def convert(gguf: Path, out: Path) -> None:
-    """Write `out` (config, bfloat16 safetensors, tokenizer). Raises ValueError if the copy computes differently."""
+    """Write `out` (config, bfloat16 safetensors, tokenizer). Raises ValueError for another kind of
+    file, or if the copy computes differently."""
+    with gguf.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ValueError(f"{gguf.name} is not a GGUF file")
     _convert_weights(gguf, out)
     _convert_tokenizer(gguf, out)
     # Older readers look for rope_theta at the top level, and GGUF rounds the epsilon.
     _edit(out / "config.json", rms_norm_eps=1e-5, rope_theta=100000.0)
     _edit(out / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
-    # What the model's authors recommend; a request's own sampling parameters come first.
-    _edit(out / "generation_config.json", do_sample=True, temperature=0.2, top_p=0.9)
 
 
 def _convert_weights(gguf: Path, out: Path) -> None:

@@ -54,9 +54,7 @@ def encode(
     for at in range(0, len(token_ids), BUSY_CHUNK):
         rows = hidden[at : at + BUSY_CHUNK]
         logits = model.logits(adapt(rows, factors * len(rows))) / (temperature or 1.0)
-        logprobs[at : at + BUSY_CHUNK] = (
-            torch.log_softmax(logits, 1).gather(1, labels[at : at + BUSY_CHUNK])[:, 0]
-        )
+        logprobs[at : at + BUSY_CHUNK] = torch.log_softmax(logits, 1).gather(1, labels[at : at + BUSY_CHUNK])[:, 0]
         yield
     return Capture(
         request_id=request_id,

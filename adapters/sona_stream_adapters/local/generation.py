@@ -120,9 +120,13 @@ class Choice:
         return text + tail + ("" if stopped else self._stops.flush())
 
     def _named(self, drawn: Drawn) -> dict[str, float]:
+        tokenizer = self.generation.tokenizer
         names: dict[str, float] = {}
         for token_id, logprob in drawn.top:  # two ids may look alike; the likelier one is shown
-            names.setdefault(self.generation.tokenizer.decode([token_id]), logprob)
+            text = tokenizer.decode([token_id])
+            if not text or "\ufffd" in text:  # part of a character, or a special token: its name in the vocabulary
+                text = tokenizer.convert_ids_to_tokens(token_id)
+            names.setdefault(text, logprob)
         return names
 
     def remember(self) -> None:

@@ -198,4 +198,3 @@ class _Sums:
 
 def _array(values: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return values.contiguous().numpy()
-

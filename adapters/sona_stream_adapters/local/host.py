@@ -183,4 +183,3 @@ class LocalHost:
 def _check_top_k(top_k: int | None) -> None:
     if top_k is not None and top_k < 1:
         raise HostError(f"top_k {top_k} must be at least 1, or None for the whole vocabulary")
-

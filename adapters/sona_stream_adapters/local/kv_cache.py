@@ -158,7 +158,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
 
     def _release(self) -> None:
         """Give memory back when idle: one long answer must not be paid for forever."""
-        if self.plan.length_capacity > 8 * BLOCK:
+        if self.plan.length_capacity > 4 * BLOCK:
             self.plan.length_capacity = BLOCK
             for layer in self.layers:
                 layer.keys = layer.values = None

@@ -155,7 +155,9 @@ class BaseLogits:
         return self._last[2] if self._last is not None and self._last[1] is prepared else {}
 
     def _remember(self, memo: dict[Key, torch.Tensor], key: Key, part: torch.Tensor) -> None:
-        if (sum(value.shape[0] for value in memo.values()) + part.shape[0]) * part.shape[1] * 4 <= self._max_bytes // 4:
+        if (sum(value.shape[0] for value in memo.values()) + part.shape[0]) * part.shape[
+            1
+        ] * 4 <= self._max_bytes // 4:
             memo[key] = part
 
     def _union(self, batch: Batch, top_k: int) -> Generator[None, None, torch.Tensor]:

@@ -134,8 +134,8 @@ def load_model(folder: Path, *, name: str) -> LanguageModel:
         fingerprint=_fingerprint(model, tokenizer),
         context=_context(model.config),
         eos_ids=_eos_ids(model, tokenizer),
-        temperature=_sampling_default(model, "temperature"),
-        top_p=_sampling_default(model, "top_p"),
+        temperature=_default_temperature(model.generation_config),
+        top_p=_default_top_p(model.generation_config),
     )
     _check_same_computation(model, loaded)
     return loaded
@@ -156,10 +156,15 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def _sampling_default(model: Any, key: str) -> float:
-    config = model.generation_config
-    value = getattr(config, key, None) if getattr(config, "do_sample", False) else None
-    return 1.0 if value is None else float(value)
+def _default_temperature(config: Any) -> float:
+    """As transformers' own `generate` reads it: without do_sample a model answers greedily."""
+    if not getattr(config, "do_sample", False):
+        return 0.0
+    return 1.0 if config.temperature is None else float(config.temperature)
+
+
+def _default_top_p(config: Any) -> float:
+    return 1.0 if not getattr(config, "do_sample", False) or config.top_p is None else float(config.top_p)
 
 
 def _fingerprint(model: Any, tokenizer: Any) -> str:

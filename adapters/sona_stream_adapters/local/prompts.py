@@ -36,7 +36,9 @@ def _chat(model: LanguageModel, request: Request) -> list[int]:
     try:
         text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError, KeyError) as error:
-        raise InvalidRequest(f"messages do not fit the chat template of {model.name}: {error}", param="messages") from error
+        raise InvalidRequest(
+            f"messages do not fit the chat template of {model.name}: {error}", param="messages"
+        ) from error
     return _tokenize(model, text, special=False)
 
 
@@ -50,7 +52,8 @@ def _plain(message: Mapping[str, Any], index: int) -> dict[str, str]:
         for part in content:
             if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 raise InvalidRequest(
-                    f"messages[{index}].content: the local model reads text only", param=f"messages[{index}].content"
+                    f"messages[{index}].content: the local model reads text only",
+                    param=f"messages[{index}].content",
                 )
             parts.append(part["text"])
         content = "".join(parts)

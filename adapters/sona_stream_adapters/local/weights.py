@@ -74,9 +74,7 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def pull_model(
-    name_or_path: str, *, progress: Progress = _to_stderr, cancelled: Cancelled = lambda: False
-) -> Path:
+def pull_model(name_or_path: str, *, progress: Progress = _to_stderr, cancelled: Cancelled = lambda: False) -> Path:
     """The folder of a model in Hugging Face layout, fetched if need be. Blocks; call it off the event loop.
 
     `name_or_path` is ``smollm2-135m-instruct``, the path of a folder, or a hub id (``owner/name``). `progress` gets
