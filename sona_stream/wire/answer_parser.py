@@ -25,7 +25,7 @@ class _Text(msgspec.Struct, gc=False):
     reasoning: Any = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     index: int = 0
     delta: _Text | None = None
     message: _Text | None = None
@@ -35,7 +35,7 @@ class _Choice(msgspec.Struct):
     token_ids: Any = None
 
 
-class _Chunk(msgspec.Struct):
+class _Chunk(msgspec.Struct, gc=False):
     id: Any = None
     object: Any = None
     choices: list[_Choice] | None = None

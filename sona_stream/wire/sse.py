@@ -54,6 +54,9 @@ class SseDecoder:
             return chunk, []
         held = self._held
         if not held and chunk.endswith(b"\n\n") and b"\r" not in chunk:
+            if chunk.startswith(b"data: ") and chunk.find(b"\n") == len(chunk) - 2:
+                self._started = True
+                return chunk, [chunk[6:-2]]  # nearly always: one event, one line, whole
             return chunk, self._events(chunk)
         # Only the new bytes, and up to three before them, can hold a boundary: cost stays linear.
         seen = max(0, len(held) - 3)
