@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # the tiny model is imported by this room's tests only
 
-from tiny_model import running, save_tiny_model  # noqa: E402
+from tiny_model import running, save_tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -38,11 +38,11 @@ async def test_an_adapter_changes_its_own_row_and_no_other_bit(backend):
             for i, p in enumerate(prompts)
         ]
         tasks = [asyncio.create_task(collect(backend, request)) for request in requests]
-        with (
-            backend._engine.scheduler._wake
-        ):  # all four arrive before the torch thread looks: the same shapes twice
-            while len(backend._engine.scheduler._arrived) < len(tasks):
+        # All four arrive before the torch thread looks: the same shapes in both runs.
+        with backend._engine.scheduler._wake:
+            for _ in range(20):
                 await asyncio.sleep(0)
+            assert len(backend._engine.scheduler._arrived) == 4
         answers = await asyncio.gather(*tasks)
         captures = [await backend.host.capture(request.id) for request in requests]
         return answers, captures
@@ -283,8 +283,8 @@ async def test_bad_signals_are_refused_by_name(backend):
     for captures, advantages, options, message in cases:
         with pytest.raises(HostError, match=message):
             await host.gradient(captures, TokenSignal(weights(), advantages, **options))
+    empty = dataclasses.replace(capture, hidden=np.zeros((0, D), np.float32))
     with pytest.raises(CaptureGone, match="no hidden states"):
-        empty = dataclasses.replace(capture, hidden=np.zeros((0, D), np.float32))
         await host.gradient([empty], TokenSignal(weights(), [ones]))
     for prompt, answer, message in [
         ([], "x", "prompt_ids: at least"),

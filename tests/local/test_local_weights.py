@@ -188,7 +188,8 @@ def test_the_lock_dies_with_its_holder(tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\n"
         "from sona_stream_adapters.local.file_lock import file_lock\n"
-        "with file_lock(Path(sys.argv[1]), on_wait=lambda: None):\n    print('held', flush=True)\n    time.sleep(60)\n"
+        "with file_lock(Path(sys.argv[1]), on_wait=lambda: None):\n"
+        "    print('held', flush=True)\n    time.sleep(60)\n"
     )
     path = tmp_path / "lock"
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as holder:

@@ -29,7 +29,8 @@ _CONTROL_TOKEN = 3  # GGUF's token type of special tokens
 
 def convert(gguf: Path, out: Path) -> None:
     """Write `out` (config, bfloat16 safetensors, tokenizer). Raises ValueError for another kind of
-    file, or if the copy computes differently."""
+    file, or if the copy computes differently.
+    """
     with gguf.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError(f"{gguf.name} is not a GGUF file")

@@ -87,7 +87,6 @@ class Choice:
 
     def take(self, drawn: Drawn, hidden: torch.Tensor, factors: Factors | None) -> Piece:
         """Account for one token drawn from the unadapted `hidden` (d,); returns what the client gets of it."""
-        generation = self.generation
         self.produced += 1
         self.last_id = drawn.token_id
         if self._capture is not None:

@@ -169,7 +169,8 @@ class LocalHost:
         for capture, advantages in zip(captures, signal.advantages, strict=True):
             if advantages.shape != (len(capture),):
                 raise HostError(
-                    f"advantages of {capture.request_id!r} have shape {advantages.shape}, expected ({len(capture)},)"
+                    f"advantages of {capture.request_id!r} have shape {advantages.shape}, "
+                    f"expected ({len(capture)},)"
                 )
             if not np.isfinite(advantages).all():
                 raise HostError(f"advantages of {capture.request_id!r} must be finite numbers")

@@ -57,7 +57,7 @@ class Batch:
 
     def split(self, values: torch.Tensor) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
         """(N,) -> one array a capture."""
-        return [part.numpy() for part in values.split([len(c) for c in self.captures])]
+        return [part.numpy() for part in torch.split(values, [len(c) for c in self.captures])]
 
     def _cut(self) -> Iterator[Segment]:
         offset = 0
@@ -142,7 +142,7 @@ class BaseLogits:
     def _compute(self, missing: list[Segment], prepared: Prepared) -> dict[Key, torch.Tensor]:
         hidden = torch.cat([prepared.batch.hidden[s.start : s.stop] for s in missing])
         logits = torch.nn.functional.linear(hidden, prepared.weight, prepared.bias)
-        parts = dict(zip([s.key for s in missing], logits.split([len(s) for s in missing]), strict=True))
+        parts = dict(zip([s.key for s in missing], torch.split(logits, [len(s) for s in missing]), strict=True))
         for key, part in parts.items():
             if prepared.rows is None:
                 self._keep(key, part, whole=len(parts) == 1)
@@ -171,7 +171,7 @@ class BaseLogits:
             known |= self._compute(missing, whole) if missing else {}
             for segment in group:
                 ids = torch.topk(known[segment.key], top_k, dim=1, sorted=False).indices
-                self._likeliest[segment.key, top_k] = ids.unique().int()
+                self._likeliest[segment.key, top_k] = torch.unique(ids).int()
             yield
         for segment in batch.segments:
             wanted[self._likeliest[segment.key, top_k]] = True

