@@ -72,14 +72,12 @@ class Application:
 
     async def startup(self) -> None:
         """Opens the store, starts the backends, and begins to wait for their models."""
-        try:
-            await self._start()
-        except BaseException:
-            await self._stack.aclose()
-            raise
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
 
-    async def _start(self) -> None:
-        settings, stack = self.settings, self._stack
+    async def _start(self, stack: AsyncExitStack) -> None:
+        settings = self.settings
         await stack.enter_async_context(self.store)
         self.patterns_bank = await load_patterns(self.store, build_patterns(settings, self.embedder))
         keeps = settings.sona.storage != "none"  # a pattern's centre is made of embeddings

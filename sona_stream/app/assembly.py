@@ -67,7 +67,7 @@ def build_router(settings: Settings, embedder: Embedder, patterns: SonaEngine) -
     classifier = load_classifier()
     type_embedder = None
     if embedder.name != classifier.embedder:  # the types were learned on the bundled table
-        type_embedder = plugins.load("embedders", classifier.embedder)({}, settings)
+        type_embedder = plugins.load("embedders", "static")({}, settings)
     return create_router(settings, embedder, patterns, classifier, type_embedder=type_embedder)
 
 

@@ -33,7 +33,7 @@ async def restored(data: bytes | None, empty: SonaEngine) -> SonaEngine:
         return empty
     try:
         return await anyio.to_thread.run_sync(lambda: SonaEngine.from_bytes(data, config=empty.config))
-    except ValueError as error:
+    except (SonaError, ValueError) as error:
         _log.warning("the kept patterns do not fit this configuration and start anew: %s", error)
         return empty
 
@@ -44,7 +44,7 @@ async def save_patterns(store: Store, patterns: SonaEngine) -> None:
 
 
 async def tend_patterns(patterns: SonaEngine, store: Store | None) -> None:
-    """Every few seconds the engine's own background work and, with a store, a snapshot when anything was recorded."""
+    """Every few seconds the engine's own background work and, with a store, a snapshot of what is new."""
     saved = -1
     while True:
         await anyio.sleep(_KEEP_EVERY_S)

@@ -25,7 +25,7 @@ def list_(base_url: str, api_key: str | None) -> None:
         click.echo("no adapter has been learned yet")
     for row in rows:
         made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_at"]))
-        mark = "*" if row["current"] else " "
+        mark = "*" if row["served"] else " "
         click.echo(f"{mark} {row['key']}@{row['version']}  {made}  {row['status']:<11} {row['reason']}")
 
 
