@@ -3,6 +3,8 @@
     {"benchmark", "commit", "machine", "rows": [{"id", "value", "unit", "spread": [lo, hi], "n",
      "compared": {name: value}, "goal", "ok"}]}
 
+``compared["remark"]`` is a sentence; the table prints it under its row.
+
 A benchmark makes a `Report`, adds rows, and ends with `finish(report, args)`, which prints the table, writes
 ``--json`` and, under ``--check``, exits with 1 naming the rows whose goal is missed.
 """
@@ -57,6 +59,11 @@ class Report:
     def __init__(self, benchmark: str) -> None:
         self.benchmark = benchmark
         self.rows: list[Row] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """A line under the table (not in the JSON), such as what could not be measured."""
+        self.notes.append(text)
 
     def add(self, row: Row) -> Row:
         """Append a row and hand it back."""
@@ -96,9 +103,13 @@ class Report:
             goal = "" if row.goal is None else f"{row.direction} {row.goal:g}"
             ok = {None: "", True: "yes", False: "NO"}[row.ok]
             value = "-" if row.value is None else f"{row.value:.4g}"
-            compared = "  ".join(f"{k}={_short(v)}" for k, v in row.compared.items())
-            lines.append(f"{row.id:<38} {value:>12} {row.unit:<10} {spread:<24} {goal:>10}  {ok:<4}  {compared}")
-        return "\n".join(lines)
+            shown = {k: v for k, v in row.compared.items() if v is not None and k != "remark"}
+            compared = "  ".join(f"{k}={_short(v)}" for k, v in shown.items())
+            line = f"{row.id:<38} {value:>12} {row.unit:<10} {spread:<24} {goal:>10}  {ok:<4}  {compared}"
+            lines.append(line.rstrip())
+            if row.compared.get("remark"):
+                lines.append(f"    {row.compared['remark']}")
+        return "\n".join(lines + [f"note: {text}" for text in self.notes])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
