@@ -9,7 +9,7 @@ __all__ = ["cache_dir", "state_dir"]
 
 
 def state_dir(configured: str | None = None) -> Path:
-    """Folder of the learned state: `sona.state_dir`, else ``SONA_STREAM_STATE``, else the platform's state folder."""
+    """Folder of the learned state: `sona.state_dir`, else ``SONA_STREAM_STATE``, else the platform's own."""
     chosen = configured or os.environ.get("SONA_STREAM_STATE")
     if chosen:
         return Path(chosen).expanduser().absolute()
