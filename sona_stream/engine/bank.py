@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,14 +64,16 @@ class Recorded:
     rewarded: float
 
 
-def pattern_type_of(votes: NDArray[np.float64]) -> PatternType:
-    """(6,) votes -> the type with most of the specific votes, or General when that is no majority."""
-    specific = votes.copy()
-    specific[_GENERAL] = 0.0
-    best = int(specific.argmax())
-    if specific[best] <= 0.5 * specific.sum() or specific[best] < votes[_GENERAL]:
+def pattern_type_of(votes: Sequence[float]) -> PatternType:
+    """(6,) votes in the order of PATTERN_TYPES -> the type with most of the specific votes; General when that is no
+    majority of them or less than the votes for General itself.
+    """
+    specific = list(votes)
+    general, specific[_GENERAL] = specific[_GENERAL], 0.0
+    most = max(specific)
+    if most <= 0.5 * sum(specific) or most < general:
         return "General"
-    return PATTERN_TYPES[best]
+    return PATTERN_TYPES[specific.index(most)]
 
 
 class PatternBank:
@@ -139,7 +142,7 @@ class PatternBank:
 
     def find(self, query: F32, k: int, min_similarity: float | None) -> list[LearnedPattern]:
         """(e,) -> the k nearest, best first, those below `min_similarity` left out."""
-        if not len(self) or k == 0 or not np.any(query):
+        if not len(self) or k == 0 or not float(query @ query) > 0:
             return []
         found, cosines = self.kernels.cosine_topk(self.centroids, query, k)
         now = time.time()
@@ -313,25 +316,27 @@ class PatternBank:
             self.unit = 1.0
 
     def _describe(self, i: int, similarity: float) -> LearnedPattern:
-        row = self._rows[i]
+        serial, size, weight, _, judged, quality, _, _, votes, created, accessed, hits = self._rows[i].item()
         return LearnedPattern(
-            id=f"p{row['serial']}",
+            id=f"p{serial}",
             centroid=self._centroids[i].copy(),
-            cluster_size=int(row["size"]),
-            total_weight=float(row["weight"]) / self.unit,
-            avg_quality=_mean(row["quality"], row["judged"]),
-            created_at=float(row["created"]),
-            last_accessed=float(row["accessed"]),
-            access_count=int(row["hits"]),
-            pattern_type=pattern_type_of(row["votes"]),
+            cluster_size=size,
+            total_weight=weight / self.unit,
+            avg_quality=_mean(quality, judged),
+            created_at=created,
+            last_accessed=accessed,
+            access_count=hits,
+            pattern_type=pattern_type_of(votes),
             similarity=similarity,
-            routes={
-                name: RouteStats(
-                    s[0] / self.unit, _mean(s[1], s[0]), _mean(s[3], s[2], math.nan), _mean(s[5], s[4], math.nan)
-                )
-                for name, s in self.routes[i].items()
-            },
+            routes={name: _route_stats(sums.tolist(), self.unit) for name, sums in self.routes[i].items()},
         )
+
+
+def _route_stats(sums: list[float], unit: float) -> RouteStats:
+    judged, quality, costed, cost, timed, latency = sums
+    return RouteStats(
+        judged / unit, _mean(quality, judged), _mean(cost, costed, math.nan), _mean(latency, timed, math.nan)
+    )
 
 
 def _mean(total: float, count: float, empty: float = 0.0) -> float:

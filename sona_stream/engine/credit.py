@@ -1,6 +1,6 @@
 """Credit assignment: from a trajectory's rewards and final quality to one advantage a step.
 
-    A_s = w_s ((r_s - b) / spread_r + (q - b_q) / spread_q)
+    A_s = w_s ((r_s - b) / spread_r + 2 (q - b_q) / spread_q)
 
 b is the mean over the trajectory's steps, or the running baseline (shrunk towards the pattern's own mean) when
 there is one step only; b_q is the running baseline of qualities, shrunk likewise. Both judgements add: this is
@@ -43,12 +43,16 @@ def attention_weight(attention: ArrayLike) -> float:
     return 1.0 + float((share * np.log(share)).sum()) / (2.0 * math.log(len(weights)))
 
 
+_FINAL = 2.0
+"""Share of the final quality: a bad answer pushes away from its best step too."""
+
+
 class Credit:
     """The baselines of one engine."""
 
     def __init__(self, quality_threshold: float) -> None:
         self._threshold = quality_threshold
-        self._quality = RunningBaseline(prior=0.5, prior_weight=64.0, floor=0.05)
+        self._quality = RunningBaseline(prior=0.5, prior_weight=64.0, floor=0.3)
         self._reward = RunningBaseline(prior=0.5, prior_weight=8.0, floor=1e-3)
         self._contrast = RunningBaseline(prior=0.0, prior_weight=1.0, floor=1e-3)
 
@@ -56,7 +60,7 @@ class Credit:
         """-> (S,) and moves the baselines. A step with a target or a gradient is a demonstration: its advantage
         is 1 whatever the rewards say.
         """
-        final = self._quality.advantage(quality, known.quality, known.judged)
+        final = _FINAL * self._quality.advantage(quality, known.quality, known.judged)
         self._quality.observe(quality)
         judged = [step for step in steps if step.kind == 0]
         parts = {id(step): part for step, part in zip(judged, self._step_parts(judged, known), strict=True)}

@@ -38,7 +38,7 @@ _PULL = 2.0
 _SAMPLE = 4
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class Task:
     """Statistics of its inputs, a reservoir of them, and the weights it left behind (once consolidated)."""
 
@@ -137,17 +137,16 @@ class TaskMemory:
                 self.pool.free(slot)
 
     def _absorb(self, task: Task, U: F32, block: list[int]) -> None:
-        for i, u in enumerate(U):
+        cosines = _outside_cosines(task, U)
+        share = np.float32(max(len(U) / (task.count + len(U)), 0.02))
+        task.variance += float(share) * (float(((cosines - task.cosine) ** 2).mean()) - task.variance)
+        task.cosine += float(share) * (float(cosines.mean()) - task.cosine)
+        if task.count == 0:
+            task.variance = float(cosines.var())
+        task.mean += share * (U.mean(axis=0) - task.mean)
+        for slot in block:
             task.count += 1
-            task.mean += (u - task.mean) / np.float32(min(task.count, 2048))
-            self._reservoir(task, block[i])
-        norm = float(np.linalg.norm(task.mean))
-        cosines = U @ task.mean / np.float32(norm) if norm > 0 else np.zeros(len(U), np.float32)
-        share = min(1.0, max(len(U) / task.count, 0.02))
-        if share == 1.0:
-            task.cosine = float(cosines.mean())
-        task.variance += share * (float(((cosines - task.cosine) ** 2).mean()) - task.variance)
-        task.cosine += share * (float(cosines.mean()) - task.cosine)
+            self._reservoir(task, slot)
 
     def _reservoir(self, task: Task, slot: int) -> None:
         if len(task.slots) < _RESERVOIR:
@@ -157,6 +156,13 @@ class TaskMemory:
         if at < _RESERVOIR:
             slot, task.slots[at] = task.slots[at], slot
         self.pool.free(slot)
+
+
+def _outside_cosines(task: Task, U: F32) -> NDArray[np.float64]:
+    """(n, d) -> (n,) cosine of each input to the mean of inputs it is not itself part of"""
+    others = task.mean if task.count else (U.sum(axis=0) - U) / np.float32(len(U) - 1)
+    norms = np.linalg.norm(others, axis=-1)
+    return np.asarray((U * others).sum(axis=1) / np.maximum(norms, 1e-30), dtype=np.float64)
 
 
 def _corrected(A: F32, Bt: F32, X: F32, gap: NDArray[np.floating[Any]], z_now: F32, rate: float) -> Weights:

@@ -40,13 +40,34 @@ class _Points:
     def chunk(self, at: int) -> F32:
         return _unit(self.buffer.queries.get(self.slots[at : at + _CHUNK]))
 
-    def sample(self, random: np.random.Generator) -> tuple[F32, F32]:
-        """-> points (m, e), weights (m,)"""
+    def sample(self, random: np.random.Generator) -> _Sample:
+        """At most _SAMPLE queries, standing for all, and the remainders; in parts of one chunk each."""
         n = len(self.slots)
         chosen = np.sort(random.choice(n, min(n, _SAMPLE), replace=False))
-        weights = np.full(len(chosen), n / len(chosen), np.float32)
-        U = _unit(self.buffer.queries.get(self.slots[chosen]))
-        return np.concatenate([U, self.rest]), np.concatenate([weights, self.rest_weight])
+        parts = [
+            _unit(self.buffer.queries.get(self.slots[chosen[at : at + _CHUNK]]))
+            for at in range(0, len(chosen), _CHUNK)
+        ]
+        weights = [np.full(len(part), n / len(chosen), np.float32) for part in parts]
+        return _Sample([*parts, self.rest], [*weights, self.rest_weight])
+
+
+@dataclasses.dataclass(slots=True)
+class _Sample:
+    """Points (m, e) and weights (m,), in parts: no operation holds the GIL for more than a few milliseconds."""
+
+    parts: list[F32]
+    weights: list[F32]
+
+    def point(self, at: int) -> F32:
+        for part in self.parts:
+            if at < len(part):
+                return np.asarray(part[at])
+            at -= len(part)
+        raise IndexError(at)
+
+    def gaps(self, centre: F32) -> F32:
+        return np.concatenate([np.maximum(1.0 - part @ centre, 0.0) for part in self.parts])
 
 
 def refined(
@@ -82,14 +103,14 @@ def _start(points: _Points, copy: BankCopy, kernels: Kernels, random: np.random.
     k = len(copy.centroids)
     if not copy.full or k < 2:
         return copy.centroids
-    U, weights = points.sample(random)
-    tries = 8 if U.size * k <= _CHEAP else 2
-    starts = [copy.centroids, *(_plus_plus(U, weights, k, random) for _ in range(tries))]
+    sample = points.sample(random)
+    tries = 8 if sum(part.size for part in sample.parts) * k <= _CHEAP else 2
+    starts = [copy.centroids, *(_plus_plus(sample, k, random) for _ in range(tries))]
     best, best_quality = copy.centroids, -np.inf
     for start in starts:
         centroids, quality = start, -np.inf
         for _ in range(_ITERATIONS):
-            centroids, new_quality = _pass([U], [weights], centroids, kernels)
+            centroids, new_quality = _pass(sample, centroids, kernels)
             if new_quality <= quality * (1 + 1e-5):
                 break
             quality = new_quality
@@ -98,23 +119,24 @@ def _start(points: _Points, copy: BankCopy, kernels: Kernels, random: np.random.
     return best
 
 
-def _plus_plus(U: F32, weights: F32, k: int, random: np.random.Generator) -> F32:
-    chosen = [int(random.choice(len(U), p=weights / weights.sum()))]
-    gap = np.maximum(1.0 - U @ U[chosen[0]], 0.0)
+def _plus_plus(sample: _Sample, k: int, random: np.random.Generator) -> F32:
+    weights = np.concatenate(sample.weights).astype(np.float64)
+    chosen = [sample.point(int(random.choice(len(weights), p=weights / weights.sum())))]
+    gap = sample.gaps(chosen[0])
     while len(chosen) < k:
-        chance = (gap * weights).astype(np.float64)
+        chance = gap * weights
         total = chance.sum()
-        at = int(random.choice(len(U), p=chance / total)) if total > 0 else int(random.integers(len(U)))
-        chosen.append(at)
-        gap = np.minimum(gap, np.maximum(1.0 - U @ U[at], 0.0))
-    return np.ascontiguousarray(U[chosen])
+        at = random.choice(len(weights), p=chance / total) if total > 0 else random.integers(len(weights))
+        chosen.append(sample.point(int(at)))
+        gap = np.minimum(gap, sample.gaps(chosen[-1]))
+    return np.stack(chosen)
 
 
-def _pass(parts: list[F32], weights: list[F32], centroids: F32, kernels: Kernels) -> tuple[F32, float]:
+def _pass(sample: _Sample, centroids: F32, kernels: Kernels) -> tuple[F32, float]:
     sums = np.zeros_like(centroids)
     counts = np.zeros(len(centroids), np.float32)
     quality = 0.0
-    for U, weight in zip(parts, weights, strict=True):
+    for U, weight in zip(sample.parts, sample.weights, strict=True):
         quality += kernels.kmeans_step(U, weight, U @ centroids.T, sums, counts)
     return np.where(counts[:, None] > 0, _unit(sums), centroids), quality
 

@@ -9,6 +9,7 @@ from ..contract import F32, I8, I64
 __all__ = ["cosine_topk", "dequantize_rows", "kmeans_step", "quantize_row", "scores"]
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def quantize_row(x: F32, out: I8, /) -> tuple[float, float]:
     """(d,) into int8 (d,)"""
     top = np.float32(np.abs(x).max())

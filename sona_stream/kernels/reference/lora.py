@@ -17,29 +17,37 @@ __all__ = [
     "lora_row_into",
 ]
 
+# What is not finite shows in the returned sum of squares; a warning on top would only be noise.
+_quiet = np.errstate(invalid="ignore", over="ignore")
 
+
+@_quiet
 def lora_row(x: F32, A: F32, Bt: F32, /) -> tuple[F32, float]:
     """(d,) -> (d,)"""
     return np.asarray(x + (A @ x) @ Bt, dtype=np.float32), float(x @ x)
 
 
+@_quiet
 def lora_row_into(x: F32, A: F32, Bt: F32, out: F32, /) -> float:
     """(d,) into out (d,)"""
     np.add((A @ x) @ Bt, x, out=out)
     return float(x @ x)
 
 
+@_quiet
 def lora_batch(X: F32, A: F32, Bt: F32, /) -> tuple[F32, float]:
     """(n, d) -> (n, d)"""
     return np.asarray(X + (X @ A.T) @ Bt, dtype=np.float32), float(np.vdot(X, X))
 
 
+@_quiet
 def lora_batch_into(X: F32, A: F32, Bt: F32, out: F32, /) -> float:
     """(n, d) into out (n, d)"""
     np.add((X @ A.T) @ Bt, X, out=out)
     return float(np.vdot(X, X))
 
 
+@_quiet
 def lora_many(X: F32, index: I64, A: F32, Bt: F32, out: F32, /) -> float:
     """(n, d), each row through its own adapter"""
     out[...] = X
