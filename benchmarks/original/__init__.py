@@ -64,10 +64,13 @@ class Original:
 
     def memory(self, profile: str, n: int) -> dict[str, float]:
         """RSS growth in bytes of a fresh process holding ``n`` one-step trajectories."""
-        run = subprocess.run(
-            ["node", "--expose-gc", "probe.js", "memory", profile, str(n)],
-            cwd=self._folder, capture_output=True, text=True, check=True, timeout=120,
-        )  # fmt: skip
+        try:
+            run = subprocess.run(
+                ["node", "--expose-gc", "probe.js", "memory", profile, str(n)],
+                cwd=self._folder, capture_output=True, text=True, check=True, timeout=120,
+            )  # fmt: skip
+        except subprocess.SubprocessError as error:
+            raise OriginalUnavailable(f"the original did not tell its memory: {error}") from error
         answer: dict[str, float] = json.loads(run.stdout)
         return answer
 

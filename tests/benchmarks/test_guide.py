@@ -8,7 +8,7 @@ import time
 import numpy as np
 import original
 import pytest
-from guide import SECTIONS, main, parser
+from guide import SECTIONS, main, measure, parser
 from guide_parts import learning, memory, patterns, pipeline, speed
 from guide_parts.plan import QUICK, Run, compared
 from guide_parts.rounds import block_of, interleave, middle
@@ -183,6 +183,24 @@ def test_without_node_the_original_is_left_out_with_a_note(tmp_path, monkeypatch
     said = capsys.readouterr().out
     assert "note: the original is left out: node is not installed" in said
     assert "original: None" in said
+
+
+def test_an_original_that_breaks_down_is_left_out_from_there_on(monkeypatch):
+    seen = []
+
+    def section(report, run):
+        report.measured("x_us", [1.0], "us")
+        seen.append(run.original)
+        if run.original is not None:
+            raise OriginalUnavailable("it crashed")
+        report.measured("y_us", [1.0], "us")
+
+    monkeypatch.setitem(SECTIONS, "speed", section)
+    report, run = Report("test"), Run(TINY, original=object())
+    measure(report, run, "speed")
+    assert [row.id for row in report.rows] == ["x_us", "y_us"]
+    assert seen[1] is run.original is None
+    assert "it crashed" in report.notes[0]
 
 
 def test_a_failed_installation_is_told(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Every example runs as its user runs it, in a process of its own with warnings as errors, and says what it should."""
+"""Every example runs as its user runs it, in its own process with warnings as errors, and says what it should."""
 
 import os
 import re
