@@ -156,6 +156,10 @@ class PatternBank:
             answer.append(self._describe(i, cosine))
         return answer
 
+    def listed(self) -> list[LearnedPattern]:
+        """All, heaviest first; this counts as no access."""
+        return [self._describe(int(i), 1.0) for i in np.argsort(-self.rows["weight"], kind="stable")]
+
     def resolve(self, serial: int) -> int:
         """The serial under which a merged pattern lives on."""
         while serial in self.aliases:

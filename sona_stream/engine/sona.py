@@ -178,6 +178,11 @@ class SonaEngine:
         with self._lock:
             return self._recorder.bank.find(q, k, min_similarity)
 
+    def patterns(self) -> list[LearnedPattern]:
+        """All of them, heaviest first (their `similarity` is 1: no query asks). It counts as no access."""
+        with self._lock:
+            return self._recorder.bank.listed()
+
     def label_query(self, query: ArrayLike, pattern_type: PatternType, weight: float = 1.0) -> str | None:
         """A labelled query (e,), without a judged answer: a vote for the type of the pattern it belongs to.
 
