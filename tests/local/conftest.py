@@ -1,12 +1,6 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # the tiny model is imported by this room's tests only
-
 from tiny_model import running, save_tiny_model
 
 
