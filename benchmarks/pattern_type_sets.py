@@ -3,8 +3,8 @@
 ``DIR`` holds one folder a data set, each with its README (source, licence). Test sources: HumanEval (MIT), MT-Bench
 (Apache-2.0), AgentVerse logic grids (Apache-2.0), MMLU-Pro (MIT), TriviaQA (Apache-2.0), Banking77 (CC-BY-4.0,
 PolyAI), ChatterBot corpus (BSD-3-Clause), and queries written by hand for this project before anything was trained.
-Training sources: MBPP, GSM8K, MATH, Natural Questions, OpenBookQA, ARC, CommonsenseQA, CommonGen, CLINC150, PandaLM,
-anyio's and httpx's source, and the seed grammar.
+Training sources: MBPP, GSM8K, MATH, Natural Questions, OpenBookQA, ARC, CommonsenseQA, CommonGen, CLINC150,
+PandaLM, anyio's and httpx's source, and the seed grammar.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.pattern_type_seeds import SLOTS, TEMPLATES
-
 __all__ = ["Labelled", "assemble_test", "read_test", "training"]
+
+_SEEDS = json.loads((Path(__file__).parent / "data/pattern_type_seeds.json").read_text(encoding="utf-8"))
+SLOTS: dict[str, list[str]] = _SEEDS["slots"]
+TEMPLATES: dict[str, list[str]] = _SEEDS["templates"]
 
 Labelled = tuple[str, str, str]
 """(type, source, text)."""

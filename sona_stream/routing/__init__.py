@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from . import fixed_policy, pattern_policy  # noqa: F401  (they register themselves)
-from .models import ModelCatalog
+from .models import Discover, ModelCatalog
 from .pattern_type import TypeClassifier, TypeVote, load_classifier
 from .policy import Choice, Policy, QueryView, create_policy, policies, register
 from .router import PolicyRouter, create_router
 
 __all__ = [
     "Choice",
+    "Discover",
     "ModelCatalog",
     "Policy",
     "PolicyRouter",

