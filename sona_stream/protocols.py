@@ -20,6 +20,7 @@ from .events import (
     Feedback,
     FeedbackOutcome,
     Finish,
+    Headers,
     PatternType,
     Request,
     RouteDecision,
@@ -37,6 +38,7 @@ __all__ = [
     "HiddenStateHost",
     "LearnedPattern",
     "Middleware",
+    "ModelLister",
     "PatternIndex",
     "Router",
     "Scorer",
@@ -123,13 +125,22 @@ class Backend(Protocol):
         """Returns when the model would answer; raises NotReady or UpstreamError when not."""
         ...
 
-    async def embeddings(self, body: bytes) -> tuple[int, tuple[tuple[bytes, bytes], ...], bytes]:
-        """`/v1/embeddings` with the model's name replaced: (status, headers, body)."""
+    async def embeddings(self, body: bytes, headers: Headers = ()) -> tuple[int, Headers, bytes]:
+        """`/v1/embeddings` with the model's name replaced: (status, headers, body). ``headers``: the client's."""
         ...
 
     @property
     def host(self) -> HiddenStateHost | None:
         """None when this backend's hidden states are out of reach."""
+        ...
+
+
+@runtime_checkable
+class ModelLister(Protocol):
+    """What a backend behind the wildcard can do besides: say which names it answers to."""
+
+    async def list_models(self) -> tuple[str, ...]:
+        """In the upstream's order. Raises UpstreamError or NotReady."""
         ...
 
 

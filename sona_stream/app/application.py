@@ -13,12 +13,14 @@ import anyio
 
 from .. import plugins
 from ..config.folders import state_dir
-from ..config.settings import Settings
+from ..config.settings import WILDCARD, Settings
 from ..engine import SonaEngine
 from ..engine.learner import Learner
 from ..errors import NotFound, NotReady
 from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Request
 from ..protocols import Backend, Embedder, Handler, HiddenStateHost, Store
+from ..stages import Meter
+from . import embeddings as own_embeddings
 from .assembly import (
     build_backends,
     build_embedder,
@@ -30,6 +32,7 @@ from .assembly import (
 )
 from .trajectories import TrajectoryFanOut
 from .upkeep import Watch, load_patterns, save_patterns, tend_patterns
+from .upstream_models import UpstreamModels
 from .views import pattern_view
 
 if TYPE_CHECKING:
@@ -64,6 +67,8 @@ class Application:
         self.backends: dict[str, list[Backend]] = build_backends(settings)
         self.learner: Learner | None = None
         self._adaptable = [name for name, group in self.backends.items() if any(b.adaptable for b in group)]
+        self._upstream_models = UpstreamModels(self.backends.get(WILDCARD, ()))
+        self._meter = Meter(self.registry)
         self._watch = Watch(self.backends, interval=sona.health.interval)
         self._stack = AsyncExitStack()
         self._started_at = time.time()
@@ -90,11 +95,12 @@ class Application:
         self.pipeline = build_pipeline(
             settings,
             self.backends,
-            router=build_router(settings, self.embedder, self.patterns_bank),
+            router=build_router(settings, self.embedder, self.patterns_bank, self._upstream_models.names),
             embedder=self.embedder,
             sink=self.trajectories,
             resolver=self,
             scorers=build_scorers(settings),
+            meter=self._meter,
         )
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
@@ -151,12 +157,20 @@ class Application:
         if self.learner is None:
             raise NotReady("the learned adapters are being put on the model")
 
-    async def embeddings(self, model: str, body: bytes) -> tuple[int, Headers, bytes]:
+    async def embeddings(self, model: str, body: bytes, headers: Headers = ()) -> tuple[int, Headers, bytes]:
         """See `Services`."""
-        group = self.backends.get(model) or self.backends.get("*")
+        if model not in self.backends and model in (self.embedder.name, own_embeddings.model_name(self.embedder)):
+            return await own_embeddings.embed(self.embedder, body)
+        group = self.backends.get(model) or self.backends.get(WILDCARD)
         if not group:
             raise NotFound(f"the model {model[:200]!r} does not exist")
-        return await group[0].embeddings(body)
+        return await group[0].embeddings(body, headers)
+
+    async def models(self) -> Sequence[str]:
+        """See `Services`."""
+        configured = (name for name in self.backends if name != WILDCARD)
+        listed = await self._upstream_models.names()
+        return tuple(dict.fromkeys((*configured, *listed, own_embeddings.model_name(self.embedder))))
 
     async def pin(self, adapter: AdapterRef) -> None:
         """See `Services`."""

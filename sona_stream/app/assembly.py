@@ -10,8 +10,8 @@ from ..engine import SonaConfig, SonaEngine
 from ..errors import ConfigError
 from ..protocols import AdapterResolver, Backend, Embedder, Handler, Router, TrajectorySink
 from ..quality import Combined, create_combined
-from ..routing import PolicyRouter, create_router, load_classifier
-from ..stages import adapt, fallback, record, route, score
+from ..routing import Discover, PolicyRouter, create_router, load_classifier
+from ..stages import Meter, adapt, fallback, measure, overhead, record, route, score
 
 __all__ = [
     "build_backends",
@@ -62,13 +62,15 @@ def build_patterns(settings: Settings, embedder: Embedder) -> SonaEngine:
     return SonaEngine.with_config(engine_config(settings, embedder.dim))
 
 
-def build_router(settings: Settings, embedder: Embedder, patterns: SonaEngine) -> PolicyRouter:
-    """The policy that `sona.routing.policy` names."""
+def build_router(
+    settings: Settings, embedder: Embedder, patterns: SonaEngine, discover: Discover | None = None
+) -> PolicyRouter:
+    """The policy that `sona.routing.policy` names. ``discover``: what a wildcard's upstream lists."""
     classifier = load_classifier()
     type_embedder = None
     if embedder.name != classifier.embedder:  # the types were learned on the bundled table
         type_embedder = plugins.load("embedders", "static")({}, settings)
-    return create_router(settings, embedder, patterns, classifier, type_embedder=type_embedder)
+    return create_router(settings, embedder, patterns, classifier, type_embedder=type_embedder, discover=discover)
 
 
 def build_scorers(settings: Settings) -> Combined:
@@ -100,11 +102,13 @@ def build_pipeline(
     sink: TrajectorySink,
     resolver: AdapterResolver,
     scorers: Combined,
+    meter: Meter,
 ) -> Handler:
-    """Route -> record -> fallback -> adapt -> score -> backend."""
+    """Overhead -> route -> record -> fallback -> adapt -> score -> measure -> backend."""
 
     def stacked(backend: Backend) -> Handler:
-        return adapt(resolver)(score(scorers.begin)(backend))
+        return adapt(resolver)(score(scorers.begin)(measure(meter, backend.name)(backend)))
 
     groups = {name: [stacked(backend) for backend in group] for name, group in backends.items()}
-    return route(router, embedder)(record(sink, settings.sona.storage)(fallback(groups)))
+    routed = route(router, embedder)(record(sink, settings.sona.storage)(fallback(groups)))
+    return overhead(meter, frozenset(backends))(routed)

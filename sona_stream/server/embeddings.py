@@ -1,4 +1,4 @@
-"""`/v1/embeddings`: passed to the model's backend as it is."""
+"""`/v1/embeddings`: passed to the model's backend as it is, or answered by the proxy's own embedder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 from ..errors import InvalidRequest
 from .disconnect import ClientWatch
-from .headers import forwarded, header_value
+from .headers import for_upstream, forwarded, header_value
 from .incoming import Call, read_body
 from .models import AUTO
 from .responses import Response
@@ -18,10 +18,12 @@ async def create_embeddings(call: Call) -> Response | None:
     """`POST /v1/embeddings`. A client that leaves cancels the upstream call."""
     body = await read_body(call)
     model = _model(body)
+    services = call.app.services
+    sent = for_upstream(call.raw_headers, keyed=bool(services.settings.sona.keys))
     call.app.begin(call.id)
     try:
         with ClientWatch(call.receive) as watch:
-            status, headers, answer = await call.app.services.embeddings(model, body)
+            status, headers, answer = await services.embeddings(model, body, sent)
             watch.answered()
             kept = forwarded(headers, verbatim=True)
             return Response(status, answer, (*kept, (b"x-sona-model", header_value(model))))

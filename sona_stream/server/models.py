@@ -1,8 +1,7 @@
-"""`/v1/models`: what the configuration names, and the alias that routes."""
+"""`/v1/models`: what can be asked for, and the alias that routes."""
 
 from __future__ import annotations
 
-from ..config.settings import WILDCARD
 from ..errors import NotFound
 from ..wire import encode_model, encode_models
 from .incoming import Call
@@ -15,15 +14,12 @@ AUTO = "sona/auto"
 
 async def list_models(call: Call) -> Response:
     """`GET /v1/models`."""
-    return Response(200, encode_models(_names(call), created=call.app.created))
+    names = [AUTO, *await call.app.services.models()]
+    return Response(200, encode_models(names, created=call.app.created))
 
 
 async def get_model(call: Call) -> Response:
     """`GET /v1/models/{id}`; ids may hold slashes."""
-    if call.argument not in _names(call):
+    if call.argument != AUTO and call.argument not in await call.app.services.models():
         raise NotFound(f"the model {call.argument[:200]!r} does not exist")
     return Response(200, encode_model(call.argument, created=call.app.created))
-
-
-def _names(call: Call) -> list[str]:
-    return [AUTO, *(name for name in call.app.model_names if name != WILDCARD)]

@@ -59,8 +59,14 @@ class Services(Protocol):
         """Returns when a model would answer; raises NotReady, whose message says what is missing."""
         ...
 
-    async def embeddings(self, model: str, body: bytes) -> tuple[int, Headers, bytes]:
-        """`/v1/embeddings` of this ``model_name``: (status, headers, body). Raises NotFound."""
+    async def embeddings(self, model: str, body: bytes, headers: Headers = ()) -> tuple[int, Headers, bytes]:
+        """`/v1/embeddings` of this ``model_name``: (status, headers, body). Raises NotFound. ``headers``: what the
+        client sent and a backend may see.
+        """
+        ...
+
+    async def models(self) -> Sequence[str]:
+        """Every name that can be asked for but the alias that routes."""
         ...
 
     async def pin(self, adapter: AdapterRef) -> None:

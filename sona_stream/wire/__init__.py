@@ -3,6 +3,7 @@
 from .answer_encoder import BodyEncoder, StreamEncoder, completion_id
 from .answer_parser import AnswerParser
 from .decoded_request import DecodedRequest
+from .embeddings import EmbeddingsRequest, decode_embeddings_request, encode_embeddings
 from .errors import encode_error, encode_error_event, error_body
 from .model_name import replace_model
 from .models import encode_model, encode_models
@@ -15,10 +16,13 @@ __all__ = [
     "AnswerParser",
     "BodyEncoder",
     "DecodedRequest",
+    "EmbeddingsRequest",
     "SseDecoder",
     "StreamEncoder",
     "completion_id",
+    "decode_embeddings_request",
     "decode_request",
+    "encode_embeddings",
     "encode_error",
     "encode_error_event",
     "encode_event",

@@ -157,7 +157,11 @@ class FakeServices:
         if self.not_ready is not None:
             raise self.not_ready
 
-    async def embeddings(self, model, body):
+    async def models(self):
+        names = dict.fromkeys(entry.model_name for entry in self.settings.models)
+        return tuple(name for name in names if name != "*")
+
+    async def embeddings(self, model, body, headers=()):
         if model != "m1":
             raise NotFound(f"the model {model!r} does not exist")
         if self.embedding is not None:

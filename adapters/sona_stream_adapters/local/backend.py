@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sona_stream.config.settings import Deployment, SonaSettings
 from sona_stream.errors import InvalidRequest, ModelUnavailable, NotReady, SonaError, UpstreamProtocolError
-from sona_stream.events import Delta, Event, Finish, Head, Piece, Request, Usage
+from sona_stream.events import Delta, Event, Finish, Head, Headers, Piece, Request, Usage
 from sona_stream.protocols import EventStream, HiddenStateHost
 
 from .options import parse_options
@@ -67,7 +67,7 @@ class LocalBackend:
         """Raises NotReady with the phase while loading, ModelUnavailable when it cannot be had."""
         self._ready()
 
-    async def embeddings(self, body: bytes) -> tuple[int, tuple[tuple[bytes, bytes], ...], bytes]:
+    async def embeddings(self, body: bytes, headers: Headers = ()) -> tuple[int, Headers, bytes]:
         """A causal language model has no sentence embeddings worth the name."""
         raise InvalidRequest(f"{self.name} generates text; name an embedding model", param="model")
 

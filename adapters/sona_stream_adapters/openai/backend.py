@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
-from sona_stream.config.settings import Deployment, SonaSettings
+from sona_stream.config.settings import WILDCARD, Deployment, SonaSettings
 from sona_stream.errors import ConfigError
 from sona_stream.events import Event, Head, Headers, Request
 from sona_stream.transport import Client, Timeouts
@@ -30,8 +30,8 @@ _PATHS = {"chat.completions": "/chat/completions", "completions": "/completions"
 class OpenAIBackend:
     """One deployment of an OpenAI-compatible server.
 
-    The body goes up as the client sent it but for ``model``. ``params`` understood: `extra_headers`,
-    `forward_headers`, `organization`, `max_connections`.
+    The body goes up as the client sent it but for ``model``; behind a wildcard (``upstream_model`` is ``*``) with
+    that too. ``params`` understood: `extra_headers`, `forward_headers`, `organization`, `max_connections`.
     """
 
     host = None
@@ -72,7 +72,8 @@ class OpenAIBackend:
 
     @asynccontextmanager
     async def __call__(self, request: Request, /) -> AsyncIterator[AsyncIterator[Event]]:
-        body = replace_model(request.body, self._model)
+        # The body is the very same object when the name in it is right already.
+        body = replace_model(request.body, request.model if self._model == WILDCARD else self._model)
         headers = self._rules.upstream(request.headers)
         url = self._urls[request.endpoint]
         exchange = (
@@ -80,28 +81,38 @@ class OpenAIBackend:
             if self._client
             else self._control.stream("POST", url, headers, body)
         )
-        async with exchange as response, aclosing(await self._events(response)) as events:
+        async with exchange as response, aclosing(await self._events(response, self._named(request))) as events:
             yield events
 
     async def probe(self) -> None:
         """Asks for the models' list, or for anything the upstream answers to when it has none."""
         await self._control.probe(own_key=bool(self._deployment.api_key))
 
-    async def embeddings(self, body: bytes) -> tuple[int, Headers, bytes]:
-        """Status, headers and body of the upstream's `/embeddings`, whatever the status is."""
-        return await self._control.embeddings(replace_model(body, self._model))
+    async def list_models(self) -> tuple[str, ...]:
+        """What the upstream's `/models` lists. Raises UpstreamError."""
+        return await self._control.list_models()
 
-    async def _events(self, response: UpstreamResponse) -> AsyncGenerator[Event, None]:
+    async def embeddings(self, body: bytes, headers: Headers = ()) -> tuple[int, Headers, bytes]:
+        """Status, headers and body of the upstream's `/embeddings`, whatever the status is."""
+        if self._model != WILDCARD:
+            body = replace_model(body, self._model)
+        return await self._control.embeddings(body, self._rules.upstream(headers))
+
+    def _named(self, request: Request) -> str:
+        """The name that this answer goes by."""
+        return request.model if self.name == WILDCARD else self.name
+
+    async def _events(self, response: UpstreamResponse, name: str) -> AsyncGenerator[Event, None]:
         headers = answer_headers(response.headers)
         if not 200 <= response.status < 300:
             raise refusal(
-                self.name,
+                name,
                 response.status,
                 headers,
                 await response.read(MAX_ERROR_BYTES),
                 own_key=bool(self._deployment.api_key),
             )
-        head = Head(model=self.name, status=response.status, headers=headers)
+        head = Head(model=name, status=response.status, headers=headers)
         kind, compressed = content_type(response.headers)
         if compressed:
             self._count_unreadable()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from sona_stream.errors import (
     ConfigError,
     NotReady,
     UpstreamError,
+    UpstreamProtocolError,
     UpstreamUnreachable,
 )
 from sona_stream.events import Headers
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["ControlPlane"]
 
 PROBE_S = 10.0
+MAX_LIST_BYTES = 4 << 20
 
 
 class ControlPlane:
@@ -72,9 +75,23 @@ class ControlPlane:
         async with self.stream("GET", self._url(path), self._headers, b"", timeouts=limits) as response:
             return response.status
 
-    async def embeddings(self, body: bytes) -> tuple[int, Headers, bytes]:
+    async def list_models(self) -> tuple[str, ...]:
+        """The ids that `/models` lists, in the upstream's order. Raises `UpstreamError`."""
+        limits = Timeouts(self._timeouts.connect, PROBE_S, PROBE_S)
+        async with self.stream("GET", self._url("/models"), self._headers, b"", timeouts=limits) as response:
+            if response.status != 200:
+                raise UpstreamError(
+                    f"{self._name}: the upstream answers {response.status} when asked for its models"
+                )
+            body = await response.read(MAX_LIST_BYTES)
+        try:
+            return tuple(entry["id"] for entry in json.loads(body)["data"] if isinstance(entry["id"], str))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UpstreamProtocolError(f"{self._name}: the upstream's list of models cannot be read") from error
+
+    async def embeddings(self, body: bytes, headers: Headers) -> tuple[int, Headers, bytes]:
         """POST to `/embeddings`: (status, headers for the client, body)."""
-        async with self.stream("POST", self._url("/embeddings"), self._headers, body) as response:
+        async with self.stream("POST", self._url("/embeddings"), headers, body) as response:
             return response.status, answer_headers(response.headers), await response.read()
 
     @asynccontextmanager

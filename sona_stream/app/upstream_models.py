@@ -1,0 +1,53 @@
+"""Which models the upstreams behind a wildcard have."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from ..errors import SonaError
+from ..protocols import Backend, ModelLister
+
+__all__ = ["UpstreamModels"]
+
+_log = logging.getLogger(__name__)
+
+KEPT_S = 30.0
+"""How long a list is believed."""
+FAILED_S = 2.0
+"""How long an upstream that could not say is left alone."""
+
+
+class UpstreamModels:
+    """Asked when somebody wants to know; remembered for a while. Belongs to one event loop."""
+
+    def __init__(self, backends: Iterable[Backend], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._listers = [backend for backend in backends if isinstance(backend, ModelLister)]
+        self._clock = clock
+        self._names: tuple[str, ...] = ()
+        self._fresh_until = float("-inf")
+        self._asking = asyncio.Lock()
+
+    async def names(self) -> tuple[str, ...]:
+        """Each name once, in the upstreams' order; what was known before where an upstream does not say."""
+        if not self._listers or self._clock() < self._fresh_until:
+            return self._names
+        async with self._asking:
+            if self._clock() >= self._fresh_until:
+                await self._ask()
+        return self._names
+
+    async def _ask(self) -> None:
+        told: list[str] = []
+        failed = False
+        for lister in self._listers:
+            try:
+                told += await lister.list_models()
+            except SonaError as error:
+                failed = True
+                _log.info("the models behind the wildcard are not known: %s", error)
+        if told or not failed:
+            self._names = tuple(dict.fromkeys(told))
+        self._fresh_until = self._clock() + (FAILED_S if failed else KEPT_S)
