@@ -329,6 +329,13 @@ async def test_an_error_event_before_any_content_is_a_refusal(before, via):
         assert (b"content-type", b"application/json") in caught.value.headers
 
 
+async def test_an_error_event_together_with_done_is_a_refusal():
+    async with backed(replying(chunked(b"data: " + ERROR + b"\n\n" + DONE, headers=SSE))) as (backend, _):
+        with pytest.raises(UpstreamError) as caught:
+            await collect(backend)
+        assert caught.value.body == ERROR
+
+
 async def test_an_early_error_that_is_the_clients_own_is_not_retried():
     bad = b'{"error": {"message": "too long", "code": 400}}'
     async with backed(replying(chunked(b"data: " + bad + b"\n\n", headers=SSE))) as (backend, _):
@@ -436,7 +443,13 @@ async def test_which_ends_are_clean_when_http_says_so(parts, clean, via):
 
 
 async def test_read_to_close_needs_a_sign_of_the_end():
-    for parts, clean in (([event("a"), DONE], True), ([event("a", "stop")], True), ([event("a")], False)):
+    cases = (
+        ([event("a"), DONE], True),
+        ([event("a", "stop")], True),
+        ([event("a")], False),
+        ([event("a"), b"data: {broken\n\n"], False),
+    )
+    for parts, clean in cases:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
         async with backed(replying(head, *parts, then="close")) as (backend, _):
             if clean:

@@ -250,16 +250,42 @@ def test_idle_timeout_is_named_and_counts_from_the_last_byte(factory):
 
 async def test_a_slow_consumer_is_not_a_silent_upstream():
     async def script(asked, wire):
-        for _ in range(3):
-            await wire.send(chunked(b"ab", b"cd"))
+        await wire.send(chunked(b"ab", end=False))
+        await asyncio.sleep(0.05)
+        await wire.send(b"2\r\ncd\r\n")
+        await asyncio.sleep(0.2)
+        await wire.send(b"0\r\n\r\n")
 
     async with (
         serving(script) as upstream,
-        Client(timeouts=Timeouts(idle=0.02, first_byte=0.05)) as client,
+        Client(timeouts=Timeouts(idle=0.25, first_byte=5)) as client,
         client.request("POST", upstream.url) as response,
     ):
-        await asyncio.sleep(0.15)
-        assert await response.read() == b"abcd"
+        assert await anext(response) == b"ab"
+        assert await anext(response) == b"cd"  # the idle limit is set now
+        await asyncio.sleep(0.1)
+        assert response.complete is False
+        await asyncio.sleep(0.3)
+        assert await response.read() == b""
+
+
+async def test_a_limit_that_passes_while_nobody_waits_passes_unseen():
+    async def script(asked, wire):
+        await wire.send(chunked(b"ab", end=False))
+        await asyncio.sleep(0.01)
+        await wire.send(b"2\r\ncd\r\n")
+        await asyncio.sleep(0.5)
+        await wire.send(b"0\r\n\r\n")
+
+    async with (
+        serving(script) as upstream,
+        Client(timeouts=Timeouts(idle=0.25, first_byte=5)) as client,
+        client.request("POST", upstream.url) as response,
+    ):
+        assert await anext(response) == b"ab"
+        assert await anext(response) == b"cd"
+        await asyncio.sleep(0.35)
+        assert await response.read() == b"", "the limit counts from when the consumer waits"
 
 
 async def test_a_timer_of_an_earlier_exchange_does_not_cut_a_later_one():
