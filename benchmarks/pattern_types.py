@@ -160,9 +160,9 @@ def judge(classifier: TypeClassifier, test: Sequence[Labelled], embedder: Static
     """Adds the rows and prints the confusion matrix."""
     y = labels(test)
     vectors = embedder.embed_many([text for *_, text in test])
-    start = time.perf_counter()
+    start = time.process_time()  # CPU time: other processes shall not count
     votes = [classifier.classify(text, vector) for (*_, text), vector in zip(test, vectors, strict=True)]
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     guess = np.array([PATTERN_TYPES.index(vote.type) for vote in votes])
     print(confusion(y, guess))
     baselines: dict[str, float | str | None] = {
@@ -180,7 +180,7 @@ def judge(classifier: TypeClassifier, test: Sequence[Labelled], embedder: Static
         report.add(
             Row(f"type_accuracy.{source}", float(np.mean(y[mine] == guess[mine])), "share", n=int(mine.sum()))
         )
-    report.add(Row("type_classify_us", 1e6 * seconds / len(test), "us", n=len(test), goal=100.0))
+    report.add(Row("type_classify_cpu_us", 1e6 * seconds / len(test), "us", n=len(test), goal=100.0))
 
 
 def main() -> None:
