@@ -125,7 +125,7 @@ async def test_step_moves_the_answers_likelihood_the_right_way(advantage):
 
 
 def test_adapter_at_birth_changes_nothing_but_can_push_a_constant():
-    host, captures = answers(1)
+    _, captures = answers(1)
     hidden = captures[0].hidden
     weights = initial_weights(hidden, 2, "a/b/*")
     assert not weights.delta(hidden).any()
@@ -136,7 +136,6 @@ def test_adapter_at_birth_changes_nothing_but_can_push_a_constant():
 
 def test_adam_equals_the_textbook():
     rng = np.random.default_rng(0)
-    host, captures = answers(1)
     moments = {"rms": np.asarray([2.0], dtype=np.float32)}
     m = v = 0.0
     for count in range(1, 5):
@@ -290,8 +289,7 @@ def test_nan_weights_are_blocked_and_rejected_answers_may_fall():
 def test_keys_survive_any_name(model, tenant, group):
     key = AdapterKey(model, tenant, group)
     assert AdapterKey.parse(str(key)) == key
-    assert str(key).count("/") == 2
-    assert "@" not in str(key)
+    assert not set("/@") & set("".join(str(key).rsplit("/", 2)[1:]))
 
 
 def test_chain_goes_from_everything_to_the_pattern():
@@ -300,7 +298,7 @@ def test_chain_goes_from_everything_to_the_pattern():
     named = RouteDecision(model="m", reason="", pattern="CodeGen", pattern_type="General")
     assert [key.group for key in chain("m", "t", named)] == ["*", "General", "pattern:CodeGen"]
     assert [key.group for key in chain("m", "t", None)] == ["*"]
-    for broken in ("a/b", "a/b/c/d", "a//c", ""):
+    for broken in ("a/b", "a//c", "/b/c", "a/b/", ""):
         with pytest.raises(ValueError, match="model/tenant/group"):
             AdapterKey.parse(broken)
 

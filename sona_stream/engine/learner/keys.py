@@ -13,27 +13,29 @@ EVERYTHING = "*"
 """The group of the coarsest level: every request of one tenant to one model."""
 
 _PATTERN = "pattern:"
-_SAFE = "*:._-+ "  # `/` and `@` separate the parts of a key, so they are the ones that must be quoted
+_SAFE = "*:._-+ "  # in tenant and group; `/` and `@` separate the parts of a key and its version
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class AdapterKey:
-    """``model/tenant/group``, each part percent-quoted, so that a model named ``org/name`` stays one part."""
+    """``model/tenant/group``. Tenant and group are percent-quoted; a model's own slashes (``org/name``) stay, since
+    the last two parts hold none.
+    """
 
     model: str
     tenant: str
     group: str = EVERYTHING
 
     def __str__(self) -> str:
-        return "/".join(quote(part, safe=_SAFE) for part in (self.model, self.tenant, self.group))
+        return f"{self.model}/{quote(self.tenant, safe=_SAFE)}/{quote(self.group, safe=_SAFE)}"
 
     @classmethod
     def parse(cls, text: str) -> AdapterKey:
         """Inverse of ``str``. Raises ValueError when there are not three parts."""
-        parts = [unquote(part) for part in text.split("/")]
+        parts = text.rsplit("/", 2)
         if len(parts) != 3 or not all(parts):
             raise ValueError(f"adapter key {text!r}: expected model/tenant/group")
-        return cls(*parts)
+        return cls(parts[0], unquote(parts[1]), unquote(parts[2]))
 
     def at(self, group: str) -> AdapterKey:
         """The same model and tenant, another level."""
