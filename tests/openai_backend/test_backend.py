@@ -358,17 +358,47 @@ async def test_an_error_event_after_content_passes():
         assert events[-1].reason == "error"
 
 
-async def test_comments_are_not_held_for_long(monkeypatch):
-    monkeypatch.setattr(answer, "HOLD_S", 0.03)
+@both_ways
+async def test_comments_and_an_empty_first_chunk_are_not_held_for_long(monkeypatch, via):
+    monkeypatch.setattr(answer, "HOLD_S", 0.05)
+    held = b": ping\n\n" + ROLE
 
     async def script(asked, wire):
-        await wire.send(chunked(headers=SSE, end=False))
-        while not await wire.gone(0.01):
-            await wire.send(b"8\r\n: ping\n\n\r\n")
+        await wire.send(chunked(held, headers=SSE, end=False))
+        await asyncio.sleep(0.4)
+        await wire.send(*(b"%x\r\n%s\r\n" % (len(part), part) for part in STREAM[2:]), b"0\r\n\r\n")
 
-    async with backed(script) as (backend, _), backend(asked()) as events:
-        assert isinstance(await anext(events), Head)
-        assert set((await anext(events)).raw.split(b"\n\n")) == {b": ping", b""}
+    async with backed(script, via=via) as (backend, _):
+        events, times = [], []
+        async with backend(asked()) as stream:
+            began = time.monotonic()
+            async for one in stream:
+                events.append(one)
+                times.append(time.monotonic() - began)
+        assert isinstance(events[0], Head)
+        assert events[1] == Delta(raw=held)
+        assert times[1] < 0.25 < times[2]
+        assert raw_of(events) == held + b"".join(STREAM[2:])
+
+
+async def test_leaving_while_something_is_held(monkeypatch):
+    seen = []
+
+    async def script(asked, wire):
+        await wire.send(chunked(ROLE, headers=SSE, end=False))
+        seen.append(await wire.gone())
+
+    async with backed(script) as (backend, _):
+        task = asyncio.create_task(collect(backend))
+        await asyncio.sleep(0.05)
+        left = time.monotonic()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        while not seen:
+            assert time.monotonic() - left < 1
+            await asyncio.sleep(0.001)
+        assert seen[0] - left < 0.05
 
 
 # --- ends

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Protocol
 
 from sona_stream.errors import UpstreamError, UpstreamProtocolError
-from sona_stream.events import Delta, Event, Finish, Head, Headers
+from sona_stream.events import Delta, Event, Finish, Head, Headers, Piece
 from sona_stream.wire import AnswerParser, SseDecoder
 
 from .failures import early_error
@@ -17,7 +18,7 @@ from .failures import early_error
 __all__ = ["UpstreamResponse", "body_events", "opaque_events", "stream_events"]
 
 MAX_BODY_BYTES = 64 << 20
-HOLD_S = 10.0
+HOLD_S = 5.0
 """How long comments and an empty first chunk are held back so that an early error keeps its status."""
 DRAIN_S = 1.0
 """After `[DONE]`: how long to wait for the end of the HTTP answer, so that its connection can be used again."""
@@ -41,69 +42,126 @@ async def stream_events(
     """A server-sent stream. Every `Delta` ends at an event boundary, so that whoever writes it may put comments or
     an error event after it; bytes of an event that was never completed are dropped when the stream breaks.
 
-    An error event before any content is raised. A stream counts as ended cleanly when it had ``[DONE]``; without
-    it, when every choice had its finish_reason; without that, when the HTTP answer was complete by its own
-    framing and there was no choice, or none that could be read, to judge by. Everything else is a broken stream.
+    An error event before any content is raised; comments and an empty first chunk wait for what follows, at most
+    `HOLD_S`. A stream counts as ended cleanly when it had ``[DONE]``; without it, when every choice had its
+    finish_reason; without that, when the HTTP answer was complete by its own framing and there was no choice, or
+    none that could be read, to judge by. Everything else is a broken stream.
     """
-    decoder, parser = SseDecoder(), AnswerParser()
-    opened, held, began = False, b"", time.monotonic()
+    reading = _Reading(head)
     try:
-        async for chunk in response:
-            raw, events = decoder.take(chunk)
-            pieces = parser.events(events)
-            if opened:
-                if raw:
-                    yield Delta(raw=raw, pieces=pieces)
-            else:
-                held += raw
-                if pieces or _may_open(parser, decoder, began):
-                    opened = True
-                    yield head
-                    yield Delta(raw=held, pieces=pieces)
-            if parser.done or (parser.error is not None and not opened):
-                break
-        rest = await _drained(response) if parser.done else b""
+        async with aclosing(_peeked(response, reading)) as peeked:
+            async for event in peeked:
+                yield event
+        if not reading.ended():
+            async for chunk in response:
+                for event in reading.take(chunk):
+                    yield event
+                if reading.ended():
+                    break
+        rest = await _drained(response) if reading.parser.done else b""
     except UpstreamError as error:
-        if not opened:
+        if not reading.opened:
             error.retryable = True  # nothing was handed on yet
         raise
-    # Judged before the tail is read: an event cut in its middle is a sign of a death, not of an odd dialect.
-    readable = not parser.broken and not decoder.overflowed
-    if not readable:
+    if not reading.readable:
         unreadable()
-    tail, events = decoder.finish()
-    pieces = parser.events(events)
-    if parser.error is not None and not opened and not pieces:
-        raise early_error(head.model, parser.error_status(), head.headers, parser.error)
-    _require_end(parser, response, head, readable=readable, opened=opened)
-    if not opened:
-        yield head
-    if last := (b"" if opened else held) + tail + rest:
-        yield Delta(raw=last, pieces=pieces)
-    yield _finish(parser)
+    for event in reading.end(rest, read_to_close=response.read_to_close):
+        yield event
 
 
-def _may_open(parser: AnswerParser, decoder: SseDecoder, began: float) -> bool:
-    if parser.error is not None and parser.data_events < 2:
-        return False
-    return (
-        parser.data_events >= 2
-        or parser.done
-        or parser.broken
-        or decoder.overflowed
-        or time.monotonic() - began > HOLD_S
-    )
+class _Reading:
+    """A stream as far as it was read: what is held back, and what the parser made of it."""
+
+    def __init__(self, head: Head) -> None:
+        self.parser = AnswerParser()
+        self.opened = False
+        """Something was handed on."""
+        self.held = b""
+        self._head = head
+        self._decoder = SseDecoder()
+
+    def ended(self) -> bool:
+        """Nothing more is needed from the upstream."""
+        return self.parser.done or (self.parser.error is not None and not self.opened)
+
+    @property
+    def readable(self) -> bool:
+        """Whether everything so far could be read."""
+        return not self.parser.broken and not self._decoder.overflowed
+
+    def take(self, chunk: bytes) -> tuple[Event, ...]:
+        """What is to be handed on now."""
+        raw, events = self._decoder.take(chunk)
+        pieces = self.parser.events(events)
+        if self.opened:
+            return (Delta(raw=raw, pieces=pieces),) if raw else ()
+        self.held += raw
+        return self.open(pieces) if pieces or self._may_open() else ()
+
+    def open(self, pieces: tuple[Piece, ...] = ()) -> tuple[Event, ...]:
+        """Hand on what was held; from here on the answer is the client's."""
+        self.opened = True
+        held, self.held = self.held, b""
+        return (self._head, Delta(raw=held, pieces=pieces)) if held else (self._head,)
+
+    def _may_open(self) -> bool:
+        parser = self.parser
+        if parser.error is not None and parser.data_events < 2:
+            return False
+        return parser.data_events >= 2 or parser.done or not self.readable
+
+    def end(self, rest: bytes, *, read_to_close: bool) -> tuple[Event, ...]:
+        """The last events. Raises what makes the stream no clean end, or the early error that it was."""
+        # Judged before the tail is read: an event cut in its middle is a sign of a death, not of an odd dialect.
+        readable = self.readable
+        tail, events = self._decoder.finish()
+        pieces = self.parser.events(events)
+        parser = self.parser
+        if parser.error is not None and not self.opened and not pieces:
+            raise early_error(self._head.model, parser.error_status(), self._head.headers, parser.error)
+        self._require_end(readable=readable, read_to_close=read_to_close)
+        self.held += tail + rest
+        first = () if self.opened else (self._head,)
+        last = (Delta(raw=self.held, pieces=pieces),) if self.held else ()
+        return (*first, *last, _finish(parser))
+
+    def _require_end(self, *, readable: bool, read_to_close: bool) -> None:
+        parser = self.parser
+        if parser.done or parser.error is not None or (readable and parser.all_finished):
+            return
+        if read_to_close or (readable and (parser.has_choices or not parser.data_events)):
+            raise UpstreamProtocolError(
+                f"{self._head.model}: the stream ended without [DONE] and without a finish_reason",
+                retryable=not self.opened,
+            )
 
 
-def _require_end(
-    parser: AnswerParser, response: UpstreamResponse, head: Head, *, readable: bool, opened: bool
-) -> None:
-    if parser.done or parser.error is not None or (readable and parser.all_finished):
-        return
-    if response.read_to_close or (readable and parser.has_choices) or (readable and not parser.data_events):
-        raise UpstreamProtocolError(
-            f"{head.model}: the stream ended without [DONE] and without a finish_reason", retryable=not opened
-        )
+async def _peeked(response: UpstreamResponse, reading: _Reading) -> AsyncGenerator[Event, None]:
+    """Reads until the stream may open; opens it when something was held for `HOLD_S`."""
+    chunks, until = aiter(response), time.monotonic() + HOLD_S
+    while not reading.opened and not reading.ended():
+        if not reading.held:
+            chunk = await anext(chunks, None)
+        else:  # a task, because waiting with a limit must not cancel the read itself
+            task = asyncio.ensure_future(_next(chunks))
+            try:
+                await asyncio.wait((task,), timeout=max(0.0, until - time.monotonic()))
+                if not task.done():
+                    for event in reading.open():
+                        yield event
+                chunk = await task
+            finally:
+                if not task.done():
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+        if chunk is None:
+            return
+        for event in reading.take(chunk):
+            yield event
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
 
 
 async def _drained(response: UpstreamResponse) -> bytes:
