@@ -64,16 +64,13 @@ class PolicyRouter:
         Raises NotFound for a model that is not there, ValueError for an embedding of the wrong length.
         """
         located = await self._locate(request.query, request.embedding)
-        if request.model == AUTO:
-            await self._models.refresh()
-        choice = self._named(request.model) or self._policy.choose(located.view)
-        return self._decision(choice, located)
+        return self._decision(await self._choose(request.model, located.view), located)
 
     async def explain(self, query: str, model: str = AUTO) -> dict[str, Any]:
         """The decision on `query` with all that led to it, as plain values (for `sona-stream route` and `/why`)."""
         embedding = (await self._embedder.embed([query]))[0] if query else None
         located = await self._locate(query, embedding)
-        decision = self._decision(self._named(model) or self._policy.choose(located.view), located)
+        decision = self._decision(await self._choose(model, located.view), located)
         return {
             "model": decision.model,
             "reason": decision.reason,
@@ -96,9 +93,10 @@ class PolicyRouter:
             ],
         }
 
-    def _named(self, model: str) -> Choice | None:
+    async def _choose(self, model: str, view: QueryView) -> Choice:
         if model == AUTO:
-            return None
+            await self._models.refresh()
+            return self._policy.choose(view)
         if not self._models.knows(model):
             raise NotFound(f"the model {model!r} does not exist (there: {', '.join((AUTO, *self._models.names))})")
         return Choice(model=model, reason="named")

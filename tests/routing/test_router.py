@@ -200,6 +200,23 @@ async def test_a_wildcard_takes_any_name_but_cannot_be_routed_to() -> None:
         await routed(router)
 
 
+async def test_with_only_a_wildcard_its_upstream_names_the_default() -> None:
+    listed = ["first", "second"]
+
+    async def discover() -> Sequence[str]:
+        return listed
+
+    router = create_router(configured("*"), STATIC, Index(), load_classifier(), discover=discover)
+    assert (await routed(router)).model == "first"
+    assert (await router.explain("hello"))["model"] == "first"
+    listed.clear()
+    with pytest.raises(NotFound, match="its upstream lists none"):
+        await routed(router)
+    chosen = configured("*", default_model="mine")
+    router = create_router(chosen, STATIC, Index(), load_classifier(), discover=discover)
+    assert (await routed(router)).model == "mine"
+
+
 @pytest.mark.parametrize(
     ("routing", "message"),
     [
