@@ -1,0 +1,70 @@
+"""The README says nothing that does not run: its commands, its client, its configuration, its feedback call."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+YAML = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.model
+def test_the_client_of_the_readme_streams_and_the_feedback_call_answers(serve):
+    program = serve()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(PYTHON[0].replace("http://127.0.0.1:8080", program.url), {})
+    assert "Paris" in printed.getvalue()
+
+    body = {"messages": [{"role": "user", "content": "Name a colour."}], "model": "sona/auto", "max_tokens": 8}
+    answer = httpx.post(f"{program.url}/v1/chat/completions", json=body, timeout=60)
+    (curl,) = [block for block in BASH if block.startswith("curl")]
+    command = curl.replace("http://127.0.0.1:8080", program.url)
+    command = command.replace("<x-sona-request-id>", answer.headers["x-sona-request-id"]).replace(
+        "curl", "curl -s", 1
+    )
+    said = json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout)
+    assert said["status"] in ("published", "gated", "accepted")
+
+
+def test_the_configuration_of_the_readme_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from sona_stream.config.load import read_settings
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    for number, text in enumerate(YAML):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text)
+        settings, warnings = read_settings(file)
+        assert settings.models
+        assert warnings == []
+    assert YAML
+
+
+def test_every_command_that_the_readme_names_exists():
+    (line,) = re.findall(r"## Commands\n\n(.*?)\n\n", README, re.DOTALL)
+    for command in re.findall(r"`([^`]+)`", line):
+        words = command.replace('"query"', "").split()
+        if words == ["--help"]:
+            continue
+        for last in words[-1].split("|"):
+            call = [sys.executable, "-m", "sona_stream.cli", *words[:-1], last, "--help"]
+            run = subprocess.run(call, check=False, capture_output=True, text=True)
+            assert run.returncode == 0, (command, run.stderr)
+
+
+def test_ci_runs_the_tests_with_the_readmes_command():
+    ci = (Path(__file__).parents[2] / ".ci" / "run").read_text()
+    (tests,) = [block for block in BASH if "pytest" in block]
+    for part in tests.strip().split(" && "):
+        assert part.replace("pip install ", "") in ci
