@@ -119,7 +119,7 @@ def main() -> None:
     if args.onnx:
         from sona_stream_adapters.embedders.onnx import create_embedder
 
-        describe(report, "onnx", create_embedder({"threads": 2}).embed_many, args.data, 100)
+        describe(report, "onnx", create_embedder({"threads": 1}).embed_many, args.data, 100)
     finish(report, args)
 
 
