@@ -16,7 +16,7 @@ from ..config.folders import state_dir
 from ..config.settings import WILDCARD, Settings
 from ..engine import SonaEngine
 from ..engine.learner import Learner
-from ..errors import NotFound, NotReady
+from ..errors import NotFound, NotReady, SonaError
 from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Request
 from ..protocols import Backend, Embedder, Handler, HiddenStateHost, Store
 from ..stages import Meter
@@ -28,12 +28,14 @@ from .assembly import (
     build_pipeline,
     build_router,
     build_scorers,
-    engine_config,
 )
+from .engine_settings import engine_config
+from .notices import notices
+from .patterns import load_patterns, save_patterns, tend_patterns
 from .trajectories import TrajectoryFanOut
-from .upkeep import Watch, load_patterns, save_patterns, tend_patterns
 from .upstream_models import UpstreamModels
 from .views import pattern_view
+from .watch import Watch
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -65,7 +67,7 @@ class Application:
         self.store: Store = plugins.load("stores", sona.store)(sona, directory=self.directory)
         self.embedder: Embedder = build_embedder(settings)
         self.backends: dict[str, list[Backend]] = build_backends(settings)
-        self.learner: Learner | None = None
+        self._learner: Learner | SonaError = NotReady("the learned adapters are being put on the model")
         self._adaptable = [name for name, group in self.backends.items() if any(b.adaptable for b in group)]
         self._upstream_models = UpstreamModels(self.backends.get(WILDCARD, ()))
         self._meter = Meter(self.registry)
@@ -80,6 +82,8 @@ class Application:
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self._stack = stack.pop_all()
+        for line in notices(self.settings, self._adaptable):
+            _log.warning("%s", line)
 
     async def _start(self, stack: AsyncExitStack) -> None:
         settings = self.settings
@@ -91,7 +95,7 @@ class Application:
         for group in self.backends.values():
             for backend in group:
                 await stack.enter_async_context(backend)
-        self.trajectories = TrajectoryFanOut(self.store, self.patterns_bank)
+        self.trajectories = TrajectoryFanOut(self.store, self.patterns_bank, learn=settings.sona.learning != "off")
         self.pipeline = build_pipeline(
             settings,
             self.backends,
@@ -105,15 +109,21 @@ class Application:
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         tasks.start_soon(self._watch.run)
-        tasks.start_soon(self._attach_learner)
+        tasks.start_soon(self._learn_on)
         tasks.start_soon(tend_patterns, self.patterns_bank, self.store if keeps else None)
 
-    async def _attach_learner(self) -> None:
-        """Waits for every backend that will have a host, then learns, until the program ends."""
-        hosts = {name: await self._watch.host(name) for name in self._adaptable}
-        async with self._learner_of(hosts) as learner:
-            self.learner = learner
-            await anyio.sleep_forever()
+    async def _learn_on(self) -> None:
+        """The learner's whole life: from when every model that will have a host answers, until the program ends."""
+        try:
+            found = {name: await self._watch.host(name) for name in self._adaptable}
+            async with self._learner_of({name: host for name, host in found.items() if host}) as learner:
+                self._learner = learner
+                await anyio.sleep_forever()
+        except SonaError as error:
+            self._learner = error
+        except Exception as error:
+            _log.exception("the learner failed")
+            self._learner = SonaError(f"the learner failed: {error}; the log says more")
 
     def _learner_of(self, hosts: Mapping[str, HiddenStateHost]) -> Learner:
         sona = self.settings.sona
@@ -130,11 +140,9 @@ class Application:
         """`AdapterResolver`. Before the learner has joined, a model that it would adapt is not ready yet: its
         first answer after a restart must not come from the bare model.
         """
-        if self.learner is not None:
-            return self.learner.resolve(request)
-        if request.model in self._adaptable:
-            raise NotReady("the learned adapters are being put on the model")
-        return None
+        if request.model not in self._adaptable:
+            return None
+        return self._learning().resolve(request)
 
     # ---- what the server asks
 
@@ -146,16 +154,15 @@ class Application:
     async def learn(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
         """Committed feedback moves routing statistics at once, and weights where there is a host."""
         await self.trajectories.judge(feedback)
-        if self.learner is None:
-            reason = "the model still loads; the feedback is kept and will be learned then"
+        if isinstance(self._learner, SonaError):
+            reason = f"the feedback is kept and will be learned later: {self._learner}"
             return FeedbackOutcome(feedback_id=feedback.id, status="queued", reason=reason)
-        return await self.learner.learn(feedback, wait=wait)
+        return await self._learner.learn(feedback, wait=wait)
 
     async def readiness(self) -> None:
         """See `Services`."""
-        await self._watch.check()
-        if self.learner is None:
-            raise NotReady("the learned adapters are being put on the model")
+        self._watch.check()
+        self._learning()
 
     async def embeddings(self, model: str, body: bytes, headers: Headers = ()) -> tuple[int, Headers, bytes]:
         """See `Services`."""
@@ -178,11 +185,11 @@ class Application:
 
     async def stats(self) -> View:
         """See `Services`."""
-        learner = {} if self.learner is None else self.learner.stats()
+        learner = self._learner
         return {
             "uptime_s": round(time.time() - self._started_at, 1),
             "engine": dict(self.patterns_bank.get_stats()),
-            "learner": learner,
+            "learner": {"problem": str(learner)} if isinstance(learner, SonaError) else learner.stats(),
             "store": await self.store.stats(),
             "backends": self._watch.view(),
         }
@@ -211,6 +218,6 @@ class Application:
         return {"frozen": False}
 
     def _learning(self) -> Learner:
-        if self.learner is None:
-            raise NotReady("the model still loads")
-        return self.learner
+        if isinstance(self._learner, SonaError):
+            raise self._learner.with_traceback(None)
+        return self._learner

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from .. import plugins
 from ..config.settings import Deployment, Settings
-from ..engine import SonaConfig, SonaEngine
-from ..errors import ConfigError
+from ..engine import SonaEngine
 from ..protocols import AdapterResolver, Backend, Embedder, Handler, Router, TrajectorySink
 from ..quality import Combined, create_combined
 from ..routing import Discover, PolicyRouter, create_router, load_classifier
 from ..stages import Meter, adapt, fallback, measure, overhead, record, route, score
+from .engine_settings import engine_config
 
 __all__ = [
     "build_backends",
@@ -20,34 +20,7 @@ __all__ = [
     "build_pipeline",
     "build_router",
     "build_scorers",
-    "engine_config",
 ]
-
-# The guide's "Quick Start": what a proxy learns with when `sona.engine` says nothing.
-_QUICK_START = {"micro_lora_rank": 2, "base_lora_rank": 8, "micro_lora_lr": 0.001, "quality_threshold": 0.4}
-
-_PROFILES: dict[str, Callable[[int], SonaConfig]] = {
-    "realtime": SonaConfig.realtime,
-    "batch": SonaConfig.batch,
-    "research": SonaConfig.research,
-    "edge": SonaConfig.edge,
-}
-
-
-def engine_config(settings: Settings, dim: int) -> SonaConfig:
-    """`sona.engine`: the guide's quick start or one of its profiles, with single fields changed; both dimensions
-    are those of the vectors the engine will see.
-    """
-    given = dict(settings.sona.engine)
-    for name in ("hidden_dim", "hiddenDim", "embedding_dim", "embeddingDim"):
-        if name in given:
-            raise ConfigError(f"sona.engine.{name} cannot be set: it comes from the model")
-    profile = given.pop("profile", None)
-    if profile is not None and profile not in _PROFILES:
-        raise ConfigError(f"sona.engine.profile is {profile!r}; it must be one of {', '.join(_PROFILES)}")
-    chosen = {**_QUICK_START} if profile is None else _PROFILES[profile](dim).to_dict()
-    chosen.update({SonaConfig.field_name(key): value for key, value in given.items()})
-    return SonaConfig.from_dict({**chosen, "hidden_dim": dim, "embedding_dim": dim})
 
 
 def build_embedder(settings: Settings) -> Embedder:

@@ -9,7 +9,7 @@ from ..config.folders import state_dir
 from ..config.settings import Settings
 from ..store.peek import read_blob
 from .assembly import build_embedder, build_patterns, build_router
-from .upkeep import PATTERNS_BLOB, restored
+from .patterns import PATTERNS_BLOB, restored
 
 __all__ = ["explain"]
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..engine import SonaEngine
-from ..events import Feedback, PatternType, Trajectory
+from ..events import Feedback, Trajectory
 from ..protocols import Store
 
 __all__ = ["TrajectoryFanOut"]
@@ -22,52 +19,35 @@ CORRECTED_QUALITY = 0.0
 class TrajectoryFanOut:
     """A `TrajectorySink`. Runs on the event loop after an answer has ended; both steps take microseconds."""
 
-    def __init__(self, store: Store, patterns: SonaEngine) -> None:
-        self._store, self._patterns = store, patterns
+    def __init__(self, store: Store, patterns: SonaEngine, *, learn: bool) -> None:
+        """``learn``: False keeps trajectories and learns no routing (`sona.learning: off`)."""
+        self._store, self._patterns, self._learn = store, patterns, learn
 
     def submit(self, trajectory: Trajectory) -> None:
         """Keep the trajectory; a judged one moves its pattern's statistics (never weights)."""
         self._store.submit_trajectory(trajectory)
         quality = trajectory.score.value
-        if not trajectory.learn or trajectory.outcome != "complete":
-            return
-        if trajectory.embedding is not None and quality is not None:
-            self.learn_route(
-                trajectory.embedding,
-                model=trajectory.model,
-                quality=quality,
-                query_type=trajectory.route.query_type if trajectory.route else "General",
-                latency_s=trajectory.duration_s,
-            )
+        if quality is not None and trajectory.outcome == "complete":
+            self._learn_route(trajectory, quality, latency_s=trajectory.duration_s)
 
     async def judge(self, feedback: Feedback) -> None:
         """A person's judgement moves the same statistics as a score."""
         trajectory = await self._store.trajectory(feedback.request_id, tenant=feedback.tenant)
-        if trajectory is not None and trajectory.embedding is not None:
-            self.learn_route(
-                trajectory.embedding,
-                model=trajectory.model,
-                quality=CORRECTED_QUALITY if feedback.quality is None else feedback.quality,
-                query_type=trajectory.route.query_type if trajectory.route else "General",
-            )
+        if trajectory is not None:
+            self._learn_route(trajectory, CORRECTED_QUALITY if feedback.quality is None else feedback.quality)
 
-    def learn_route(
-        self,
-        embedding: NDArray[np.float32],
-        *,
-        model: str,
-        quality: float,
-        query_type: PatternType,
-        latency_s: float | None = None,
-    ) -> None:
+    def _learn_route(self, trajectory: Trajectory, quality: float, *, latency_s: float | None = None) -> None:
         """Tell the pattern bank how a model did on a query. A failure costs the statistic, never an answer."""
-        context: dict[str, object] = {"pattern_type": query_type}
+        embedding, route = trajectory.embedding, trajectory.route
+        if embedding is None or not (self._learn and trajectory.learn):
+            return
+        context: dict[str, object] = {"pattern_type": route.query_type if route else "General"}
         if latency_s is not None:
             context["latency_s"] = latency_s
         try:
-            trajectory = self._patterns.begin_trajectory(embedding)
-            self._patterns.set_trajectory_route(trajectory, model)
-            self._patterns.add_trajectory_context(trajectory, context)
-            self._patterns.end_trajectory(trajectory, quality)
+            tid = self._patterns.begin_trajectory(embedding)
+            self._patterns.set_trajectory_route(tid, trajectory.model)
+            self._patterns.add_trajectory_context(tid, context)
+            self._patterns.end_trajectory(tid, quality)
         except ValueError:
             _log.exception("the pattern bank refused a trajectory")

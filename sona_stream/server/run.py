@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from ..config.load import check_bind
-from ..errors import ConfigError, SonaError
+from ..errors import ConfigError, NotReady, SonaError
 from .asgi import App
 from .responses import Receive, Send
 
@@ -45,7 +45,8 @@ def serve(
     then they are cancelled, the services stopped. A second signal ends the grace.
 
     ``announce`` is told ``listening on URL`` at once and ``ready on URL`` when a model answers. Port 0 takes a free
-    one. Raises `ConfigError` when the address cannot be had, and whatever ended the start.
+    one. Raises `ConfigError` when the address cannot be had, whatever ended the start, and what says that no model
+    will ever answer.
     """
     check_bind(app.services.settings, host)
     with _bound(host, port) as sock:
@@ -66,6 +67,8 @@ async def _serve(app: App, server: _Server, sock: socket.socket, url: str, annou
     finally:
         ready.cancel()
         await asyncio.gather(ready, return_exceptions=True)
+    if server.lost is not None:
+        raise server.lost
 
 
 async def _announce(app: App, server: _Server, url: str, announce: Callable[[str], None]) -> None:
@@ -75,11 +78,14 @@ async def _announce(app: App, server: _Server, url: str, announce: Callable[[str
     while True:
         try:
             await app.services.readiness()
-        except SonaError as error:
+        except NotReady as error:
             if str(error) != told:
                 told = str(error)
                 _log.info("not ready yet: %s", told)
             await asyncio.sleep(_PROBE_S)
+        except SonaError as error:
+            server.give_up(error)
+            return
         except Exception:
             _log.exception("whether a model answers cannot be told")
             return
@@ -118,6 +124,8 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.up = asyncio.Event()
         """Set once connections are accepted."""
+        self.lost: SonaError | None = None
+        """Why there is no use in going on."""
         self._grace = grace
         self._cut: asyncio.TimerHandle | None = None
 
@@ -147,6 +155,11 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def give_up(self, error: SonaError) -> None:
+        """Stop, because of this."""
+        self.lost = error
+        self._stop()
 
     def _stop(self) -> None:
         if self.should_exit:

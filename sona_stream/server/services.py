@@ -56,7 +56,10 @@ class Services(Protocol):
         ...
 
     async def readiness(self) -> None:
-        """Returns when a model would answer; raises NotReady, whose message says what is missing."""
+        """Returns when a model would answer; raises NotReady, whose message says what is missing.
+
+        Another error of ours says that none ever will: `run.serve` then ends with it.
+        """
         ...
 
     async def embeddings(self, model: str, body: bytes, headers: Headers = ()) -> tuple[int, Headers, bytes]:

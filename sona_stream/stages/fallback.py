@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
-from ..errors import NotFound, NotReady, UpstreamError
+from ..errors import ModelUnavailable, NotFound, NotReady, UpstreamError
 from ..events import Event, Head, Request, RouteDecision
 from ..protocols import Handler
 
@@ -54,13 +54,13 @@ def fallback(groups: Mapping[str, Sequence[Handler]], *, clock: Callable[[], flo
     @asynccontextmanager
     async def handle(request: Request) -> AsyncIterator[AsyncIterator[Event]]:
         decision = request.route or RouteDecision(model=request.model, reason="named")
-        last: UpstreamError | NotReady | None = None
+        last: UpstreamError | NotReady | ModelUnavailable | None = None
         async with AsyncExitStack() as stack:
             for name, group, index, handler in _attempts(table, decision):
                 attempt = dataclasses.replace(request, model=name)
                 try:
                     opened = await stack.enter_async_context(_opened(handler, attempt))
-                except (UpstreamError, NotReady) as error:
+                except (UpstreamError, NotReady, ModelUnavailable) as error:
                     if isinstance(error, UpstreamError) and not error.retryable:
                         raise
                     group.failed(index)

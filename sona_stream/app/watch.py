@@ -1,0 +1,103 @@
+"""Which backends answer: asked now and then, and known at any moment without asking."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import anyio
+
+from ..errors import ModelUnavailable, NotReady, SonaError
+from ..protocols import Backend, HiddenStateHost
+
+__all__ = ["Watch"]
+
+_log = logging.getLogger(__name__)
+
+_LOADING_POLL_S = 0.2
+
+
+class _Watched:
+    """One deployment and what was wrong with it when it was last asked; None: it answers."""
+
+    def __init__(self, name: str, backend: Backend) -> None:
+        self.name, self.backend = name, backend
+        self.problem: SonaError | None = NotReady(f"{name} was not asked yet")
+
+    async def probe(self) -> None:
+        before, self.problem = self.problem, await self._ask()
+        if self.problem is None:
+            if before is not None:
+                _log.info("%s: answers", self.name)
+        elif str(self.problem) != str(before):
+            # Of its loading, and of why that failed, a backend in this process speaks itself.
+            in_process = isinstance(self.problem, NotReady | ModelUnavailable)
+            _log.log(logging.DEBUG if in_process else logging.WARNING, "%s", self.problem)
+
+    async def _ask(self) -> SonaError | None:
+        try:
+            await self.backend.probe()
+        except SonaError as error:
+            return error
+        except Exception as error:  # backends come through a plug-in door: one of them must not end the watch
+            _log.exception("%s cannot be asked", self.name)
+            return SonaError(f"{self.name} cannot be asked: {error}")
+        return None
+
+
+def _loads(one: _Watched) -> bool:
+    return isinstance(one.problem, NotReady)
+
+
+def _is_lost(one: _Watched) -> bool:
+    """Whether it will not answer as long as this program runs."""
+    return isinstance(one.problem, ModelUnavailable)
+
+
+class Watch:
+    """Over all deployments of all models."""
+
+    def __init__(self, backends: Mapping[str, Sequence[Backend]], *, interval: float) -> None:
+        self._all = [_Watched(name, backend) for name, group in backends.items() for backend in group]
+        self._interval = interval
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            async with anyio.create_task_group() as tasks:
+                for one in self._all:
+                    tasks.start_soon(one.probe)
+            await anyio.sleep(_LOADING_POLL_S if any(map(_loads, self._all)) else self._interval)
+
+    def check(self) -> None:
+        """Returns when some backend answers and none is still loading. Raises NotReady while that may yet come,
+        ModelUnavailable when it cannot.
+        """
+        for one in filter(_loads, self._all):
+            raise NotReady(str(one.problem))
+        if any(one.problem is None for one in self._all):
+            return
+        reasons = "; ".join(str(one.problem) for one in self._all)
+        raise (
+            ModelUnavailable(reasons)
+            if all(map(_is_lost, self._all))
+            else NotReady(f"no backend answers: {reasons}")
+        )
+
+    async def host(self, name: str) -> HiddenStateHost | None:
+        """Waits until a deployment of this model answers and has a host; None when none of them ever will."""
+        group = [one for one in self._all if one.name == name and one.backend.adaptable]
+        while not all(map(_is_lost, group)):
+            for one in group:
+                if one.problem is None and one.backend.host is not None:
+                    return one.backend.host
+            await anyio.sleep(_LOADING_POLL_S / 2)
+        return None
+
+    def view(self) -> dict[str, Any]:
+        """Name -> "ready" or what is wrong, per deployment."""
+        shown: dict[str, list[str]] = {}
+        for one in self._all:
+            shown.setdefault(one.name, []).append("ready" if one.problem is None else str(one.problem))
+        return shown
