@@ -76,9 +76,10 @@ def _server(connection: Connection, model: str, requests: int, concurrency: int,
         body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": max_tokens}
         began = time.perf_counter()
         first, pieces = 0.0, 0
-        for _ in connection.stream_chat(body):
-            first = first or time.perf_counter() - began
-            pieces += 1
+        with connection.stream_chat(body) as answer:
+            for _ in answer:
+                first = first or time.perf_counter() - began
+                pieces += 1
         return first, time.perf_counter() - began, pieces
 
     began = time.perf_counter()

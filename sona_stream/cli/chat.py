@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .connection import DEFAULT_BASE_URL, Answer, Connection, ServerError, server_options
+from .connection import DEFAULT_BASE_URL, Connection, server_options
 from .own_server import own_server
 
 __all__ = ["chat"]
@@ -35,27 +35,21 @@ class _Session:
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def ask(self, text: str) -> None:
-        self.messages.append({"role": "user", "content": text})
-        body = {"model": self.model, "messages": self.messages, **self.options}
+        """Print the answer as it comes. Ctrl-C stops it; what was said until then belongs to the conversation."""
+        body = {"model": self.model, "messages": [*self.messages, _turn("user", text)], **self.options}
+        said: list[str] = []
         try:
-            answer = self.connection.stream_chat(body)
-        except click.ClickException:
-            self.messages.pop()
-            raise
-        said = self._print(answer)
-        self.last = answer.headers
-        self.messages.append({"role": "assistant", "content": said})
-
-    def _print(self, answer: Answer) -> str:
-        pieces: list[str] = []
-        try:
-            for piece in answer:
-                pieces.append(piece)
-                click.echo(piece, nl=False)
+            with self.connection.stream_chat(body) as answer:
+                self.last = answer.headers
+                for piece in answer:
+                    said.append(piece)
+                    click.echo(piece, nl=False)
         except KeyboardInterrupt:
             click.secho(" [stopped]", dim=True, nl=False)
-        click.echo()
-        return "".join(pieces)
+        finally:
+            click.echo()
+            if said:
+                self.messages += [_turn("user", text), _turn("assistant", "".join(said))]
 
     def teach(self, **verdict: Any) -> None:
         """Send feedback on the last answer and say what became of it."""
@@ -79,6 +73,10 @@ class _Session:
     def stats(self) -> None:
         for name, value in _flat(self.connection.call("GET", "/v1/sona/stats")):
             click.secho(f"  {name:<40} {value}", dim=True)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def _flat(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -132,7 +130,9 @@ def _talk(session: _Session) -> None:
                     return
             else:
                 session.ask(line)
-        except ServerError as error:
+        except KeyboardInterrupt:
+            click.echo()
+        except click.ClickException as error:
             click.secho(error.format_message(), fg="red", err=True)
 
 

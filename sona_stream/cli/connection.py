@@ -27,26 +27,39 @@ class ServerError(click.ClickException):
 
 
 class Answer:
-    """A streamed chat completion: iterate over its text, then read ``headers``."""
+    """A streamed chat completion: iterate over its text, then read ``headers``. Leaving its block hangs up."""
 
     def __init__(self, response: http.client.HTTPResponse) -> None:
         self._response = response
         self.headers = {name.lower(): value for name, value in response.getheaders()}
         self.finish_reason: str | None = None
 
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._response.close()
+
     def __iter__(self) -> Iterator[str]:
+        for data in self._events():
+            if data == b"[DONE]":
+                return
+            event = json.loads(data)
+            if "error" in event:
+                raise click.ClickException(_message(data))
+            for choice in event.get("choices", ()):
+                self.finish_reason = choice.get("finish_reason") or self.finish_reason
+                if text := choice.get("delta", {}).get("content"):
+                    yield text
+        raise click.ClickException("the answer broke off: the server closed the connection")
+
+    def _events(self) -> Iterator[bytes]:
         decoder = SseDecoder()
-        while chunk := self._response.read1(65536):
-            for data in decoder.feed(chunk):
-                if data == b"[DONE]":
-                    return
-                event = json.loads(data)
-                if "error" in event:
-                    raise ServerError(200, str(event["error"].get("message", event["error"])))
-                for choice in event.get("choices", ()):
-                    self.finish_reason = choice.get("finish_reason") or self.finish_reason
-                    if text := choice.get("delta", {}).get("content"):
-                        yield text
+        try:
+            while chunk := self._response.read1(65536):
+                yield from decoder.feed(chunk)
+        except (OSError, http.client.HTTPException) as error:
+            raise click.ClickException(f"the answer broke off: {error or type(error).__name__}") from error
 
 
 class Connection:
@@ -64,11 +77,12 @@ class Connection:
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._parts.hostname or "", self._parts.port, timeout=self._timeout)
         data = None if body is None else json.dumps(body).encode()
-        sent = {**self._headers, **headers, **({"content-type": "application/json"} if data else {})}
+        kind_of_body = {"content-type": "application/json"} if data else {}
+        sent = {"connection": "close", **self._headers, **headers, **kind_of_body}
         try:
             connection.request(method, path, body=data, headers=sent)
             return connection.getresponse()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise click.ClickException(
                 f"no server answers at {self.base_url} ({error}); start one with: sona-stream serve"
@@ -94,7 +108,8 @@ class Connection:
         """Start a streamed chat completion."""
         response = self._open("POST", "/v1/chat/completions", {**body, "stream": True}, headers or {})
         if response.status >= 400:
-            raise ServerError(response.status, _message(response.read()))
+            with response:
+                raise ServerError(response.status, _message(response.read()))
         return Answer(response)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import click
@@ -20,31 +21,48 @@ _READY = re.compile(r"ready (?:on|at) (http\S+)")
 def own_server(config: str | None) -> Iterator[str]:
     """Start `sona-stream serve` on a free port, yield its address once it answers, stop it in the end.
 
-    What it logs before it is ready (the download of a model, an error) is shown.
+    What it says before it is ready (the download of a model, an error) is shown; later only warnings are.
     """
-    command = [sys.executable, "-m", "sona_stream.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "sona_stream.cli", "serve", "--port", "0", "--until-eof"]
     if config:
         command += ["--config", config]
-    # A session of its own: Ctrl-C in the terminal stops an answer, not the server.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        yield _wait_until_ready(process)
-    finally:
-        process.send_signal(signal.SIGTERM)
+    # A session of its own: Ctrl-C in the terminal stops an answer, not the server. However this process ends, the
+    # pipe to the server's input closes, and the server ends too.
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
         try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout:
-            process.stdout.close()
+            yield _wait_until_ready(process)
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _wait_until_ready(process: subprocess.Popen[str]) -> str:
-    if process.stdout is None:
-        raise click.ClickException("the server's output cannot be read")
-    for line in process.stdout:
+    output: Iterable[str] = process.stdout or ()
+    for line in output:
         if match := _READY.search(line):
+            threading.Thread(target=_warn, args=(output,), daemon=True).start()
             return match.group(1)
-        click.secho(line.rstrip(), dim=True)
+        click.secho(line.rstrip(), dim=True, err=True)
     raise click.ClickException(f"the server ended with code {process.wait()} before it was ready")
+
+
+def _warn(output: Iterable[str]) -> None:
+    """Keeps reading, or the server would soon wait for its reader."""
+    with contextlib.suppress(ValueError):  # closed, in the end
+        for line in output:
+            if not line.startswith(("INFO", "DEBUG")):
+                click.secho(line.rstrip(), dim=True, err=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import click
@@ -32,6 +34,7 @@ __all__ = ["serve"]
 @click.option(
     "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"])
 )
+@click.option("--until-eof", is_flag=True, hidden=True, help="End when standard input does (for `chat`).")
 def serve(
     config: Path | None,
     model: str | None,
@@ -40,6 +43,7 @@ def serve(
     port: int,
     state_dir: Path | None,
     log_level: str,
+    until_eof: bool,
 ) -> None:
     """Start the proxy. Without options: SmolLM2-135M-Instruct in this process, on 127.0.0.1:8080."""
     if sum(map(bool, (config, model, upstream))) > 1:
@@ -47,6 +51,8 @@ def serve(
     logging.basicConfig(
         level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
+    if until_eof:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     from ..app import Application
     from ..config.load import load_settings, settings_for_local, settings_for_upstream
     from ..server import create_app
@@ -61,3 +67,8 @@ def serve(
         server.serve(create_app(application), host, port, announce=click.echo)
     except SonaError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _end_with_input() -> None:
+    sys.stdin.buffer.read()
+    signal.raise_signal(signal.SIGTERM)

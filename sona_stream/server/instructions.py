@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 from ..errors import InvalidRequest, NotFound
 from ..events import AdapterRef
@@ -27,7 +28,7 @@ def parse_adapt(headers: Mapping[bytes, bytes], model: str, tenant: str) -> tupl
             param="x-sona-adapt",
         )
     key = value.rpartition("@")[0]
-    if match["tenant"] != tenant:
+    if unquote(match["tenant"]) != tenant:
         raise NotFound(f"there is no adapter {value}")
     if match["model"] != model:
         raise InvalidRequest(
