@@ -108,8 +108,9 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     anchor: Annotated[float, Meta(ge=0)] = 0.05
     """Weight of KL(p || p_base) per token in every step."""
-    step_kl: Seconds = 3e-3
-    """Most that one step may move the policy: predicted mean KL, nats per token."""
+    step_kl: Seconds = 1e-3
+    """Most that one step may move the policy at the default `micro_lora_lr` of 0.001: predicted mean KL, nats per
+    token. Grows with the square of the rate."""
     max_kl_to_base: Seconds = 0.5
     """Gate: mean KL to the base model per token over the replay sample."""
     max_delta_ratio: Seconds = 0.5
@@ -117,14 +118,14 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     max_logprob_drop: Seconds = 0.5
     """Gate: fall of the mean log-likelihood per token of accepted answers."""
     ratio_clip: tuple[float, float] = (0.7, 1.3)
-    replay_every: Count = 8
+    replay_every: Count = 16
     """Feedbacks between two replays."""
-    replay_steps: Annotated[int, Meta(ge=0)] = 60
-    replay_tokens: Count = 1024
+    replay_steps: Annotated[int, Meta(ge=0)] = 16
+    replay_tokens: Count = 512
     """Tokens in one minibatch of the replay."""
-    replay_top_k: Annotated[int, Meta(ge=0)] = 256
+    replay_top_k: Annotated[int, Meta(ge=0)] = 128
     """Vocabulary rows kept per position during replay; 0 = all."""
-    replay_capacity: Count = 512
+    replay_capacity: Count = 256
     """Captures kept for replay, per model and tenant."""
     replay_mb: Count = 256
     """Memory of all replay captures; beyond it whole tenants are read back from the store when they learn."""

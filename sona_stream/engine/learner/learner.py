@@ -1,6 +1,6 @@
 """The learner: feedback in, adapter versions out. It holds moments, baselines, gates and versions; never lm_head.
 
-``micro_lora_lr`` sets the pace twice: an Adam step is at most about 4 * micro_lora_lr of a hidden state's length
+``micro_lora_lr`` sets the pace twice: an Adam step is at most about 2 * micro_lora_lr of a hidden state's length
 (see `optimiser`), and one judgement may move the policy by at most ``step_kl * (micro_lora_lr / 1e-3)^2`` nats per
 token.
 """

@@ -25,7 +25,9 @@ from .versions import Line, Versions
 __all__ = ["Mode", "Rates", "State"]
 
 DEFAULT_LR = 1e-3
-RATE_PER_LR = 4.0
+RATE_PER_LR = 2.0
+INSTANT_SHARE = 0.25
+"""Of the gates' tokens for one bounded step: a refit moves further and is checked on all of them."""
 
 Mode = Literal["off", "observe", "feedback", "auto"]
 
@@ -156,8 +158,11 @@ class State:
         """Evaluate `weights` on this lesson and a sample of the key's, accepted answers and others in turn."""
         known = [one for one in (await self.book(key)).of(key) if one is not lesson]
         mixed = _alternating(known, [self._accepted(one) for one in known])
-        first = [] if lesson is None else [lesson]
-        sample = _up_to([*first, *mixed], self.settings.gate_tokens)
+        tokens = self.settings.gate_tokens
+        if lesson is None:
+            sample = _up_to(mixed, tokens)
+        else:
+            sample = [lesson, *_up_to(mixed, int(tokens * INSTANT_SHARE))]
         if not sample:
             return Verdict("no_evidence", "there is no answer to check the version on", {})
         evaluation = await self.hosts[key.model].evaluate([one.capture for one in sample], weights)
