@@ -130,3 +130,28 @@ def test_a_folder_that_is_no_model(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     with pytest.raises(ModelUnavailable, match="cannot be loaded"):
         load_model(tmp_path, name="x")
+
+
+def test_a_rows_product_does_not_depend_on_its_company():
+    from sona_stream_adapters.local.linear import has_onednn, linear, pack
+
+    weight, x = torch.randn(300, 48), torch.randn(2, 16, 48)
+    expected = torch.nn.functional.linear(x, weight, torch.ones(300))
+    torch.testing.assert_close(linear(x, pack(weight), torch.ones(300)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(linear(x, weight, torch.ones(300)), expected, rtol=1e-5, atol=1e-5)
+    if has_onednn():
+        alone = [linear(x[0, :n], pack(weight))[0] for n in range(1, 17)]
+        assert all(torch.equal(row, alone[0]) for row in alone)
+
+
+def test_without_onednn_the_model_still_answers(tiny_folder, monkeypatch):
+    monkeypatch.setattr("sona_stream_adapters.local.linear.has_onednn", lambda: False)
+    model = load_model(tiny_folder, name="plain")
+    assert not model.packed_head.is_mkldnn
+    assert type(model.decoder.layers[0].mlp.up_proj) is torch.nn.Linear
+
+
+def test_packing_is_taken_back_when_it_computes_something_else(tiny_folder, monkeypatch):
+    monkeypatch.setattr("sona_stream_adapters.local.linear._PackedLinear.forward", lambda self, x: self.bias)
+    model = load_model(tiny_folder, name="unpacked")
+    assert type(model.decoder.layers[0].mlp.up_proj) is torch.nn.Linear

@@ -16,9 +16,9 @@ from .sampling import draw
 
 __all__ = ["DecodeBatch"]
 
-IDLE_CHUNK = 512
+IDLE_CHUNK = 256
 """prompt tokens a forward pass while nobody is waiting for a token"""
-BUSY_CHUNK = 128
+BUSY_CHUNK = 64
 """the same while answers are streaming"""
 
 Emitted = list[tuple[Generation, Piece]]

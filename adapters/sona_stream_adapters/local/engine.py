@@ -43,7 +43,7 @@ class Engine:
             max_rows=options.max_batch,
             max_cached_tokens=options.kv_cache_mb * _MB // self.model.cache_bytes_per_token,
         )
-        self.scheduler = Scheduler(batch, threads=options.torch_threads)
+        self.scheduler = Scheduler(batch, threads=options.streaming_threads, idle_threads=options.idle_threads)
         self.host = LocalHost(
             self.model,
             self.scheduler,

@@ -62,33 +62,32 @@ def apply_policy(
     """`base` (n, v) logits without adapter, `Z` (n, q), `WB` (q, v), `labels` (n,) columns of the tokens."""
     logits = torch.addmm(base, Z, WB, out=scratch.get("logits", base.shape))
     p = scratch.get("p", base.shape)
-    top, log_sum = _softmax(logits, inverse_t, p)
+    if inverse_t != 1.0:
+        logits.mul_(inverse_t)
+    top, log_sum, total = _softmax(logits, p)
+    p.div_(total[:, None])
     index = labels[:, None]
     label = logits.gather(1, index)[:, 0] - top - log_sum
     moments = p @ WB.T
     mean_shift = inverse_t * (Z * moments).sum(1)
     # logits' buffer is free now: the base distribution needs one too.
     base_p = scratch.get("logits", base.shape)
-    base_top, base_log_sum = _softmax_of(base, inverse_t, base_p)
+    scaled = base if inverse_t == 1.0 else torch.mul(base, inverse_t, out=base_p)
+    base_top, base_log_sum, _ = _softmax(scaled, base_p)
     base_label = base.gather(1, index)[:, 0] * inverse_t - base_top - base_log_sum
     # Differences of like quantities, so that a small KL is not lost in the rounding of large logits.
     kl = mean_shift - ((top - base_top) + (log_sum - base_log_sum))
     return Policy(p, label, base_label, mean_shift, kl.clamp_(min=0), moments)
 
 
-def _softmax(logits: torch.Tensor, inverse_t: float, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """In place: scales `logits`, writes probabilities to `out`; returns (max, log of the sum of exp(x - max))."""
-    if inverse_t != 1.0:
-        logits.mul_(inverse_t)
-    torch.softmax(logits, 1, out=out)
-    return logits.amax(1), -out.amax(1).log_()
-
-
-def _softmax_of(base: torch.Tensor, inverse_t: float, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    scaled = base if inverse_t == 1.0 else torch.mul(base, inverse_t, out=out)
+def _softmax(scaled: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Probabilities to `out` (which may be the input), up to `total`, the sum of each row: torch's softmax adds up
+    50,000 terms plainly and is off by 1e-5, a sum over rows is not. Returns (max, log sum exp(x - max), total).
+    """
     top = scaled.amax(1)
     torch.softmax(scaled, 1, out=out)
-    return top, -out.amax(1).log_()
+    total = out.sum(1)
+    return top, (total / out.amax(1)).log_(), total
 
 
 def gradient(
@@ -180,7 +179,7 @@ class _Sums:
     def result(self) -> LoraGradient:
         """Undo the stacking: gradients with respect to each factor as the caller holds it."""
         weights, tokens = self._signal.weights, len(self._prepared.batch)
-        dB = (self._EZ @ self._prepared.weight).T
+        dB = self._prepared.collect(self._EZ)
         rank = weights.micro.lora_A.shape[0]
         return LoraGradient(
             micro_A=_array(self._dA[:rank]),

@@ -43,7 +43,9 @@ class LocalHost:
         self._adapters = adapters
         self._captures = captures
         self._layers = LayerAdapters(model)
-        self._logits = BaseLogits(model.lm_head, model.lm_bias, max_bytes=logit_cache_bytes)
+        self._logits = BaseLogits(
+            model.lm_head, model.lm_bias, max_bytes=logit_cache_bytes, packed=model.packed_head
+        )
         self._scratch = Scratch()
 
     @property

@@ -17,10 +17,14 @@ import torch
 from sona_stream.errors import HostError
 from sona_stream.lora import Capture
 
+from .linear import linear
+
 __all__ = ["BaseLogits", "Batch", "Prepared", "Segment"]
 
 CHUNK = 64
 """tokens a product with W: about 50 ms for a vocabulary of 50,000 on one core"""
+
+_BLOCK = 1024
 
 Key = tuple[bytes, int, int]
 
@@ -83,8 +87,21 @@ class Prepared:
     """(N,) index of each token into `weight`"""
 
     def project(self, B: torch.Tensor) -> torch.Tensor:
-        """(d, q) -> (q, v): W B, transposed so that each of its rows is contiguous."""
-        return (self.weight @ B).T.contiguous()
+        """(d, q) -> (q, v): W B, transposed so that each row is contiguous, and centred over the vocabulary.
+
+        A softmax does not see what is common to all logits, but its rounding does: rows of W have a large mean.
+        """
+        product = (self.weight @ B).T.contiguous()
+        return product.sub_(product.mean(1, keepdim=True))
+
+    def collect(self, rows: torch.Tensor) -> torch.Tensor:
+        """(q, v) -> (d, q): W^T times `rows`, transposed. In blocks summed in double: 50,000 terms one after the
+        other in single precision would cost three digits.
+        """
+        total = torch.zeros(rows.shape[0], self.weight.shape[1], dtype=torch.float64)
+        for part, weight in zip(torch.split(rows, _BLOCK, dim=1), torch.split(self.weight, _BLOCK), strict=True):
+            total += part @ weight
+        return total.float().T
 
 
 class BaseLogits:
@@ -92,8 +109,17 @@ class BaseLogits:
     point where a slice may end.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        max_bytes: int,
+        packed: torch.Tensor | None = None,
+    ) -> None:
+        """`weight` (V, d), and once more `packed` for products, when there is such a copy."""
         self._weight = weight
+        self._packed = weight if packed is None else packed
         self._bias = bias
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -141,7 +167,8 @@ class BaseLogits:
 
     def _compute(self, missing: list[Segment], prepared: Prepared) -> dict[Key, torch.Tensor]:
         hidden = torch.cat([prepared.batch.hidden[s.start : s.stop] for s in missing])
-        logits = torch.nn.functional.linear(hidden, prepared.weight, prepared.bias)
+        weight = self._packed if prepared.rows is None else prepared.weight
+        logits = linear(hidden, weight, prepared.bias)
         parts = dict(zip([s.key for s in missing], torch.split(logits, [len(s) for s in missing]), strict=True))
         for key, part in parts.items():
             if prepared.rows is None:

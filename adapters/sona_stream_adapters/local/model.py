@@ -16,6 +16,7 @@ import torch
 from sona_stream.errors import ModelUnavailable
 
 from .kv_cache import SlotCache
+from .linear import Packing, linear, pack
 
 __all__ = ["LanguageModel", "load_model"]
 
@@ -48,6 +49,8 @@ class LanguageModel:
     """(V, d) float32"""
     lm_bias: torch.Tensor | None
     """(V,) float32"""
+    packed_head: torch.Tensor
+    """lm_head once more, laid out for products"""
     tokenizer: Any
     fingerprint: str
     context: int
@@ -97,7 +100,7 @@ class LanguageModel:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, d) -> (n, V)."""
-        return torch.nn.functional.linear(hidden, self.lm_head, self.lm_bias)
+        return linear(hidden, self.packed_head, self.lm_bias)
 
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: SlotCache
@@ -130,6 +133,7 @@ def load_model(folder: Path, *, name: str) -> LanguageModel:
         decoder=model.get_decoder(),
         lm_head=weight,
         lm_bias=None if bias is None else bias.detach(),
+        packed_head=pack(weight),
         tokenizer=tokenizer,
         fingerprint=_fingerprint(model, tokenizer),
         context=_context(model.config),
@@ -137,7 +141,7 @@ def load_model(folder: Path, *, name: str) -> LanguageModel:
         temperature=_default_temperature(model.generation_config),
         top_p=_default_top_p(model.generation_config),
     )
-    _check_same_computation(model, loaded)
+    _settle_computation(model, loaded)
     return loaded
 
 
@@ -182,13 +186,24 @@ def _fingerprint(model: Any, tokenizer: Any) -> str:
 
 
 @torch.inference_mode()
-def _check_same_computation(model: Any, loaded: LanguageModel) -> None:
-    """Ragged decoding against the model's own forward pass without a cache, on two short rows.
-
-    Catches architectures whose logits are not lm_head(hidden), or that keep another kind of state.
-    """
+def _settle_computation(model: Any, loaded: LanguageModel) -> None:
+    """Pack the weights, and check what this host computes against the forward pass of the model as loaded."""
     ids = torch.arange(2, 18) % loaded.vocab_size
     own = model(input_ids=ids[None], use_cache=False).logits[0]
+    packing = Packing(loaded.decoder)
+    try:
+        _check_same_computation(model, loaded, ids, own)
+        packing.commit()
+    except ModelUnavailable:
+        packing.undo()
+        loaded.packed_head = loaded.lm_head
+        _check_same_computation(model, loaded, ids, own)
+
+
+def _check_same_computation(model: Any, loaded: LanguageModel, ids: torch.Tensor, own: torch.Tensor) -> None:
+    """Ragged decoding of two short rows. Catches architectures whose logits are not lm_head(hidden), or that keep
+    another kind of state.
+    """
     try:
         cache, batch = loaded.new_cache(), loaded.new_cache(2)
         loaded.prefill(ids[None, :9], cache)

@@ -20,7 +20,7 @@ class LocalOptions:
     max_batch: int = 16
     """answers decoded together; more wait"""
     threads: int = 0
-    """of torch; 0 = all cores but one, which the event loop needs"""
+    """of torch while answers stream; 0 = all cores but one, which the event loop needs"""
     max_tokens: int = 512
     """of an answer whose request names no limit"""
     temperature: float | None = None
@@ -31,9 +31,14 @@ class LocalOptions:
     """memory of base logits kept for learning"""
 
     @property
-    def torch_threads(self) -> int:
-        """Threads for the torch thread."""
-        return self.threads or max(1, (os.cpu_count() or 2) - 1)
+    def streaming_threads(self) -> int:
+        """Torch's threads while answers stream."""
+        return self.threads or max(1, _cores() - 1)
+
+    @property
+    def idle_threads(self) -> int:
+        """Torch's threads for learning while nothing streams."""
+        return self.threads or _cores()
 
 
 _LIMITS = {
@@ -45,6 +50,11 @@ _LIMITS = {
     "kv_cache_mb": (1, 1_000_000),
     "logit_cache_mb": (0, 1_000_000),
 }
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse_options(params: Mapping[str, Any], *, model_name: str) -> LocalOptions:

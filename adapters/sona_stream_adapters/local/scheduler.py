@@ -29,9 +29,11 @@ _log = logging.getLogger(__name__)
 class Scheduler:
     """One thread that owns the model. `submit` and `run` may be called from any event loop."""
 
-    def __init__(self, batch: DecodeBatch, *, threads: int) -> None:
+    def __init__(self, batch: DecodeBatch, *, threads: int, idle_threads: int) -> None:
+        """`threads` of torch while answers stream, `idle_threads` for jobs when none does."""
         self._batch = batch
         self._threads = threads
+        self._idle_threads = idle_threads
         self._wake = threading.Condition()
         self._arrived: list[Generation] = []
         self._jobs: deque[tuple[Job[Any], Future[Any]]] = deque()
@@ -73,14 +75,21 @@ class Scheduler:
         return await asyncio.wrap_future(future)
 
     def _main(self) -> None:
-        torch.set_num_threads(self._threads)  # counts for this thread only
         with torch.inference_mode():
+            torch.set_num_threads(self._threads)  # counts for this thread only
             while self._collect():
-                generated = self._advance_batch()
-                self._advance_job()
-                while not generated and self._jobs and not self._arrived and not self._stopping:
+                if self._advance_batch():
                     self._advance_job()
+                else:
+                    self._work_undisturbed()
         self._abandon()
+
+    def _work_undisturbed(self) -> None:
+        """Jobs at full speed until someone asks something."""
+        torch.set_num_threads(self._idle_threads)
+        while self._jobs and not self._arrived and not self._stopping:
+            self._advance_job()
+        torch.set_num_threads(self._threads)
 
     def _collect(self) -> bool:
         with self._wake:
