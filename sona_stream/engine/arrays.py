@@ -19,10 +19,13 @@ def rows(value: ArrayLike, dim: int, name: str) -> F32:
     Raises ValueError for another shape or for entries that are not numbers. Finiteness is not checked here.
     """
     try:
-        with np.errstate(over="ignore"):
-            array = np.asarray(value, dtype=np.float32)
+        given = np.asarray(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must hold real numbers only: {error}") from None
+    if given.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must hold real numbers only, not {given.dtype}")
+    with np.errstate(over="ignore"):
+        array = given.astype(np.float32, copy=False)
     if array.ndim not in (1, 2) or array.shape[-1] != dim:
         raise ValueError(f"{name} must have shape ({dim},) or (n, {dim}), not {array.shape}")
     return array if array.flags.carray else np.array(array, dtype=np.float32, order="C")

@@ -34,7 +34,8 @@ _RESERVOIR = 64
 _MIN_INPUTS = 64
 _MAX_TASKS = 8
 _Z_LIMIT, _DROP_LIMIT = 6.0, 0.15
-_PULL = 2.0
+_PULL = 10.0
+_GUARD = 10.0
 _SAMPLE = 4
 
 
@@ -67,6 +68,7 @@ class TaskMemory:
         self.tasks = 0
         """tasks ever consolidated (`ewc_tasks`)"""
         self._block: list[int] = []
+        self._suspect: list[int] = []
         self._before: tuple[Weights, dict[int, Weights]] | None = None
 
     def observe(self, x: F32, served: Weights, base: dict[int, Weights]) -> None:
@@ -78,14 +80,16 @@ class TaskMemory:
             self.pool.free(slot)
             return
         self._block.append(slot)
-        if len(self._block) == _BLOCK:
-            self._judge()
+        if len(self._block) == _BLOCK and self._judge():
             self._before = (served, dict(base))
 
     def pull(self, micro: MicroLora, x: F32) -> None:
-        """One step of the micro-LoRA back towards what each earlier task had, on a sample of its inputs."""
+        """One step of the micro-LoRA back towards what each earlier task had, on a sample of its inputs; and the
+        directions those inputs use, for its next own step to avoid.
+        """
         if self._pull_rate == 0:
             return
+        guard = np.zeros_like(micro.guard)
         for task in self.done:
             if task is self.current or task.micro is None or not task.slots:
                 continue
@@ -94,6 +98,9 @@ class TaskMemory:
             gap = (X @ micro.A.T) @ micro.Bt - (X @ task.micro[0].T) @ task.micro[1]
             A, Bt = _corrected(micro.A, micro.Bt, X, gap, micro.A @ x, self._pull_rate)
             micro.replace(A, Bt, X)
+            Z = X @ micro.A.T
+            guard += _GUARD * self.penalty * (Z.T @ Z) / len(X)
+        micro.guard += 0.1 * (guard - micro.guard)
 
     def held(self, group: int) -> list[tuple[F32, Weights]]:
         """For the base adapter `group`: (inputs (m, d), weights then) of every earlier task."""
@@ -103,16 +110,26 @@ class TaskMemory:
             if task is not self.current and task.slots and group in task.base
         ]
 
-    def _judge(self) -> None:
-        """A full block: does it belong to the current task, to an earlier one, or to a new one?"""
+    def _judge(self) -> bool:
+        """A full block: does it belong to the current task, to an earlier one, or to a new one? One strange block may
+        be a burst, or straddle the boundary; only a second one in a row is a switch. -> whether that is settled
+        """
         block, self._block = self._block, []
         X = self.pool.get(block)
         U = X / np.linalg.norm(X, axis=1, keepdims=True)
-        if not self._belongs(U, self.current):
+        strange = not self._belongs(U, self.current)
+        if strange and not self._suspect:
+            self._suspect = block
+            return False
+        for slot in self._suspect:
+            self.pool.free(slot)
+        self._suspect = []
+        if strange:
             self._consolidate()
             known = [task for task in self.done if self._belongs(U, task)]
             self.current = known[0] if known else Task(np.zeros(X.shape[1], np.float32))
         self._absorb(self.current, U, block)
+        return True
 
     @staticmethod
     def _belongs(U: F32, task: Task) -> bool:

@@ -3,24 +3,34 @@
     out(x) = x + B A x          both factors are trained; B = 0 at birth, so out(x) = x
 
 One row of A starts along the first inputs, x̄ / |x̄|², so that one rank can push all of them the same way; the
-other starts small and random. A step follows Adam's direction (https://arxiv.org/abs/1412.6980), scaled so that the
-rms of |Δout(x)| / |x| over the batch is at most `micro_lora_lr` a trajectory, times the strength of the signal.
+other starts small and random. A step follows the scaled gradient (each factor's gradient times the inverse second
+moment of the other side; Zhang & Pilanci 2024, https://arxiv.org/abs/2402.02347), which uses both ranks however A and
+B share their size, with momentum, each factor divided by the running rms of its gradient as in Adam. Its length is
+set so that the rms of |Δout(x)| / |x| over the batch is at most `micro_lora_lr` a trajectory, times the strength of
+the signal. (Adam alone, element by element, left the second rank nearly unused: measured .20 against .92.)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..kernels import Kernels
 from .arrays import F32
 
 __all__ = ["MicroLora", "frozen"]
 
-_BETA1, _BETA2 = 0.95, 0.99
+_BETA1, _BETA2 = 0.98, 0.99
+_SEEN = 0.02
+"""Share of the newest batch in the running second moment of A x."""
+_DAMP = 1e-3
 _MIN_STRENGTH = 1e-3
+
+F64 = NDArray[np.float64]
 
 
 def frozen(array: F32) -> F32:
@@ -40,7 +50,13 @@ class MicroLora:
         self._random = np.random.default_rng(seed)
         self.A = np.zeros((rank, dim), np.float32)
         self.Bt = np.zeros((rank, dim), np.float32)
-        self._moments = {name: np.zeros((rank, dim), np.float32) for name in ("mA", "vA", "mBt", "vBt")}
+        self._mean_A = np.zeros((rank, dim), np.float32)
+        self._mean_Bt = np.zeros((rank, dim), np.float32)
+        self._square_A = 0.0
+        self._square_Bt = 0.0
+        self._seen: F64 = np.zeros((rank, rank))
+        self.guard: F64 = np.zeros((rank, rank))
+        """second moment of A x on inputs of earlier tasks, times its weight: steps avoid those directions of Bt"""
         self.born = False
         self.steps = 0
         self.rejected = 0
@@ -52,16 +68,12 @@ class MicroLora:
 
         The predicted relative change of the outputs is at most lr * trajectories * min(1, strength).
         """
-        if self._lr == 0 or strength < _MIN_STRENGTH:
+        if self._lr == 0 or strength < _MIN_STRENGTH or not 0.0 < float(np.vdot(X, X)) < math.inf:
             return False
         if not self.born:
             self._birth(X)
         self.steps += 1
-        grad_A, grad_Bt = self._kernels.lora_gradients(push, X, self.A, self.Bt)
-        correction = 1 - _BETA2**self.steps
-        m = self._moments
-        to_A = self._kernels.adam_direction(grad_A, m["mA"], m["vA"], _BETA1, _BETA2, correction)
-        to_Bt = self._kernels.adam_direction(grad_Bt, m["mBt"], m["vBt"], _BETA1, _BETA2, correction)
+        to_A, to_Bt = self._direction(X, push)
         change = (X @ self.A.T) @ to_Bt + (X @ to_A.T) @ self.Bt
         size = math.sqrt(float(np.vdot(change, change)) / max(float(np.vdot(X, X)), 1e-30))
         if not math.isfinite(size):
@@ -72,6 +84,27 @@ class MicroLora:
             return False
         scale = np.float32(min(self._lr * trajectories, self._max_ratio) * min(1.0, strength) / self._typical)
         return self._accept(self.A + scale * to_A, self.Bt + scale * to_Bt, X)
+
+    def _direction(self, X: F32, push: F32) -> tuple[F32, F32]:
+        """-> dA (r, d), dBt (r, d), of no particular length"""
+        grad_A, grad_Bt = self._kernels.lora_gradients(push, X, self.A, self.Bt)
+        rank, size = len(self.A), float(np.vdot(X, X)) / len(X)
+        unit = np.eye(rank)
+        Z = (X @ self.A.T).astype(np.float64)
+        moment = Z.T @ Z / len(X)
+        self._seen += (1.0 if self.steps == 1 else _SEEN) * (moment - self._seen)
+        if self.steps == 1:
+            self._seen += 0.1 * np.trace(moment) / rank * unit
+        gram = (self.Bt @ self.Bt.T).astype(np.float64)
+        for_Bt = np.linalg.inv(self._seen + self.guard + (_DAMP * np.trace(self._seen) / rank + 1e-12) * unit)
+        for_A = np.linalg.inv(gram + (_DAMP * np.trace(gram) / rank + 1e-4 * size) * unit)
+        grad_Bt = for_Bt.astype(np.float32) @ grad_Bt
+        grad_A = for_A.astype(np.float32) @ grad_A / np.float32(size)
+        self._mean_A += np.float32(1 - _BETA1) * (grad_A - self._mean_A)
+        self._mean_Bt += np.float32(1 - _BETA1) * (grad_Bt - self._mean_Bt)
+        self._square_A += (1 - _BETA2) * (float(np.vdot(grad_A, grad_A)) / grad_A.size - self._square_A)
+        self._square_Bt += (1 - _BETA2) * (float(np.vdot(grad_Bt, grad_Bt)) / grad_Bt.size - self._square_Bt)
+        return _scaled(self._mean_A, self._square_A), _scaled(self._mean_Bt, self._square_Bt)
 
     def replace(self, A: F32, Bt: F32, X: F32) -> bool:
         """Take other weights (the EWC pull) under the same checks; moments stay."""
@@ -103,25 +136,37 @@ class MicroLora:
 
     def _reject(self) -> bool:
         self.rejected += 1
-        for moment in self._moments.values():
-            moment[...] = 0
+        self._mean_A[...] = 0
+        self._mean_Bt[...] = 0
+        self._square_A = self._square_Bt = 0.0
         return False
 
-    def state(self) -> tuple[dict[str, F32], dict[str, float]]:
+    def state(self) -> tuple[dict[str, F32], dict[str, Any]]:
         """For snapshots: arrays by name, numbers by name."""
-        arrays = {"A": self.A, "Bt": self.Bt, **self._moments}
+        arrays = {"A": self.A, "Bt": self.Bt, "mean_A": self._mean_A, "mean_Bt": self._mean_Bt}
         numbers = {
             "steps": self.steps,
-            "typical": self._typical,
-            "born": float(self.born),
             "rejected": self.rejected,
+            "born": self.born,
+            "typical": self._typical,
+            "squares": [self._square_A, self._square_Bt],
+            "seen": self._seen.tolist(),
+            "guard": self.guard.tolist(),
+            "random": self._random.bit_generator.state,
         }
         return arrays, numbers
 
-    def restore(self, arrays: Mapping[str, F32], numbers: Mapping[str, float]) -> None:
+    def restore(self, arrays: Mapping[str, F32], numbers: Mapping[str, Any]) -> None:
         """Back from `state`."""
         self.A, self.Bt = np.array(arrays["A"]), np.array(arrays["Bt"])
-        self._moments = {name: np.array(arrays[name]) for name in self._moments}
-        self.steps, self.rejected = int(numbers["steps"]), int(numbers["rejected"])
-        self._typical, self.born = float(numbers["typical"]), bool(numbers["born"])
+        self._mean_A, self._mean_Bt = np.array(arrays["mean_A"]), np.array(arrays["mean_Bt"])
+        self._square_A, self._square_Bt = numbers["squares"]
+        self._seen, self.guard = np.array(numbers["seen"]), np.array(numbers["guard"])
+        self.steps, self.rejected, self.born = numbers["steps"], numbers["rejected"], numbers["born"]
+        self._typical = numbers["typical"]
+        self._random.bit_generator.state = numbers["random"]
         self.served = (frozen(self.A), frozen(self.Bt))
+
+
+def _scaled(mean: F32, square: float) -> F32:
+    return mean / np.float32(math.sqrt(square)) if square > 0 else np.zeros_like(mean)

@@ -58,7 +58,8 @@ def encoded(arrays: Arrays, numbers: dict[str, Any]) -> bytes:
     """-> one safetensors file"""
     from safetensors.numpy import save
 
-    metadata = {"format": "sona_stream.engine", "version": str(FORMAT), "state": json.dumps(numbers)}
+    # One key only: safetensors writes several in no particular order, and equal states should be equal bytes.
+    metadata = {"sona_stream": json.dumps({"format": "engine", "version": FORMAT, "state": numbers})}
     return bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=metadata))
 
 
@@ -69,18 +70,18 @@ def decoded(data: bytes) -> tuple[Arrays, dict[str, Any]]:
 
     try:
         length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["sona_stream"])
         arrays: Arrays = load(data)
-        version, kind = int(metadata["version"]), metadata["format"]
+        version, kind, state = int(header["version"]), header["format"], header["state"]
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise StateError(f"not an engine snapshot, or damaged: {error}") from None
-    if kind != "sona_stream.engine":
+    if kind != "engine":
         raise StateError(f"not an engine snapshot: format is {kind!r}")
     if version > FORMAT:
         raise StateError(
             f"engine snapshot has format {version}, this version reads up to {FORMAT}: upgrade sona-stream"
         )
-    return arrays, json.loads(metadata["state"])
+    return arrays, state
 
 
 def restored(

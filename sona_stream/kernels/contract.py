@@ -43,12 +43,6 @@ class Kernels(Protocol):
         """fisher_A += ((G Btᵀ)∘²)ᵀ X∘², fisher_Bt += ((X Aᵀ)∘²)ᵀ G∘², in place."""
         ...
 
-    def adam_direction(
-        self, gradient: F32, mean: F32, square: F32, beta1: float, beta2: float, correction: float, /
-    ) -> F32:
-        """Moves both moments in place; -> mean / sqrt(square / correction), 0 where square is 0. All (r, d)."""
-        ...
-
     def log_probabilities(self, logits: F32, ids: I64, temperature: float, /) -> F32:
         """-> (T,) log softmax(logits / temperature)[ids]"""
         ...

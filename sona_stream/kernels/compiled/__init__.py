@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .cluster import cosine_topk, dequantize_rows, kmeans_step, quantize_row, scores
 from .lora import (
-    adam_direction,
     fisher_accumulate,
     lora_batch,
     lora_batch_into,
@@ -16,7 +15,6 @@ from .lora import (
 from .reductions import kl_rows, log_probabilities, softmax_minus_onehot, variance_rows
 
 __all__ = [
-    "adam_direction",
     "cosine_topk",
     "dequantize_rows",
     "fisher_accumulate",

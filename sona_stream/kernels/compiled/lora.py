@@ -1,4 +1,4 @@
-"""Low-rank apply, gradients and moments, compiled. Documentation of each: `kernels.contract`."""
+"""Low-rank apply and gradients, compiled. Documentation of each: `kernels.contract`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from ..contract import F32, I64
 from .jit import BLOCK, INDEX, MATRIX, ROW, STACK, WEIGHTS, kernel
 
 __all__ = [
-    "adam_direction",
     "fisher_accumulate",
     "lora_batch",
     "lora_batch_into",
@@ -123,26 +122,3 @@ def fisher_accumulate(G: F32, X: F32, A: F32, Bt: F32, fisher_A: F32, fisher_Bt:
             for j in range(d):
                 fisher_A[k, j] += b * X[i, j] * X[i, j]
                 fisher_Bt[k, j] += z * G[i, j] * G[i, j]
-
-
-@kernel(
-    MATRIX(BLOCK, MATRIX, MATRIX, types.float64, types.float64, types.float64),
-    nogil=False,
-)
-def adam_direction(gradient: F32, mean: F32, square: F32, beta1: float, beta2: float, correction: float, /) -> F32:
-    """(r, d) -> (r, d)"""
-    r, d = gradient.shape
-    out = np.empty((r, d), np.float32)
-    new1 = np.float32(1.0 - beta1)
-    new2 = np.float32(1.0 - beta2)
-    inverse = np.float32(1.0 / correction)
-    for k in range(r):
-        for j in range(d):
-            g = gradient[k, j]
-            m = mean[k, j] + new1 * (g - mean[k, j])
-            s = square[k, j] + new2 * (g * g - square[k, j])
-            mean[k, j] = m
-            square[k, j] = s
-            root = np.sqrt(s * inverse)
-            out[k, j] = m / root if root > 0 else np.float32(0.0)
-    return out

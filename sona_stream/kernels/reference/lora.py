@@ -1,4 +1,4 @@
-"""Low-rank apply, gradients and moments in numpy (https://arxiv.org/abs/2106.09685)."""
+"""Low-rank apply and gradients in numpy (https://arxiv.org/abs/2106.09685)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import numpy as np
 from ..contract import F32, I64
 
 __all__ = [
-    "adam_direction",
     "fisher_accumulate",
     "lora_batch",
     "lora_batch_into",
@@ -66,11 +65,3 @@ def fisher_accumulate(G: F32, X: F32, A: F32, Bt: F32, fisher_A: F32, fisher_Bt:
     """(n, d) x 2 into (r, d) x 2"""
     fisher_A += ((G @ Bt.T) ** 2).T @ X**2
     fisher_Bt += ((X @ A.T) ** 2).T @ G**2
-
-
-def adam_direction(gradient: F32, mean: F32, square: F32, beta1: float, beta2: float, correction: float, /) -> F32:
-    """(r, d) -> (r, d); Adam (https://arxiv.org/abs/1412.6980) without its step size"""
-    mean += np.float32(1 - beta1) * (gradient - mean)
-    square += np.float32(1 - beta2) * (gradient * gradient - square)
-    root = np.sqrt(square / np.float32(correction))
-    return np.asarray(np.divide(mean, root, out=np.zeros_like(mean), where=root > 0), dtype=np.float32)
