@@ -468,3 +468,27 @@ async def test_host_without_feedback_paths_is_named():
         assert "asked not to be" in (await learner.learn(world.judge(request_id, 1.0), wait=True)).reason
         assert world.host.hidden_dim == D
         assert isinstance(world.store, MemoryStore)
+
+
+async def test_an_outcome_that_cannot_be_kept_does_not_end_the_learner(caplog):
+    world = World()
+    async with learner_of(world) as learner:
+        gone, _ = world.ask()
+        world.host.captures.clear()
+        world.store.trajectories[gone] = dataclasses.replace(
+            world.store.trajectories[gone], token_ids=(), prompt_ids=()
+        )
+        world.store.crash_before = "record_outcome"
+        with pytest.raises(ConnectionAbortedError):
+            await asyncio.wait_for(learner.learn(world.judge(gone, 1.0), wait=True), 5)
+        world.store.crash_before = None
+        assert (await asyncio.wait_for(teach(world, learner, 1.0), 5)).status == "published"
+
+
+async def test_a_fallback_gets_its_own_models_adapter():
+    world, other = World(), ToyHost()
+    async with Learner({"toy": world.host, "other": other}, world.store, Rates(), INSTANT) as learner:
+        await teach(world, learner, 1.0)
+        assert learner.resolve(request()) is not None
+        fallen = dataclasses.replace(request(), model="other")
+        assert learner.resolve(fallen) is None, "an adapter of another model"

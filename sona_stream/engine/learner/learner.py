@@ -77,7 +77,8 @@ class Learner:
         """The finest served level of the request's key chain that was taught enough; None: the bare model."""
         if request.route is None or not request.adapt:
             return None
-        for key in reversed(chain(request.route.model, request.principal.tenant, request.route)):
+        # Not the route's model: a fallback may have taken its place.
+        for key in reversed(chain(request.model, request.principal.tenant, request.route)):
             served = self._state.versions.served(key)
             if served is not None and self._state.active(key):
                 return served
@@ -172,14 +173,16 @@ class Learner:
             if known is not None:
                 self._inbox.finish(item, outcome=known)
                 return
-            outcome, keys = await self._instant.process(feedback, resumed=item.resumed)
+            try:
+                outcome, keys = await self._instant.process(feedback, resumed=item.resumed)
+            except CaptureGone as error:
+                self._state.counters["capture_gone"] += 1
+                await store.record_outcome(gone(feedback, error))
+                self._inbox.finish(item, outcome=None, error=error)
+                return
             await store.record_outcome(outcome)
             self._inbox.finish(item, outcome=outcome)
             self._background.note(feedback.id, keys)
-        except CaptureGone as error:
-            self._state.counters["capture_gone"] += 1
-            await store.record_outcome(gone(feedback, error))
-            self._inbox.finish(item, outcome=None, error=error)
         except Exception as error:
             self._state.counters["failures"] += 1
             _log.exception("feedback %s could not be learned; it stays pending", feedback.id)
