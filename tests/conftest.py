@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from program import QUICK, Client, Program, write_config
+from tiny_model import save_tiny_model
+
+from sona_stream.config.load import hash_key
+
+TENANTS = 64
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: run it with --slow"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"), max_position_embeddings=4096)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """``serve(*arguments, state=...)`` starts a server; whatever still runs in the end is killed."""
+    started: list[Program] = []
+
+    def start(*arguments: str, state: Path | None = None, **options) -> Program:
+        log = tmp_path / f"server{len(started)}.log"
+        program = Program(list(arguments), state or tmp_path / "state", log, **options)
+        started.append(program)
+        return program
+
+    yield start
+    for program in started:
+        if program.process.poll() is None:
+            program.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def shared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """One server for many tests. Its keys: ``key<i>`` with all roles and a tenant of its own; ``user``,
+    ``teacher``, ``admin`` and ``gateway`` (which names end users), all of the tenant ``roles``.
+    """
+    folder = tmp_path_factory.mktemp("shared")
+    everything = ["use", "teach", "admin"]
+    keys = [{"key": hash_key(f"key{i}"), "tenant": f"t{i}", "roles": everything} for i in range(TENANTS)]
+    for name, roles in (("user", ["use"]), ("teacher", ["use", "teach"]), ("admin", ["admin"])):
+        keys.append({"key": hash_key(name), "tenant": "roles", "roles": roles})
+    gateway = {"key": hash_key("gateway"), "tenant": "roles", "roles": everything, "trusted_gateway": True}
+    metrics = {
+        "stars": {"min": 1, "max": 5},
+        "seconds": {"min": 0, "max": 10, "direction": "lower_is_better"},
+    }
+    sona = {"keys": [*keys, gateway], "metrics": metrics, **QUICK}
+    config = write_config(folder / "config.yaml", tiny_folder, sona)
+    program = Program(["--config", str(config)], folder / "state", folder / "server.log")
+    yield program
+    assert program.stop() == 0, program.log
+    assert "Traceback" not in program.log
+
+
+_tenants = itertools.count()
+
+
+@pytest.fixture
+def tenant(shared: Program) -> Client:
+    """Somebody with all roles whose tenant was taught nothing yet."""
+    return shared.client(f"key{next(_tenants)}")
