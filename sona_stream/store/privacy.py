@@ -5,6 +5,7 @@
 | routing facts, numbers, scores, our request id, key id      | yes  | yes                | yes  |
 | end user, client's ids, completion id, idempotency key      | no   | yes                | yes  |
 | embedding, token ids, captures with hidden states           | no   | yes                | yes  |
+| blobs named ``routing/...``: patterns, made of embeddings   | no   | yes                | yes  |
 | a correction's text                                         | no   | until its outcome  | yes  |
 | query, body, answer, stop strings                           | no   | no                 | yes  |
 

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from ..config.settings import Storage
+from ..errors import StateError
 from . import adapters
 from .privacy import text_bytes
 from .schema import BACKUPS
@@ -122,6 +123,7 @@ def enforce(connection: sqlite3.Connection, storage: Storage) -> Removed:
         "UPDATE feedback SET user = NULL, idempotency_key = NULL "
         "WHERE user IS NOT NULL OR idempotency_key IS NOT NULL",
     )
+    out.run(connection, "patterns", "DELETE FROM blobs WHERE name LIKE 'routing/%'")  # made of embeddings
     out.take_files(connection, "captures", "DELETE FROM captures RETURNING file")
     return out
 
@@ -157,10 +159,13 @@ def forget(connection: sqlite3.Connection, tenant: str, user: str | None) -> Rem
 
 
 def remove_backups(directory: Path, *, before: float | None = None) -> int:
-    """Delete the copies that migrations and restores made (all, or those older than `before`)."""
+    """Delete the copies that migrations and restores made: all, or those older than `before`. Raises StateError."""
     removed = 0
     for path in sorted((directory / BACKUPS).glob("state-*")):
-        if before is None or path.stat().st_mtime < before:
-            path.unlink(missing_ok=True)
-            removed += 1
+        try:
+            if before is None or path.stat().st_mtime < before:
+                path.unlink(missing_ok=True)
+                removed += 1
+        except OSError as error:
+            raise StateError(f"the old copy {path} cannot be removed: {error.strerror}") from error
     return removed

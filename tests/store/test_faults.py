@@ -269,3 +269,18 @@ class Model:
             id for id in self.said if id not in self.decided
         ]
         assert await store.current_versions() == self.current
+
+
+async def test_the_janitor_outlives_a_file_that_cannot_be_removed(open_store, make, folder, monkeypatch, caplog):
+    monkeypatch.setattr("sona_stream.store.sqlite._EXPIRE_EVERY_S", 0.01)
+    async with open_store() as store:
+        stuck = folder / "backups" / "state-stuck"
+        (stuck / "inside").mkdir(parents=True)
+        os.utime(stuck, (0, 0))
+        async with asyncio.timeout(5):
+            while "could not be removed" not in caplog.text:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        store.submit_trajectory(make.trajectory())
+        stuck.rename(folder / "elsewhere")
+    async with open_store() as store:
+        assert await store.trajectory("r1") is not None

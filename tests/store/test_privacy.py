@@ -130,6 +130,8 @@ async def test_lowering_the_level_removes_what_is_there(open_store, make, folder
     async with open_store("text") as store:
         await live(store, make)
         await store.record_outcome(FeedbackOutcome(feedback_id="f1", status="accepted"))
+        await store.put_blob("routing/patterns", EMBEDDING.tobytes())
+        await store.put_blob("learner/small/acme/*", b"{}")
         await written(store)
         assert found(folder, f"what is {TEXT}")
     assert found(folder, TEXT)
@@ -141,6 +143,8 @@ async def test_lowering_the_level_removes_what_is_there(open_store, make, folder
     (folder / BACKUPS / "state-v1-x.sqlite3").write_bytes(IDS.encode())
     async with open_store("none") as store:
         assert (await store.trajectory("r1")).model == "small"
+        assert await store.get_blob("routing/patterns") is None, "patterns are made of embeddings"
+        assert await store.get_blob("learner/small/acme/*") == b"{}"
     for needle in (IDS, NEEDLE, EMBEDDING.tobytes()[:16]):
         assert not found(folder, needle)
 
