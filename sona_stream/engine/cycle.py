@@ -25,7 +25,7 @@ from .trajectories import TrajectoryBuffer
 __all__ = ["CycleResult", "run_cycle"]
 
 _MAX_GROUPS = 128
-_SAMPLES = 256
+_SAMPLES = 64
 
 Held = dict[int, list[tuple[F32, Weights]]]
 

@@ -111,8 +111,9 @@ class TaskMemory:
         ]
 
     def _judge(self) -> bool:
-        """A full block: does it belong to the current task, to an earlier one, or to a new one? One strange block may
-        be a burst, or straddle the boundary; only a second one in a row is a switch. -> whether that is settled
+        """A full block: does it belong to the current task, to an earlier one, or to a new one? -> whether settled
+
+        One strange block may be a burst, or straddle the boundary; only a second one in a row is a switch.
         """
         block, self._block = self._block, []
         X = self.pool.get(block)

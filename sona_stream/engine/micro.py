@@ -4,10 +4,10 @@
 
 One row of A starts along the first inputs, x̄ / |x̄|², so that one rank can push all of them the same way; the
 other starts small and random. A step follows the scaled gradient (each factor's gradient times the inverse second
-moment of the other side; Zhang & Pilanci 2024, https://arxiv.org/abs/2402.02347), which uses both ranks however A and
-B share their size, with momentum, each factor divided by the running rms of its gradient as in Adam. Its length is
-set so that the rms of |Δout(x)| / |x| over the batch is at most `micro_lora_lr` a trajectory, times the strength of
-the signal. (Adam alone, element by element, left the second rank nearly unused: measured .20 against .92.)
+moment of the other side; Zhang & Pilanci 2024, https://arxiv.org/abs/2402.02347), which uses both ranks however A
+and B share their size, with momentum, each factor divided by the running rms of its gradient as in Adam. Its length
+is set so that the rms of |Δout(x)| / |x| over the batch is at most `micro_lora_lr` a trajectory, times the strength
+of the signal. (Adam alone, element by element, left the second rank nearly unused: measured .20 against .92.)
 """
 
 from __future__ import annotations

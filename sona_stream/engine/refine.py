@@ -21,7 +21,8 @@ from .trajectories import TrajectoryBuffer
 
 __all__ = ["refined"]
 
-_CHUNK = 256
+_CHUNK_NUMBERS = 1 << 17
+"""Numbers in one chunk of queries: half a megabyte, about a millisecond of work outside the GIL."""
 _SAMPLE = 2048
 _ITERATIONS = 8
 _CHEAP = 2e8
@@ -37,16 +38,22 @@ class _Points:
     rest: F32
     rest_weight: F32
 
+    @property
+    def step(self) -> int:
+        """Queries in one chunk."""
+        return max(16, _CHUNK_NUMBERS // self.buffer.queries.dim)
+
     def chunk(self, at: int) -> F32:
-        return _unit(self.buffer.queries.get(self.slots[at : at + _CHUNK]))
+        """Queries at .. at + step, as unit vectors."""
+        return _unit(self.buffer.queries.get(self.slots[at : at + self.step]))
 
     def sample(self, random: np.random.Generator) -> _Sample:
         """At most _SAMPLE queries, standing for all, and the remainders; in parts of one chunk each."""
         n = len(self.slots)
         chosen = np.sort(random.choice(n, min(n, _SAMPLE), replace=False))
         parts = [
-            _unit(self.buffer.queries.get(self.slots[chosen[at : at + _CHUNK]]))
-            for at in range(0, len(chosen), _CHUNK)
+            _unit(self.buffer.queries.get(self.slots[chosen[at : at + self.step]]))
+            for at in range(0, len(chosen), self.step)
         ]
         weights = [np.full(len(part), n / len(chosen), np.float32) for part in parts]
         return _Sample([*parts, self.rest], [*weights, self.rest_weight])
@@ -148,7 +155,7 @@ def _lloyd(points: _Points, centroids: F32, kernels: Kernels) -> F32:
         sums = np.zeros_like(centroids)
         counts = np.zeros(len(centroids), np.float32)
         new_quality = 0.0
-        for at in range(0, len(points.slots), _CHUNK):
+        for at in range(0, len(points.slots), points.step):
             U = points.chunk(at)
             new_quality += kernels.kmeans_step(U, np.ones(len(U), np.float32), U @ centroids.T, sums, counts)
         new_quality += kernels.kmeans_step(points.rest, points.rest_weight, points.rest @ centroids.T, sums, counts)
@@ -162,7 +169,7 @@ def _lloyd(points: _Points, centroids: F32, kernels: Kernels) -> F32:
 def _assign(points: _Points, centroids: F32) -> tuple[NDArray[np.int64], F32]:
     """-> label and cosine of every query, then of every remainder"""
     labels, cosines = [], []
-    for at in range(0, len(points.slots) + _CHUNK, _CHUNK):
+    for at in range(0, len(points.slots) + points.step, points.step):
         U = points.chunk(at) if at < len(points.slots) else points.rest
         scores = U @ centroids.T
         labels.append(scores.argmax(axis=1) if scores.size else np.zeros(len(U), np.int64))
