@@ -84,12 +84,12 @@ async def test_more_than_fit_wait_their_turn(tiny_folder):
         assert {tuple(answer.ids()) for answer in answers} == {tuple(answers[0].ids())}
 
 
-async def test_a_request_bigger_than_the_caches_memory_runs_alone(tiny_folder):
+async def test_requests_that_do_not_fit_the_caches_memory_wait(tiny_folder):
     async with running(tiny_folder, kv_cache_mb=1) as backend:  # 1 MB: 2,730 positions of all rows together
         answers = await asyncio.gather(
-            *[collect(backend, ask("the " * 40, id=f"r{i}", max_tokens=300)) for i in range(16)]
+            *[collect(backend, ask("the " * 40, id=f"r{i}", max_tokens=200)) for i in range(13)]
         )
-        assert all(answer.finish.usage.completion_tokens == 300 for answer in answers)
+        assert all(answer.finish.usage.completion_tokens == 200 for answer in answers)
 
 
 async def test_choices_share_a_prompt_and_have_streams_of_their_own(backend):
@@ -272,6 +272,17 @@ async def test_a_failed_step_fails_its_streams_and_nothing_else(backend, monkeyp
         await collect(backend, ask())
     failing = False
     assert isinstance(await collect(backend, ask()), Answer)
+
+
+async def test_a_torch_thread_that_dies_leaves_nobody_waiting(tiny_folder, monkeypatch):
+    async with running(tiny_folder) as backend:
+        task = asyncio.create_task(collect(backend, ask(max_tokens=500)))
+        await asyncio.sleep(0.02)
+        monkeypatch.setattr(type(backend._engine.scheduler), "_collect", lambda self: 1 // 0)
+        with pytest.raises(NotReady):
+            await task
+        with pytest.raises(NotReady, match="has stopped"):
+            await backend.probe()
 
 
 @pytest.mark.parametrize("params", [{"max_batch": 0}, {"threads": "2"}, {"temperature": 3}, {"colour": 1}])

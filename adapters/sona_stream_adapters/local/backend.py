@@ -92,6 +92,8 @@ class LocalBackend:
 
     def _ready(self) -> Engine:
         if self._engine is not None:
+            if not self._engine.scheduler.alive:
+                raise NotReady(f"{self.name}: the model has stopped; restart the server")
             return self._engine
         if self._failure is not None:
             raise self._failure

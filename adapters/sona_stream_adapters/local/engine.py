@@ -10,6 +10,7 @@ import numpy as np
 from sona_stream.config.settings import SonaSettings
 from sona_stream.errors import InvalidRequest
 from sona_stream.events import AdapterRef, Request
+from sona_stream.lora import Capture
 
 from .adapters import AdapterTable
 from .batch import DecodeBatch
@@ -72,7 +73,7 @@ class Engine:
             sampling=[self._sampling(request, index) for index in range(request.sampling.n)],
             adapter=ref,
             pinned=pinned,
-            keep=self._captures.put if self._captures is not None and request.learn else None,
+            keep=self._keep if self._captures is not None and request.learn else None,
             fingerprint=self.host.fingerprint,
             hidden_dim=self.model.hidden_dim,
             loop=asyncio.get_running_loop(),
@@ -85,6 +86,11 @@ class Engine:
         if serving is None or ref is None:
             return None
         return AdapterRef(key=ref.key, version=serving.version, pinned=ref.pinned)
+
+    def _keep(self, capture: Capture) -> None:
+        """Called in the torch thread. An answer during which the model itself changed belongs to neither."""
+        if self._captures is not None and capture.fingerprint == self.host.fingerprint:
+            self._captures.put(capture)
 
     def _check(self, request: Request) -> None:
         sampling = request.sampling

@@ -52,6 +52,11 @@ class Scheduler:
         self._thread.join()
 
     @property
+    def alive(self) -> bool:
+        """Whether requests are taken."""
+        return not self._stopping
+
+    @property
     def streaming(self) -> bool:
         """Whether answers are being generated: jobs then take short slices."""
         return self._batch.busy or bool(self._arrived)
@@ -75,14 +80,18 @@ class Scheduler:
         return await asyncio.wrap_future(future)
 
     def _main(self) -> None:
-        with torch.inference_mode():
-            torch.set_num_threads(self._threads)  # counts for this thread only
-            while self._collect():
-                if self._advance_batch():
-                    self._advance_job()
-                else:
-                    self._work_undisturbed()
-        self._abandon()
+        try:
+            with torch.inference_mode():
+                torch.set_num_threads(self._threads)  # counts for this thread only
+                while self._collect():
+                    if self._advance_batch():
+                        self._advance_job()
+                    else:
+                        self._work_undisturbed()
+        except Exception:
+            _log.critical("the torch thread ended; the model no longer answers", exc_info=True)
+        finally:
+            self._abandon()
 
     def _work_undisturbed(self) -> None:
         """Jobs at full speed until someone asks something."""
@@ -136,6 +145,9 @@ class Scheduler:
             _reject(future, error)
 
     def _abandon(self) -> None:
+        """At the end, whatever brought it about: nobody waits for a thread that is gone."""
+        with self._wake:
+            self._stopping = True
         error = NotReady("the model is shutting down")
         _deliver([(generation, error) for generation in [*self._batch.fail(), *self._arrived]])
         for job, future in self._jobs:

@@ -201,13 +201,14 @@ def _convert(gguf: Path, out: Path, model: WheelModel, console: _Console) -> Non
 
 
 def _pull_hub_model(name: str, progress: Progress) -> Path:
+    import httpx  # what the hub's client raises when it cannot connect
     from huggingface_hub import snapshot_download
 
     progress(f"downloading {name} from the Hugging Face hub")
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except (OSError, ValueError) as error:  # HTTP and offline errors of the hub are OSErrors
+    except (OSError, ValueError, httpx.HTTPError) as error:
         raise ModelUnavailable(
             f"the hub model {name!r} cannot be had: {_tail(str(error))}\n"
             f"Check the name and the network, or give a folder; then type: sona-stream models pull {name}"
