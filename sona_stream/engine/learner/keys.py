@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote
 
 from ...events import RouteDecision
 
-__all__ = ["EVERYTHING", "AdapterKey", "chain"]
+__all__ = ["EVERYTHING", "AdapterKey", "chain", "is_pattern"]
 
 EVERYTHING = "*"
 """The group of the coarsest level: every request of one tenant to one model."""
@@ -51,3 +51,8 @@ def chain(model: str, tenant: str, route: RouteDecision | None) -> tuple[Adapter
         return (root,)
     levels = (root, root.at(route.pattern_type))
     return levels if route.pattern is None else (*levels, root.at(_PATTERN + route.pattern))
+
+
+def is_pattern(group: str) -> bool:
+    """Whether this level is a single pattern: there may be thousands."""
+    return group.startswith(_PATTERN)

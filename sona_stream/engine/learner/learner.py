@@ -22,7 +22,7 @@ from ...protocols import HiddenStateHost, Store
 from .background import BackgroundLoop
 from .inbox import Inbox, Item
 from .instant import InstantLoop, gone
-from .keys import AdapterKey, chain
+from .keys import AdapterKey, chain, is_pattern
 from .state import Mode, Rates, State
 
 __all__ = ["Learner"]
@@ -143,7 +143,10 @@ class Learner:
         state = self._state
         served = {str(line.key): line.served.version for line in state.versions.lines() if line.served is not None}
         counts = {
-            str(root.at(group)): n for root, ledger in state.ledgers.items() for group, n in ledger.counts.items()
+            str(root.at(group)): n
+            for root, ledger in state.ledgers.items()
+            for group, n in ledger.counts.items()
+            if not is_pattern(group) or state.active(root.at(group))
         }
         return {
             "learning": state.mode,

@@ -159,10 +159,8 @@ class State:
         known = [one for one in (await self.book(key)).of(key) if one is not lesson]
         mixed = _alternating(known, [self._accepted(one) for one in known])
         tokens = self.settings.gate_tokens
-        if lesson is None:
-            sample = _up_to(mixed, tokens)
-        else:
-            sample = [lesson, *_up_to(mixed, int(tokens * INSTANT_SHARE))]
+        first = [] if lesson is None else [lesson]
+        sample = [*first, *_up_to(mixed, int(tokens * INSTANT_SHARE) if first else tokens)]
         if not sample:
             return Verdict("no_evidence", "there is no answer to check the version on", {})
         evaluation = await self.hosts[key.model].evaluate([one.capture for one in sample], weights)

@@ -144,7 +144,8 @@ class Versions:
     async def rollback(self, key: AdapterKey, version: int, *, reason: str) -> list[str]:
         """Serve `version` again, bit for bit; 0 is the base model. Returns the feedback ids of what was undone.
 
-        Raises NotFound when the version is not kept (any more) or was made for another model.
+        It may also be one that was only observed, or was itself rolled back earlier. Raises NotFound when it is not
+        kept (any more) or was made for another model.
         """
         line = self.line(key)
         async with line.lock:
@@ -153,7 +154,9 @@ class Versions:
             if record is None:
                 await self._hosts[key.model].drop_adapter(str(key))
             else:
+                record = dataclasses.replace(record, status="published")
                 await self._hosts[key.model].put_adapter(str(key), version, record.weights)
+                await self._store.put_adapter(record)
             line.served = line.working = record
             line.epoch += 1
             await self._store.set_current(str(key), version, reason=reason)
