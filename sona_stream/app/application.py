@@ -29,6 +29,7 @@ from .assembly import (
     build_router,
     build_scorers,
 )
+from .auto import AutoFeedback
 from .engine_settings import engine_config
 from .notices import notices
 from .patterns import load_patterns, save_patterns, tend_patterns
@@ -95,7 +96,14 @@ class Application:
         for group in self.backends.values():
             for backend in group:
                 await stack.enter_async_context(backend)
-        self.trajectories = TrajectoryFanOut(self.store, self.patterns_bank, learn=settings.sona.learning != "off")
+        learning = settings.sona.learning
+        scores = AutoFeedback(self.store, self._learn_from)
+        self.trajectories = TrajectoryFanOut(
+            self.store,
+            self.patterns_bank,
+            learn=learning != "off",
+            teach=scores.offer if learning == "auto" and self._adaptable else None,
+        )
         self.pipeline = build_pipeline(
             settings,
             self.backends,
@@ -110,6 +118,7 @@ class Application:
         stack.callback(tasks.cancel_scope.cancel)
         tasks.start_soon(self._watch.run)
         tasks.start_soon(self._learn_on)
+        tasks.start_soon(scores.run)
         tasks.start_soon(tend_patterns, self.patterns_bank, self.store if keeps else None)
 
     async def _learn_on(self) -> None:
@@ -154,6 +163,9 @@ class Application:
     async def learn(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
         """Committed feedback moves routing statistics at once, and weights where there is a host."""
         await self.trajectories.judge(feedback)
+        return await self._learn_from(feedback, wait=wait)
+
+    async def _learn_from(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
         if isinstance(self._learner, SonaError):
             reason = f"the feedback is kept and will be learned later: {self._learner}"
             return FeedbackOutcome(feedback_id=feedback.id, status="queued", reason=reason)

@@ -31,8 +31,13 @@ def build_embedder(settings: Settings) -> Embedder:
 
 
 def build_patterns(settings: Settings, embedder: Embedder) -> SonaEngine:
-    """The engine over query embeddings: routing's memory."""
-    return SonaEngine.with_config(engine_config(settings, embedder.dim))
+    """The engine over query embeddings: routing's memory. Vectors are short here: numpy is as fast as compiled code
+    and does without the second and the 100 MB that numba costs; `sona.engine.enable_simd` decides otherwise.
+    """
+    config = engine_config(settings, embedder.dim)
+    if not any(SonaConfig.field_name(name) == "enable_simd" for name in settings.sona.engine if name != "profile"):
+        config = SonaConfig(**{**config.to_dict(), "enable_simd": False}, warn=False)
+    return SonaEngine.with_config(config)
 
 
 def build_router(

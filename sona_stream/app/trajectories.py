@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from ..engine import SonaEngine
 from ..events import Feedback, Trajectory
@@ -19,16 +20,28 @@ CORRECTED_QUALITY = 0.0
 class TrajectoryFanOut:
     """A `TrajectorySink`. Runs on the event loop after an answer has ended; both steps take microseconds."""
 
-    def __init__(self, store: Store, patterns: SonaEngine, *, learn: bool) -> None:
-        """``learn``: False keeps trajectories and learns no routing (`sona.learning: off`)."""
-        self._store, self._patterns, self._learn = store, patterns, learn
+    def __init__(
+        self,
+        store: Store,
+        patterns: SonaEngine,
+        *,
+        learn: bool,
+        teach: Callable[[Trajectory], None] | None = None,
+    ) -> None:
+        """``learn``: False keeps trajectories and learns no routing (`sona.learning: off`). ``teach`` gets those
+        whose score is to move weights.
+        """
+        self._store, self._patterns, self._learn, self._teach = store, patterns, learn, teach
 
     def submit(self, trajectory: Trajectory) -> None:
-        """Keep the trajectory; a judged one moves its pattern's statistics (never weights)."""
+        """Keep the trajectory; a judged one moves its pattern's statistics."""
         self._store.submit_trajectory(trajectory)
         quality = trajectory.score.value
-        if quality is not None and trajectory.outcome == "complete":
-            self._learn_route(trajectory, quality, latency_s=trajectory.duration_s)
+        if quality is None or trajectory.outcome != "complete":
+            return
+        self._learn_route(trajectory, quality, latency_s=trajectory.duration_s)
+        if self._teach is not None and trajectory.learn:
+            self._teach(trajectory)
 
     async def judge(self, feedback: Feedback) -> None:
         """A person's judgement moves the same statistics as a score."""
