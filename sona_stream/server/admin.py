@@ -8,6 +8,8 @@ from .responses import Response, json_response
 
 __all__ = ["adapters", "freeze", "patterns", "rollback", "stats", "thaw"]
 
+_VERSIONS = 1 << 31
+
 
 async def stats(call: Call) -> Response:
     """`GET /v1/sona/stats`."""
@@ -30,7 +32,7 @@ async def rollback(call: Call) -> Response:
     key, version = body.get("key"), body.get("version")
     if not isinstance(key, str) or not key:
         raise InvalidRequest("key must name an adapter: model/tenant/group", param="key")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+    if not isinstance(version, int) or isinstance(version, bool) or not 0 <= version < _VERSIONS:
         raise InvalidRequest("version must be a whole number from 0 (the base model) up", param="version")
     if unknown := sorted(set(body) - {"key", "version"}):
         raise InvalidRequest(f"{unknown[0]!r} is not a field here (there are: key, version)", param=unknown[0])

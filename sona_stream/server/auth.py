@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from ..config.keys import hash_key, key_name
@@ -60,16 +61,32 @@ def _presented(headers: Mapping[bytes, bytes]) -> bytes:
 
 
 def _refuse_foreign_pages(headers: Mapping[bytes, bytes]) -> None:
-    """Where no key is needed, a web page of another host must not use the visitor's browser to get in."""
+    """Where no key is needed, a web page of another host must not use the visitor's browser to get in, neither
+    across origins nor by making its own name mean this machine (DNS rebinding).
+    """
     origin = headers.get(b"origin")
-    if origin is None:
+    if (origin is None or _is_loopback(_hostname(origin))) and _is_private(headers.get(b"host", b"")):
         return
+    raise NotPermitted("pages and names of other hosts may not use this server without an API key; set `sona.keys`")
+
+
+def _hostname(url: bytes) -> str:
+    """Empty when there is none."""
     try:
-        host = urlsplit(origin.decode("latin-1")).hostname
+        return urlsplit(url.decode("latin-1")).hostname or ""
     except ValueError:
-        host = None
-    if host is None or not _is_loopback(host):
-        raise NotPermitted("pages of other hosts may not use this server without an API key; set `sona.keys`")
+        return ""
+
+
+@lru_cache(256)
+def _is_private(host: bytes) -> bool:
+    """Whether no stranger's name server can answer for this `host` header: an address, a bare or a private name."""
+    name = _hostname(b"//" + host).rstrip(".")
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." not in name or name.endswith((".localhost", ".local", ".internal"))
+    return True
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from ..errors import InvalidRequest
+from ..wire import read_model
 from .disconnect import ClientWatch
 from .headers import for_upstream, forwarded, header_value
 from .incoming import Call, read_body
@@ -17,7 +16,11 @@ __all__ = ["create_embeddings"]
 async def create_embeddings(call: Call) -> Response | None:
     """`POST /v1/embeddings`. A client that leaves cancels the upstream call."""
     body = await read_body(call)
-    model = _model(body)
+    model = read_model(body)
+    if model == AUTO:
+        raise InvalidRequest(
+            f"{AUTO} routes answers, not embeddings, whose spaces differ by model: name one", param="model"
+        )
     services = call.app.services
     sent = for_upstream(call.raw_headers, keyed=bool(services.settings.sona.keys))
     call.app.begin(call.id)
@@ -31,18 +34,3 @@ async def create_embeddings(call: Call) -> Response | None:
         call.app.end(call.id)
     call.app.metrics.left("non_stream")
     return None
-
-
-def _model(body: bytes) -> str:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from error
-    model = value.get("model") if isinstance(value, dict) else None
-    if not isinstance(model, str) or not model:
-        raise InvalidRequest("model is required", param="model")
-    if model == AUTO:
-        raise InvalidRequest(
-            f"{AUTO} routes answers, not embeddings, whose spaces differ by model: name one", param="model"
-        )
-    return model

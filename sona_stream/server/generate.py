@@ -95,6 +95,7 @@ class _Answer:
 
     async def run(self, watch: ClientWatch) -> None:
         """Every way out has told the client, or has no client left to tell."""
+        self.call.told = True
         try:
             await self._pump(watch)
         except asyncio.CancelledError:
@@ -163,7 +164,6 @@ class _Answer:
         raise NotImplementedError
 
     async def _cut_off(self) -> None:
-        self.call.told = True
         await last_words(self._fail(Stopping()) if self.finish is None else self.complete(self.finish))
 
     def client_left(self) -> None:

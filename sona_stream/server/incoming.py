@@ -102,6 +102,9 @@ async def read_json(call: Call) -> dict[str, Any]:
     body = await read_body(call)
     try:
         value = json.loads(body)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("the body holds half of a surrogate pair, which is not Unicode") from None
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from error
     if not isinstance(value, dict):

@@ -15,6 +15,8 @@ __all__ = ["Judgement", "parse_judgement"]
 _FIELDS = ("request_id", "rating", "metric_name", "value", "correction", "idempotency_key", "user")
 _FORMS = "give exactly one of `rating` (-1 to 1, true or false), `metric_name` with `value`, or `correction`"
 MAX_ID = 256
+MAX_CORRECTION = 1 << 20
+"""Characters: far beyond any context, and still no burden to tokenize."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,9 @@ def parse_judgement(
         rating = _number(given, "rating", -1.0, 1.0, of_truth=(-1.0, 1.0))
         return Judgement(kind="rating", quality=(rating + 1) / 2, value=rating, **common)
     if forms == ["correction"]:
-        return Judgement(kind="correction", correction=_text(given, "correction", None, required=True), **common)
+        return Judgement(
+            kind="correction", correction=_text(given, "correction", MAX_CORRECTION, required=True), **common
+        )
     return _metric(given, metrics, common)
 
 
@@ -83,13 +87,13 @@ def _idempotency_key(given: Mapping[str, Any], header_key: str | None) -> str | 
     return key if key is not None else header_key
 
 
-def _text(given: Mapping[str, Any], name: str, most: int | None, *, required: bool = False) -> Any:
+def _text(given: Mapping[str, Any], name: str, most: int, *, required: bool = False) -> Any:
     value = given.get(name)
     if value is None and not required:
         return None
     if not isinstance(value, str) or not value.strip():
         _refuse(name, f"{name} must be a text that is not empty")
-    if most is not None and len(value) > most:
+    if len(value) > most:
         _refuse(name, f"{name} must have at most {most} characters, not {len(value)}")
     return value
 

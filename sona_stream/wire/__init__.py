@@ -5,7 +5,7 @@ from .answer_parser import AnswerParser
 from .decoded_request import DecodedRequest
 from .embeddings import EmbeddingsRequest, decode_embeddings_request, encode_embeddings
 from .errors import encode_error, encode_error_event, error_body
-from .model_name import replace_model
+from .model_name import read_model, replace_model
 from .models import encode_model, encode_models
 from .requests import decode_request
 from .sse import DONE, PING, SseDecoder, encode_event
@@ -29,5 +29,6 @@ __all__ = [
     "encode_model",
     "encode_models",
     "error_body",
+    "read_model",
     "replace_model",
 ]

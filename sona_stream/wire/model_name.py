@@ -9,8 +9,9 @@ import msgspec
 
 from ..errors import InvalidRequest
 
-__all__ = ["replace_model"]
+__all__ = ["check_model", "read_model", "replace_model"]
 
+_MAX_NAME = 256
 _KEY = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*')
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],]', re.DOTALL)
 _COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
@@ -23,16 +24,28 @@ class _Named(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Named).decode
 
 
+def read_model(body: bytes) -> str:
+    """The top-level ``model``; the rest of the body is skipped over. Raises `InvalidRequest`."""
+    name = _named(body)
+    if name is None:
+        raise InvalidRequest("model is required", param="model")
+    check_model(name)
+    return name
+
+
+def check_model(name: str) -> None:
+    """A name ends up in headers, logs and records. Raises `InvalidRequest`."""
+    if not (0 < len(name) <= _MAX_NAME and name.isprintable()):
+        raise InvalidRequest(f"model must have 1 to {_MAX_NAME} printable characters", param="model")
+
+
 def replace_model(body: bytes, name: str) -> bytes:
     """The body with the top-level ``model`` set to ``name``; every other byte stays as it is.
 
     The very same object comes back when the name is right already. Raises `InvalidRequest` when the body is no
     JSON object or ``model`` is no string.
     """
-    try:
-        old = _decode(body).model
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not a JSON object with a model: {error}", param="model") from None
+    old = _named(body)
     new = msgspec.json.encode(name)
     if old == name:
         return body
@@ -46,6 +59,13 @@ def replace_model(body: bytes, name: str) -> bytes:
             return spliced
     spots = list(_model_values(body))
     return _spliced(body, spots, new) if spots else _inserted(body, new)
+
+
+def _named(body: bytes) -> str | None:
+    try:
+        return _decode(body).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not a JSON object with a model: {error}", param="model") from None
 
 
 def _inserted(body: bytes, new: bytes) -> bytes:

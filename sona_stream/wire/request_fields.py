@@ -12,6 +12,7 @@ import msgspec
 
 from ..errors import InvalidRequest
 from ..events import Sampling
+from .model_name import check_model
 
 __all__ = [
     "RequestFields",
@@ -75,8 +76,7 @@ def decode_as(decoder: msgspec.json.Decoder[Fields], body: bytes) -> Fields:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     except RecursionError:
         raise InvalidRequest("the body is not valid JSON: it is nested too deeply") from None
-    if not fields.model:
-        refuse("model", "must not be empty")
+    check_model(fields.model)
     return fields
 
 

@@ -241,3 +241,25 @@ async def test_feedback_waits_for_the_answer_it_judges_to_end(services, app):
     let_go.set()
     assert (await telling).status == 202
     await running
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"request_id": "\\ud800", "rating": 1}',
+        b'{"request_id": "req-1", "correction": "Par\\udc00is"}',
+        b'{"request_id": "req-1", "rating": 1, "\\ud83d": 1}',
+        b'{"request_id": "req-1", "rating": 1, "idempotency_key": "\xed\xa0\x80"}',
+    ],
+)
+async def test_half_a_character_is_refused(services, app, body):
+    reply = await ask(app, "POST", PATH, body)
+    assert reply.status == 400
+    assert "Unicode" in reply.json()["error"]["message"]
+    assert services.store.committed == []
+
+
+async def test_a_correction_has_a_limit(services, app):
+    reply = await tell(app, {"request_id": "req-1", "correction": "x" * ((1 << 20) + 1)})
+    assert (reply.status, reply.json()["error"]["param"]) == (400, "correction")
+    assert (await tell(app, {"request_id": "req-1", "correction": "x" * (1 << 20)})).status == 202

@@ -302,3 +302,62 @@ async def test_a_failed_start_is_kept_for_whoever_started(services, app):
     assert message["type"] == "lifespan.startup.failed"
     assert app.startup_error is services.start_error
     await task
+
+
+async def test_without_keys_a_name_of_others_is_no_way_in(app, keyed):
+    """DNS rebinding: a page of evil.example makes its own name mean 127.0.0.1, and is then of the same origin."""
+    for host in ("evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example:80"):
+        for path in ("/v1/sona/stats", "/v1/models"):
+            reply = await ask(app, "GET", path, headers={"host": host})
+            assert reply.status == 403, host
+            assert "sona.keys" in error_of(reply)["message"]
+    for host in ("localhost:8080", "127.0.0.1", "[::1]:80", "box", "host.docker.internal:8080", "a.localhost", ""):
+        assert (await ask(app, "GET", "/v1/models", headers={"host": host})).status == 200, host
+    headers = {"host": "llm.example", "authorization": "Bearer sk-use"}
+    assert (await ask(create_app(keyed), "GET", "/v1/models", headers=headers)).status == 200
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"key": "\\ud800", "version": 1}', b'{"\\udfff": 1}', b'{"key": "\xed\xa0\x80"}']
+)
+async def test_half_a_character_is_refused(app, body):
+    reply = await ask(app, "POST", "/v1/sona/adapters/rollback", body)
+    assert reply.status == 400
+    assert "Unicode" in error_of(reply)["message"]
+
+
+async def test_no_version_is_that_large(app):
+    body = {"key": "m1/default/CodeGen", "version": 1 << 63}
+    assert error_of(await ask(app, "POST", "/v1/sona/adapters/rollback", body))["param"] == "version"
+
+
+async def test_embeddings_are_not_parsed_for_their_models_name(app, services):
+    """Megabytes of token ids must not hold up everybody's streams."""
+    for body in (
+        b'{"input": [' + b"[" * 5000 + b"]" * 5000 + b'], "model": "m1"}',
+        b'{"model": "m\\u0031", "input": 1e999}',
+    ):
+        assert (await ask(app, "POST", "/v1/embeddings", body)).status in (200, 400)
+    for body in (b"[]", b'{"model": 1}', b'{"model": ""}', b'{"model": "\\ud800"}', b"{", b"\xff"):
+        assert (await ask(app, "POST", "/v1/embeddings", body)).status == 400, body
+
+
+async def test_a_stop_while_the_last_bytes_are_written_tells_nobody_twice(caplog):
+    """A client that reads slowly holds the last write; the answer has begun, so nothing new may begin."""
+    for stream in (True, False):
+        asked = Asked(create_app(FakeServices()), "POST", CHAT, chat_bytes(stream=stream))
+        stuck, begun = asyncio.Event(), []
+
+        async def send(message, stuck=stuck, begun=begun):
+            begun.append(message["type"])
+            assert begun.count("http.response.start") == 1
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                stuck.set()
+                await forever()
+
+        asked.send = send
+        task = asyncio.create_task(asked.run())
+        await asyncio.wait_for(stuck.wait(), 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 5)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sona_stream.errors import InvalidRequest
 from sona_stream.events import Sampling
-from sona_stream.wire import decode_request, replace_model
+from sona_stream.wire import decode_request, read_model, replace_model
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "m", "prompt": "once"}
@@ -170,7 +170,7 @@ def test_constrained(fields, constrained):
         ({"messages": [{"role": "wizard"}]}, "messages[0].role", "got 'wizard'"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "got 'int'"),
         ({"messages": [{"role": "user", "content": [5]}]}, "messages[0].content[0]", "got 'int'"),
-        ({"model": ""}, "model", "must not be empty"),
+        ({"model": ""}, "model", "1 to 256 printable"),
         ({"model": None}, "model", "Expected `str`"),
         ({"user": 5}, "user", "got `int`"),
     ],
@@ -286,3 +286,18 @@ def test_bodies_without_a_name_to_replace(body):
 def test_a_large_body_is_spliced_quickly():
     body = json.dumps({"a": [{"model": 'x\\"\n' * 200_000}], "model": "m"}).encode()
     assert json.loads(replace_model(body, "z"))["model"] == "z"
+
+
+@pytest.mark.parametrize("name", ["", "a\nWARNING forged", "a\x1b[2J", "x" * 257, "\u2028"])
+def test_a_models_name_is_short_and_printable(name):
+    """Behind a wildcard it is whatever the client wrote, and stands in headers, logs and records."""
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "x"}], "prompt": "x"}).encode()
+    for decode in (
+        read_model,
+        lambda one: decode_request("chat.completions", one),
+        lambda one: decode_request("completions", one),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            decode(body)
+        assert caught.value.param == "model"
+    assert read_model(b'{"input": [1e999, {"model": "y"}], "model": "m\xc3\xb6"}') == "m\u00f6"
