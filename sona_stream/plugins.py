@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ __all__ = ["Group", "available", "load"]
 Group = Literal["backends", "embedders", "stores", "scorers", "models", "hooks"]
 
 
+@functools.cache  # what is installed does not change under a running program, and looking reads many files
 def _find(group: Group) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"sona_stream.{group}")}
 

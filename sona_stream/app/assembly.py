@@ -31,13 +31,10 @@ def build_embedder(settings: Settings) -> Embedder:
 
 
 def build_patterns(settings: Settings, embedder: Embedder) -> SonaEngine:
-    """The engine over query embeddings: routing's memory. Vectors are short here: numpy is as fast as compiled code
-    and does without the second and the 100 MB that numba costs; `sona.engine.enable_simd` decides otherwise.
+    """The engine over query embeddings: routing's memory. Vectors are short here: numpy comes near compiled code
+    and does without the second and the 100 MB that compiling costs; `sona.engine.enable_simd` says otherwise.
     """
-    config = engine_config(settings, embedder.dim)
-    if not any(SonaConfig.field_name(name) == "enable_simd" for name in settings.sona.engine if name != "profile"):
-        config = SonaConfig(**{**config.to_dict(), "enable_simd": False}, warn=False)
-    return SonaEngine.with_config(config)
+    return SonaEngine.with_config(engine_config(settings, embedder.dim, compiled=False))
 
 
 def build_router(

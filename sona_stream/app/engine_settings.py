@@ -24,13 +24,14 @@ _PROFILES: dict[str, Callable[[int], SonaConfig]] = {
 _SIZES = ("hidden_dim", "embedding_dim")
 
 
-def engine_config(settings: Settings, dim: int) -> SonaConfig:
+def engine_config(settings: Settings, dim: int, *, compiled: bool = True) -> SonaConfig:
     """The guide's quick start or one of its profiles, with single fields changed; both dimensions are those of the
-    vectors the engine will see. Raises ConfigError.
+    vectors the engine will see. ``compiled``: the default of `enable_simd`. Raises ConfigError.
     """
     try:
         profile, fields = _given(settings)
         chosen = _QUICK_START if profile is None else _PROFILES[profile](dim).to_dict()
+        chosen = {**chosen, "enable_simd": compiled}
         return SonaConfig(**{**chosen, **fields, "hidden_dim": dim, "embedding_dim": dim}, warn=False)
     except ConfigError as error:
         raise ConfigError(f"sona.engine: {error}") from error

@@ -25,6 +25,8 @@ from .policy import Choice, Policy, QueryView, create_policy
 __all__ = ["PolicyRouter", "create_router"]
 
 _NEIGHBOURS = 3
+_REMEMBERED = 1024
+_REMEMBERED_CHARS = 2048
 _UNKNOWN = TypeVote(type="General", probability=0.0, probabilities=dict.fromkeys(PATTERN_TYPES, 0.0))
 
 
@@ -57,6 +59,7 @@ class PolicyRouter:
         self._patterns = patterns
         self._classifier = classifier
         self._min_similarity = min_similarity
+        self._votes: dict[str, TypeVote] = {}
 
     async def route(self, request: Request) -> RouteDecision:
         """Uses `request.embedding`; without one no pattern is looked up. A named model is used as asked.
@@ -122,11 +125,22 @@ class PolicyRouter:
     async def _vote(self, query: str, embedding: NDArray[np.float32] | None) -> TypeVote:
         if not query:
             return _UNKNOWN
+        known = self._votes.get(query)
+        if known is not None:
+            return known
         if self._type_embedder is not None:
             embedding = (await self._type_embedder.embed([query]))[0]
         if embedding is None:
             return _UNKNOWN
-        return self._classifier.classify(query, embedding)
+        return self._remember(query, self._classifier.classify(query, embedding))
+
+    def _remember(self, query: str, vote: TypeVote) -> TypeVote:
+        """A vote depends on the query alone, and templates, retries and evaluations repeat queries."""
+        if len(query) <= _REMEMBERED_CHARS:
+            if len(self._votes) >= _REMEMBERED:
+                del self._votes[next(iter(self._votes))]
+            self._votes[query] = vote
+        return vote
 
     def _decision(self, choice: Choice, located: _Located) -> RouteDecision:
         matched = located.matched

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import math
 import signal
@@ -31,6 +32,7 @@ KEEP_ALIVE_S = 75
 _BACKSTOP_S = 10
 """After the grace and this, even an answer that ignores its cancellation is waited for no longer."""
 _PROBE_S = 0.1
+_GC_THRESHOLD = (20_000, 20, 20)
 
 
 def serve(
@@ -57,7 +59,12 @@ def serve(
 
 
 async def _serve(app: App, server: _Server, sock: socket.socket, url: str, announce: Callable[[str], None]) -> None:
-    ready = asyncio.create_task(_announce(app, server, url, announce))
+    def told(line: str) -> None:
+        announce(line)
+        if line.startswith("ready"):
+            _settle_memory()
+
+    ready = asyncio.create_task(_announce(app, server, url, told))
     try:
         with server.stopped_by_signals():
             await server.serve(sockets=[sock])
@@ -69,6 +76,13 @@ async def _serve(app: App, server: _Server, sock: socket.socket, url: str, annou
         await asyncio.gather(ready, return_exceptions=True)
     if server.lost is not None:
         raise server.lost
+
+
+def _settle_memory() -> None:
+    """What was loaded by now stays for good: the collector need not walk it again with every few requests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLD)
 
 
 async def _announce(app: App, server: _Server, url: str, announce: Callable[[str], None]) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-from ..events import AdapterRef, Event, Request
-from ..protocols import AdapterResolver, Handler, Middleware
+from ..events import AdapterRef, Request
+from ..protocols import AdapterResolver, EventStream, Handler, Middleware
 
 __all__ = ["adapt"]
 
@@ -16,10 +14,9 @@ def adapt(resolver: AdapterResolver) -> Middleware:
     """Requests with tools or a JSON schema are left alone, as are those with `x-sona-adapt: off`."""
 
     def middleware(handler: Handler) -> Handler:
-        @asynccontextmanager
-        async def handle(request: Request) -> AsyncIterator[AsyncIterator[Event]]:
-            async with handler(dataclasses.replace(request, adapter=_choose(resolver, request))) as events:
-                yield events
+        def handle(request: Request) -> EventStream:
+            adapter = _choose(resolver, request)
+            return handler(request if adapter == request.adapter else dataclasses.replace(request, adapter=adapter))
 
         return handle
 

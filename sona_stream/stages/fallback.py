@@ -57,9 +57,11 @@ def fallback(groups: Mapping[str, Sequence[Handler]], *, clock: Callable[[], flo
         last: UpstreamError | NotReady | ModelUnavailable | None = None
         async with AsyncExitStack() as stack:
             for name, group, index, handler in _attempts(table, decision):
-                attempt = dataclasses.replace(request, model=name)
+                attempt = request if request.model == name else dataclasses.replace(request, model=name)
                 try:
-                    opened = await stack.enter_async_context(_opened(handler, attempt))
+                    events = await stack.enter_async_context(
+                        _opened(handler, attempt, _stamp(decision, name, last))
+                    )
                 except (UpstreamError, NotReady, ModelUnavailable) as error:
                     if isinstance(error, UpstreamError) and not error.retryable:
                         raise
@@ -67,9 +69,7 @@ def fallback(groups: Mapping[str, Sequence[Handler]], *, clock: Callable[[], flo
                     last = error
                     _log.warning("%s failed before its first byte: %s", name, error)
                     continue
-                stamp = _stamp(decision, name, last)
-                async with aclosing(_stamped(opened, stamp)) as events:
-                    yield events
+                yield events
                 return
             raise last if last is not None else NotFound(f"the model {decision.model!r} does not exist")
 
@@ -85,14 +85,14 @@ def _attempts(table: Mapping[str, _Group], decision: RouteDecision) -> Iterator[
 
 
 def _stamp(decision: RouteDecision, name: str, error: Exception | None) -> RouteDecision:
-    if error is None:
-        return dataclasses.replace(decision, model=name)
+    if error is None and name == decision.model:
+        return decision
     reason = "retry" if name == decision.model else f"fallback:{decision.model}"
     return dataclasses.replace(decision, model=name, reason=reason)
 
 
 @asynccontextmanager
-async def _opened(handler: Handler, request: Request) -> AsyncIterator[AsyncIterator[Event]]:
+async def _opened(handler: Handler, request: Request, stamp: RouteDecision) -> AsyncIterator[AsyncIterator[Event]]:
     """Enters only once the answer's first content (or its clean end) is there."""
     async with handler(request) as events:
         held: list[Event] = []
@@ -100,17 +100,15 @@ async def _opened(handler: Handler, request: Request) -> AsyncIterator[AsyncIter
             held.append(event)
             if not isinstance(event, Head):
                 break
-        async with aclosing(_resumed(held, events)) as resumed:
-            yield resumed
+        async with aclosing(_stamped(held, events, stamp)) as stamped:
+            yield stamped
 
 
-async def _resumed(held: list[Event], events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
+async def _stamped(
+    held: list[Event], events: AsyncIterator[Event], stamp: RouteDecision
+) -> AsyncGenerator[Event, None]:
+    """What was held, then the rest; the route on each `Head`."""
     for event in held:
-        yield event
+        yield dataclasses.replace(event, route=stamp) if isinstance(event, Head) else event
     async for event in events:
         yield event
-
-
-async def _stamped(events: AsyncIterator[Event], decision: RouteDecision) -> AsyncGenerator[Event, None]:
-    async for event in events:
-        yield dataclasses.replace(event, route=decision) if isinstance(event, Head) else event

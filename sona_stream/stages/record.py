@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -85,7 +84,8 @@ class _Notes:
         request, head, finish = self.request, self.head, self.finish
         if finish is None and self.outcome == "complete":
             self.outcome = "cancelled"  # left early without an exception: the client had enough
-        trajectory = Trajectory(
+        features, text = self.keep != "none", self.keep == "text"
+        return Trajectory(
             request_id=request.id,
             tenant=request.principal.tenant,
             key_id=request.principal.key_id,
@@ -107,19 +107,9 @@ class _Notes:
             started_at=request.received_at,
             ttft_s=self.ttft,
             duration_s=self.clock() - self.began,
-        )
-        return self._with_kept(trajectory, head)
-
-    def _with_kept(self, trajectory: Trajectory, head: Head | None) -> Trajectory:
-        if self.keep == "none":
-            return trajectory
-        kept = dataclasses.replace(
-            trajectory,
-            prompt_ids=head.prompt_ids if head else (),
+            prompt_ids=head.prompt_ids if head and features else (),
             token_ids=tuple(self.token_ids),
-        )
-        if self.keep == "features":
-            return kept
-        return dataclasses.replace(
-            kept, query=self.request.query, body=self.request.body, answer="".join(self.text)
+            query=request.query if text else None,
+            body=request.body if text else None,
+            answer="".join(self.text) if text else None,
         )
