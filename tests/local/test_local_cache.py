@@ -77,9 +77,11 @@ def test_a_long_answer_is_not_paid_for_after_it_ended(tiny):
     assert batch.layers[0].keys.numel() * 8 == big
 
 
-@pytest.mark.parametrize("kind", ["phi", "qwen2", "gpt_neox", "mistral"])
+@pytest.mark.parametrize("kind", ["phi", "qwen2", "gpt_neox", "mistral", "gpt2"])
 def test_other_architectures_decode_the_same_way(tiny_folder, tmp_path, kind):
-    """Rotary on a part of the head and an lm_head bias (phi), biases in attention, parallel blocks, a window."""
+    """Rotary on a part of the head and an lm_head bias (phi), biases in attention, parallel blocks, a window,
+    learned positions.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path)
@@ -96,7 +98,7 @@ def test_other_architectures_decode_the_same_way(tiny_folder, tmp_path, kind):
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=0,
-        **({"num_key_value_heads": 2} if kind != "gpt_neox" else {}),
+        **({"num_key_value_heads": 2} if kind not in ("gpt_neox", "gpt2") else {}),
         **({"sliding_window": 32} if kind == "mistral" else {}),
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)

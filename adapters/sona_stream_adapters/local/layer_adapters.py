@@ -34,7 +34,9 @@ class LayerAdapters:
         """A job of the torch thread, so that no forward pass sees half a change. Negative layers count from the
         end. Raises HostError.
         """
-        layers = self._model.decoder.layers
+        layers = next(
+            (found for name in ("layers", "h") if (found := getattr(self._model.decoder, name, None))), ()
+        )
         if not -len(layers) <= layer < len(layers):
             raise HostError(f"layer {layer} is outside 0..{len(layers) - 1}")
         layer %= len(layers)
