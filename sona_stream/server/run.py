@@ -19,6 +19,7 @@ import uvicorn
 from ..config.load import check_bind
 from ..errors import ConfigError, NotReady, SonaError
 from .asgi import App
+from .protocol import BoundedProtocol
 from .responses import Receive, Send
 
 __all__ = ["serve"]
@@ -122,7 +123,7 @@ class _Server(uvicorn.Server):
 
         config = uvicorn.Config(
             quiet,
-            http="httptools",
+            http=BoundedProtocol,
             ws="none",
             lifespan="on",
             interface="asgi3",

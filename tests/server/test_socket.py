@@ -150,3 +150,29 @@ async def test_the_openai_client(listening):
             async for _ in stream:
                 pass
     gc.collect()
+
+
+@pytest.mark.parametrize("where", ["head", "one header", "url", "trailers"])
+async def test_what_is_no_body_is_bounded(services, listening, where):
+    """Before anybody's key is looked at, a stranger must not fill the memory."""
+    async with listening(create_app(services)) as url, Raw(url) as client:
+        begin, more = {
+            "head": (b"POST /v1/chat/completions HTTP/1.1\r\n", b"x: " + b"y" * 997 + b"\r\n"),
+            "one header": (b"POST /v1/chat/completions HTTP/1.1\r\nx: ", b"y" * 1000),
+            "url": (b"GET /", b"y" * 1000),
+            "trailers": (
+                b"POST /v1/chat/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n",
+                b"x: " + b"y" * 997 + b"\r\n",
+            ),
+        }[where]
+        client.writer.write(begin)
+        with pytest.raises(ConnectionError):
+            for _ in range(2000):
+                client.writer.write(more)
+                await client.writer.drain()
+                await asyncio.sleep(0)
+            pytest.fail("2 MB of it were taken")
+        big = b"POST /nowhere HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 30_000 + b"\r\n"
+        async with Raw(url) as other:
+            other.writer.write(big + b"content-length: 300000\r\n\r\n" + b"z" * 300_000)
+            assert (await other.head())[0] == 404
