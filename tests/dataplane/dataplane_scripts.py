@@ -3,6 +3,9 @@
 import json
 
 from scripted_upstream import sized
+from server_clients import Raw
+
+from sona_stream.config.settings import Deployment, RoutingSettings, Settings, SonaSettings
 
 SSE = ("content-type: text/event-stream", "x-request-id: up-1")
 STREAM_HEAD = ("HTTP/1.1 200 OK\r\n" + "\r\n".join(SSE) + "\r\ntransfer-encoding: chunked\r\n\r\n").encode()
@@ -82,3 +85,22 @@ def body(stream=True, model="m", **fields):
 
 
 CHAT = "/v1/chat/completions"
+
+
+OK = sized(WHOLE, headers=("content-type: application/json",))
+
+
+def two(first, second, **routing):
+    """Model ``a`` at one upstream, ``b`` at another."""
+    entries = tuple(
+        Deployment(model_name=name, provider="openai", upstream_model=name, api_base=upstream.url)
+        for name, upstream in (("a", first), ("b", second))
+    )
+    sona = SonaSettings(storage="none", learning="off", routing=RoutingSettings(**routing))
+    return Settings(models=entries, sona=sona)
+
+
+async def ask(url, data, *headers, path=CHAT):
+    async with Raw(url) as raw:
+        raw.post(path, data, *headers)
+        return await raw.reply()

@@ -6,9 +6,8 @@ import json
 import httpx
 import numpy as np
 import pytest
-from dataplane_scripts import body, questions, sends
+from dataplane_scripts import OK, ask, body, questions, sends, two
 from scripted_upstream import serving, sized
-from test_failures import OK, ask, two
 
 OWN = "sona/static-minilm-256"
 
