@@ -301,6 +301,30 @@ async def test_our_own_bad_key_is_not_the_clients_fault():
         with pytest.raises(UpstreamError) as caught:
             await collect(backend)
         assert caught.value.retryable
+        assert (caught.value.status, caught.value.body) == (502, b""), "a 401 would speak of the client's key"
+
+
+async def test_whose_account_it_is_is_not_the_clients_to_say():
+    sent = (
+        (b"openai-organization", b"org-b"),
+        (b"openai-project", b"p-b"),
+        (b"idempotency-key", b"1"),
+        (b"openai-beta", b"x"),
+    )
+    script = replying(chunked(*STREAM, headers=SSE))
+
+    async def seen(sona=None, **fields):
+        async with backed(script, sona=sona, **fields) as (backend, upstream):
+            await collect(backend, asked(headers=sent))
+            return {name for name in upstream.asked[0].headers if name.startswith(("openai", "idem"))}
+
+    everything = {name.decode() for name, _ in sent}
+    assert await seen() == everything
+    assert await seen(api_key="sk") == {"openai-beta", "idempotency-key"}
+    keys = SonaSettings(keys=(KeySettings(key="sha256:00"),))  # two tenants may choose the same idempotency key
+    assert await seen(keys, api_key="sk") == {"openai-beta"}
+    chosen = {"forward_headers": ["OpenAI-Project", "Idempotency-Key"]}
+    assert await seen(keys, api_key="sk", params=chosen) == everything - {"openai-organization"}
 
 
 async def test_redirects_are_not_followed():
@@ -640,6 +664,13 @@ async def test_embeddings():
         asked_for = upstream.asked[0]
         assert (asked_for.target, asked_for.body) == ("/v1/embeddings", b'{"input": "x", "model": "up"}')
         assert asked_for.headers["authorization"] == "Bearer sk"
+
+
+async def test_embeddings_without_end_are_cut_off(monkeypatch):
+    monkeypatch.setattr("sona_stream_adapters.openai.control.MAX_BODY_BYTES", 1000)
+    async with backed(replying(sized(b"x" * 1001))) as (backend, _):
+        with pytest.raises(UpstreamProtocolError):
+            await backend.embeddings(b'{"input": "x", "model": "pub"}')
 
 
 def test_httpx_is_not_loaded_before_it_is_needed():

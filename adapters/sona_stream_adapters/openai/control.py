@@ -24,6 +24,7 @@ from sona_stream.errors import (
 from sona_stream.events import Headers
 from sona_stream.transport import Timeouts, create_ssl_context
 
+from .answer import MAX_BODY_BYTES
 from .headers import answer_headers
 from .httpx_response import HttpxResponse, limit_passed
 
@@ -92,7 +93,7 @@ class ControlPlane:
     async def embeddings(self, body: bytes, headers: Headers) -> tuple[int, Headers, bytes]:
         """POST to `/embeddings`: (status, headers for the client, body)."""
         async with self.stream("POST", self._url("/embeddings"), headers, body) as response:
-            return response.status, answer_headers(response.headers), await response.read()
+            return response.status, answer_headers(response.headers), await response.read(MAX_BODY_BYTES)
 
     @asynccontextmanager
     async def stream(

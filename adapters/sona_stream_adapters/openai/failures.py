@@ -13,12 +13,15 @@ _JSON = (b"content-type", b"application/json")
 
 def refusal(name: str, status: int, headers: Headers, body: bytes, *, own_key: bool) -> UpstreamError:
     """For an answer that is no success. ``own_key``: the credentials are the deployment's, so a 401 or 403 is
-    not the client's fault and another deployment may do better.
+    not the client's fault and another deployment may do better; a 401 is not even told, for the client would take
+    it for a word about its own key.
 
     The message quotes nothing of the body: it ends up in logs, and bodies may quote the prompt.
     """
     if status < 400:
         return UpstreamError(f"{name}: the upstream answered {status}, which is not followed", retryable=True)
+    if own_key and status == 401:
+        return UpstreamError(f"{name}: the upstream refuses the deployment's api_key (401)", retryable=True)
     retryable = status in _RETRYABLE or status >= 500 or (own_key and status in (401, 403))
     return UpstreamError(
         f"{name}: the upstream answered {status}",

@@ -48,11 +48,13 @@ _FORWARDED = frozenset(
 )
 _FORWARDED_PREFIXES = (b"openai-", b"x-stainless-")
 _CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key"})
+_ACCOUNT = frozenset({b"openai-organization", b"openai-project"})
 
 
 class HeaderRules:
     """Of one deployment. Credentials: the deployment's key when it has one; else the client's own, but only when
-    this proxy has no keys itself, for then what the client sent cannot be one of them.
+    this proxy has no keys itself, for then what the client sent cannot be one of them. What the deployment's key is
+    billed to is not the client's to say, and tenants that share one account must not meet in an idempotency key.
 
     ``params.extra_headers`` (a mapping) are always sent; ``params.forward_headers`` (a list of names) are passed
     on from the client too.
@@ -72,6 +74,8 @@ class HeaderRules:
             fixed[b"openai-organization"] = _encoded(deployment, "organization", organization)
         for name, value in _mapping(deployment, "extra_headers").items():
             fixed[_name(deployment, "extra_headers", name)] = _encoded(deployment, "extra_headers", value)
+        if settings.keys:
+            allowed.discard(b"idempotency-key")
         for name in _names(deployment, "forward_headers"):
             if settings.keys and name.lower().encode() in _CREDENTIALS:
                 raise ConfigError(
@@ -80,16 +84,16 @@ class HeaderRules:
                 )
             allowed.add(_name(deployment, "forward_headers", name))
         self.fixed: Headers = tuple(fixed.items())
-        self._fixed_names = frozenset(fixed)
+        self._withheld = frozenset(fixed) | (_ACCOUNT if deployment.api_key else frozenset())
         self._allowed = frozenset(allowed) - fixed.keys()
 
     def upstream(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
         """What goes up, of what the client sent."""
-        allowed, ours = self._allowed, self._fixed_names
+        allowed, withheld = self._allowed, self._withheld
         kept = [
             pair
             for pair in headers
-            if pair[0] in allowed or (pair[0].startswith(_FORWARDED_PREFIXES) and pair[0] not in ours)
+            if pair[0] in allowed or (pair[0].startswith(_FORWARDED_PREFIXES) and pair[0] not in withheld)
         ]
         return (*self.fixed, *kept) if kept else self.fixed
 
