@@ -213,6 +213,9 @@ async def test_headers_up():
     [
         ({"api_base": "localhost:8000"}, "api_base"),
         ({"api_base": "ftp://x"}, "api_base"),
+        ({"api_base": "http://user:word@h/v1"}, "password"),
+        ({"api_base": "http://h:99999/v1"}, "[Pp]ort"),
+        ({"api_base": "http://h /v1"}, "space"),
         ({"api_key": "a\r\nx: y"}, "api_key"),
         ({"params": {"extra_headers": {"x": "a\nb"}}}, "extra_headers"),
         ({"params": {"extra_headers": {"Host": "a"}}}, "extra_headers"),

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from sona_stream.config.settings import WILDCARD, Deployment, SonaSettings
 from sona_stream.errors import ConfigError
 from sona_stream.events import Event, Head, Headers, Request
-from sona_stream.transport import Client, Timeouts
+from sona_stream.transport import Client, Timeouts, parse_url
 from sona_stream.wire import replace_model
 
 from .answer import UpstreamResponse, body_events, opaque_events, stream_events
@@ -131,10 +131,10 @@ class OpenAIBackend:
 def _url(deployment: Deployment, path: str) -> str:
     """``api_base`` + path. A base without a path gets `/v1`, where every compatible server has its routes."""
     base = deployment.api_base or DEFAULT_BASE
+    try:
+        parse_url(base)
+    except ValueError as error:
+        raise ConfigError(f"model {deployment.model_name!r}: api_base: {error}") from None
     parts = urllib.parse.urlsplit(base)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(
-            f"model {deployment.model_name!r}: api_base must be an http:// or https:// URL, got {base!r}"
-        )
     root = parts.path.rstrip("/") or "/v1"
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc, root + path, parts.query, ""))
