@@ -73,7 +73,7 @@ async def collect(handler, request: Request, got: list[Event] | None = None) -> 
     got = [] if got is None else got
     async with handler(request) as events:
         async for event in events:
-            got.append(event)  # noqa: PERF401  (what came before an error is looked at)
+            got.append(event)
     return got
 
 
