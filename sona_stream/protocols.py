@@ -31,6 +31,7 @@ from .lora import AdapterRecord, Capture, Evaluation, LoraGradient, LoraWeights,
 __all__ = [
     "AdapterResolver",
     "Backend",
+    "Closable",
     "Embedder",
     "EventStream",
     "FeedbackSink",
@@ -144,8 +145,15 @@ class ModelLister(Protocol):
         ...
 
 
+@runtime_checkable
+class Closable(Protocol):
+    """Holds connections that a program gives back when it ends."""
+
+    async def aclose(self) -> None: ...
+
+
 class Embedder(Protocol):
-    """Text to unit vectors."""
+    """Text to unit vectors. One that is also `Closable` is closed with the program."""
 
     name: str
     dim: int

@@ -18,7 +18,7 @@ from ..engine import SonaEngine
 from ..engine.learner import Learner
 from ..errors import NotFound, NotReady, SonaError
 from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Request
-from ..protocols import Backend, Embedder, Handler, HiddenStateHost, Store
+from ..protocols import Backend, Closable, Embedder, Handler, HiddenStateHost, Store
 from ..stages import Meter
 from . import embeddings as own_embeddings
 from .assembly import (
@@ -32,7 +32,7 @@ from .assembly import (
 from .auto import AutoFeedback
 from .engine_settings import engine_config
 from .notices import notices
-from .patterns import load_patterns, save_patterns, tend_patterns
+from .patterns import KeptPatterns
 from .trajectories import TrajectoryFanOut
 from .upstream_models import UpstreamModels
 from .views import pattern_view
@@ -89,10 +89,14 @@ class Application:
     async def _start(self, stack: AsyncExitStack) -> None:
         settings = self.settings
         await stack.enter_async_context(self.store)
-        self.patterns_bank = await load_patterns(self.store, build_patterns(settings, self.embedder))
+        if isinstance(self.embedder, Closable):
+            stack.push_async_callback(self.embedder.aclose)
         keeps = settings.sona.storage != "none"  # a pattern's centre is made of embeddings
-        if keeps:
-            stack.push_async_callback(lambda: save_patterns(self.store, self.patterns_bank))
+        kept = await KeptPatterns.load(
+            build_patterns(settings, self.embedder), self.embedder, self.store if keeps else None
+        )
+        self.patterns_bank = kept.bank
+        stack.push_async_callback(kept.save)
         for group in self.backends.values():
             for backend in group:
                 await stack.enter_async_context(backend)
@@ -119,7 +123,7 @@ class Application:
         tasks.start_soon(self._watch.run)
         tasks.start_soon(self._learn_on)
         tasks.start_soon(scores.run)
-        tasks.start_soon(tend_patterns, self.patterns_bank, self.store if keeps else None)
+        tasks.start_soon(kept.tend)
 
     async def _learn_on(self) -> None:
         """The learner's whole life: from when every model that will have a host answers, until the program ends."""

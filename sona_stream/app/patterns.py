@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import anyio
 
 from ..engine import SonaEngine
 from ..errors import SonaError
-from ..protocols import Store
+from ..protocols import Embedder, Store
+from ..store.peek import read_blob
 
-__all__ = ["PATTERNS_BLOB", "load_patterns", "restored", "save_patterns", "tend_patterns"]
+__all__ = ["KeptPatterns", "peek"]
 
 _log = logging.getLogger(__name__)
 
-PATTERNS_BLOB = "routing/patterns"
 _KEEP_EVERY_S = 5.0
 
 
-async def load_patterns(store: Store, empty: SonaEngine) -> SonaEngine:
-    """The pattern bank of an earlier run, or the given empty one when there is none or it does not fit."""
-    return await restored(await store.get_blob(PATTERNS_BLOB), empty)
+def _name(embedder: Embedder) -> str:
+    """Patterns live in one embedder's space: another embedder finds none, and leaves these alone."""
+    return f"routing/patterns-{embedder.name}"
 
 
-async def restored(data: bytes | None, empty: SonaEngine) -> SonaEngine:
-    """The bank in these bytes, or the given empty one."""
+async def peek(directory: Path, embedder: Embedder, empty: SonaEngine) -> SonaEngine:
+    """The bank that is kept in a folder, without opening the folder as its owner."""
+    return await _restored(read_blob(directory, _name(embedder)), empty)
+
+
+async def _restored(data: bytes | None, empty: SonaEngine) -> SonaEngine:
+    """The bank in these bytes, or the given empty one when there is none or it does not fit."""
     if data is None:
         return empty
     try:
@@ -34,21 +40,34 @@ async def restored(data: bytes | None, empty: SonaEngine) -> SonaEngine:
         return empty
 
 
-async def save_patterns(store: Store, patterns: SonaEngine) -> None:
-    """Into the store, now."""
-    await store.put_blob(PATTERNS_BLOB, await anyio.to_thread.run_sync(patterns.to_bytes))
+class KeptPatterns:
+    """The pattern bank of an embedder. ``store`` is None where nothing may be kept (`sona.storage: none`)."""
 
+    def __init__(self, bank: SonaEngine, embedder: Embedder, store: Store | None) -> None:
+        self.bank = bank
+        self._name, self._store = _name(embedder), store
 
-async def tend_patterns(patterns: SonaEngine, store: Store | None) -> None:
-    """Every few seconds the engine's own background work and, with a store, a snapshot of what is new."""
-    saved = -1
-    while True:
-        await anyio.sleep(_KEEP_EVERY_S)
-        try:
-            await anyio.to_thread.run_sync(patterns.tick)
-            recorded = int(patterns.get_stats()["trajectories_recorded"])
-            if store is not None and recorded != saved:
-                await save_patterns(store, patterns)
-                saved = recorded
-        except Exception:  # a full disk, say: answers go on, and the next round tries again
-            _log.exception("the patterns could not be tended")
+    @classmethod
+    async def load(cls, empty: SonaEngine, embedder: Embedder, store: Store | None) -> KeptPatterns:
+        """That of an earlier run, where there is one."""
+        data = None if store is None else await store.get_blob(_name(embedder))
+        return cls(await _restored(data, empty), embedder, store)
+
+    async def save(self) -> None:
+        """Into the store, now."""
+        if self._store is not None:
+            await self._store.put_blob(self._name, await anyio.to_thread.run_sync(self.bank.to_bytes))
+
+    async def tend(self) -> None:
+        """Every few seconds the engine's own background work, and a snapshot of what is new."""
+        saved = -1
+        while True:
+            await anyio.sleep(_KEEP_EVERY_S)
+            try:
+                await anyio.to_thread.run_sync(self.bank.tick)
+                recorded = int(self.bank.get_stats()["trajectories_recorded"])
+                if recorded != saved:
+                    await self.save()
+                    saved = recorded
+            except Exception:  # a full disk, say: answers go on, and the next round tries again
+                _log.exception("the patterns could not be tended")
