@@ -499,3 +499,15 @@ async def test_a_fallback_gets_its_own_models_adapter():
         assert learner.resolve(request()) is not None
         fallen = dataclasses.replace(request(), model="other")
         assert learner.resolve(fallen) is None, "an adapter of another model"
+
+
+async def test_a_correction_whose_text_is_gone_teaches_nothing():
+    """Its text may expire while it waits. The answer that it was to replace is the last thing to be imitated."""
+    world = World()
+    async with learner_of(world) as learner:
+        request_id, _ = world.ask()
+        feedback = world.judge(request_id, None, kind="correction")
+        with pytest.raises(CaptureGone, match="correction"):
+            await learner.learn(feedback, wait=True)
+        assert world.store.outcomes[feedback.id].status == "skipped"
+        assert world.host.put_log == []

@@ -19,6 +19,8 @@ async def find_lesson(
     """A correction is teacher-forced onto the same prompt. Raises CaptureGone naming the setting that would have
     kept what is missing.
     """
+    if feedback.kind == "correction" and feedback.correction is None:
+        raise CaptureGone(f"the text of correction {feedback.id} is no longer kept")
     if feedback.correction is None:
         capture = await _answer(host, store, trajectory)
     else:
