@@ -1,4 +1,4 @@
-"""`sona.learning` and the gates: the assembled program behind ASGI, without a socket, so that torch loads once."""
+"""`sona.learning`, the gates, lost models: the assembled program behind ASGI, so that torch loads only once."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from program import QUICK
 from sona_stream.app import Application
 from sona_stream.config.settings import Deployment, Settings, SonaSettings
 from sona_stream.config.strict import convert
-from sona_stream.errors import NotReady
+from sona_stream.engine.learner import Learner
+from sona_stream.errors import NotReady, StateError
 from sona_stream.server import create_app
 
 
 @pytest.fixture
 def running(tiny_folder, tmp_path):
     @contextlib.asynccontextmanager
-    async def run(**sona):
-        model = Deployment(
-            model_name="tiny", provider="local", upstream_model=str(tiny_folder), params={"threads": 1}
+    async def run(*, models=(), **sona):
+        folders = {"tiny": tiny_folder, **dict(models)}
+        deployments = tuple(
+            Deployment(model_name=name, provider="local", upstream_model=str(folder), params={"threads": 1})
+            for name, folder in folders.items()
         )
-        settings = Settings(models=(model,), sona=convert({**QUICK, **sona}, SonaSettings, "sona"))
+        settings = Settings(models=deployments, sona=convert({**QUICK, **sona}, SonaSettings, "sona"))
         application = Application(settings, directory=tmp_path / "state")
         transport = httpx.ASGITransport(create_app(application))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
@@ -101,7 +104,7 @@ async def test_auto_learns_from_its_own_scores(running):
     async with running(learning="auto") as client:
         with anyio.fail_after(20):
             while (await client.ask()).headers["x-sona-adapter"] == "none":
-                await anyio.sleep(0.02)
+                pass
 
 
 async def test_a_gate_holds_and_says_why(running):
@@ -128,3 +131,23 @@ async def test_at_storage_none_what_the_model_forgot_is_gone(running):
         response = await client.http.post("/v1/feedback?wait=1", json=body)
         assert response.status_code == 410
         assert "sona.storage" in response.json()["error"]["message"]
+
+
+async def test_one_lost_model_of_two_costs_only_itself(running, tmp_path):
+    async with running(models={"lost": tmp_path / "nothing"}) as client:
+        assert (await client.teach(await client.ask(), rating=-1))["status"] == "published"
+        body = {"model": "lost", "messages": [{"role": "user", "content": "fox"}]}
+        response = await client.http.post("/v1/chat/completions", json=body)
+        assert response.status_code == 503
+        assert "no model at" in response.json()["error"]["message"]
+        assert (await client.stats())["backends"]["tiny"] == ["ready"]
+
+
+async def test_when_the_learner_cannot_start_it_is_told(running, monkeypatch):
+    async def broken(self):
+        raise StateError("the adapters cannot be read")
+
+    monkeypatch.setattr(Learner, "__aenter__", broken)
+    with pytest.raises(StateError, match="cannot be read"):
+        async with running():
+            pass

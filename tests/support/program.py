@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import openai
 
-_READY = re.compile(r"ready on (http\S+)")
+_READY = re.compile(r"(ready|listening) on (http\S+)")
 
 
 @dataclasses.dataclass
@@ -96,8 +96,17 @@ class Program:
     """A running `sona-stream serve`."""
 
     def __init__(
-        self, arguments: list[str], state: Path, log: Path, *, timeout: float = 180.0, **environment: str
+        self,
+        arguments: list[str],
+        state: Path,
+        log: Path,
+        *,
+        ready: bool = True,
+        timeout: float = 180.0,
+        **environment: str,
     ) -> None:
+        """``ready``: wait until a model answers, not only until the server listens."""
+        self._wanted = "ready" if ready else "listening"
         self.state, self._log = state, log
         command = [sys.executable, "-m", "sona_stream.cli", "serve", "--port", "0", "--state-dir", str(state)]
         self._output = log.open("ab")
@@ -122,8 +131,9 @@ class Program:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self._said.append(line)
-            if match := _READY.search(line):
-                self.url = match.group(1)
+            match = _READY.search(line)
+            if match and match[1] == self._wanted:
+                self.url = match[2]
                 self._ready.set()
         self._ready.set()
 

@@ -1,0 +1,123 @@
+"""`sona-stream chat` at a terminal: a pseudo-terminal, keys typed, Ctrl-C pressed."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from program import until, write_config
+
+ANSI = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+class Terminal:
+    """A child process at a terminal of its own."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.master, slave = pty.openpty()
+        # The leader of a new session gets the terminal that it opens first as its own.
+        opens = f'exec "$@" <{os.ttyname(slave)} >{os.ttyname(slave)} 2>&1'
+        self.process = subprocess.Popen(
+            ["sh", "-c", opens, "sh", sys.executable, "-m", "sona_stream.cli", *arguments],
+            start_new_session=True,
+            env={**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1", **environment},
+        )
+        self._slave = slave  # kept open: until the child has opened it, reading would end at once
+        self.seen = b""
+
+    def wait_for(self, wanted: str, *, seconds: float = 60.0) -> str:
+        """Everything up to and with ``wanted``, without colours."""
+        deadline = time.monotonic() + seconds
+        while (at := (plain := ANSI.sub(b"", self.seen)).find(wanted.encode())) < 0:
+            assert time.monotonic() < deadline, plain.decode(errors="replace")
+            assert self.process.poll() is None or select.select([self.master], [], [], 0)[0], plain
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.seen += os.read(self.master, 65536)
+        self.seen = plain[at + len(wanted) :]
+        return plain[: at + len(wanted)].decode(errors="replace").replace("\r\n", "\n")
+
+    def say(self, line: str) -> str:
+        """Type a line; what is shown until the next prompt."""
+        os.write(self.master, line.encode() + b"\n")
+        return self.wait_for("\n> ")
+
+    def close(self) -> int:
+        try:
+            return self.process.wait(30)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            os.close(self._slave)
+            os.close(self.master)
+
+
+def test_a_chat_with_a_running_server(shared, tenant):
+    terminal = Terminal(
+        "chat", "--base-url", shared.url, "--temperature", "0", "--max-tokens", "12", SONA_API_KEY=tenant.key
+    )
+    terminal.wait_for("\n> ")
+    assert "there is no answer to judge yet" in terminal.say("/good")
+    first = terminal.say("the quick brown fox")
+    assert tenant.ask("the quick brown fox", max_tokens=12).text.split()[0] in first
+    assert re.search(r"\[published -> tiny/t\d+/\*@1", terminal.say("/bad"))
+    assert "say what the answer should have been" in terminal.say("/fix")
+    assert re.search(r"\[published -> tiny/t\d+/\*@2", terminal.say("/fix the lazy dog"))
+    terminal.say("and then?")
+    why = terminal.say("/why")
+    assert "tiny" in why
+    assert re.search(r"adapter +tiny/t\d+/\*@2", why)
+    assert re.search(r"learner\.counters\.accepted +\d", terminal.say("/stats"))
+    assert "/fix TEXT" in terminal.say("/help")
+    os.write(terminal.master, b"/quit\n")
+    assert terminal.close() == 0
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_chat(shared, tenant):
+    terminal = Terminal(
+        "chat", "--base-url", shared.url, "--api-key", tenant.key, "--max-tokens", "3000", "--temperature", "0"
+    )
+    terminal.wait_for("\n> ")
+    os.write(terminal.master, b"the quick brown fox\n")
+    terminal.wait_for(tenant.ask("the quick brown fox", max_tokens=4).text.split()[0])
+    os.write(terminal.master, b"\x03")
+    assert "[stopped]" in terminal.wait_for("\n> ", seconds=5)
+    os.write(terminal.master, b"\x03")
+    terminal.wait_for("\n> ", seconds=5)
+    assert "published" in terminal.say("/bad")
+    os.write(terminal.master, b"\x04")
+    assert terminal.close() == 0
+
+
+@pytest.mark.parametrize("end", ["quit", "kill"])
+def test_a_chat_with_a_server_of_its_own_leaves_none_behind(tiny_folder, tmp_path, end):
+    config = write_config(tmp_path / "config.yaml", tiny_folder)
+    terminal = Terminal("chat", "--config", str(config), SONA_STREAM_STATE=str(tmp_path / "state"))
+    shown = terminal.wait_for("\n> ")
+    server = _child(terminal.process.pid)
+    assert "connected to" in shown
+    if end == "quit":
+        assert "INFO" not in terminal.say("hello")
+        os.write(terminal.master, b"/quit\n")
+        assert terminal.close() == 0
+    else:
+        terminal.process.send_signal(signal.SIGKILL)
+        terminal.close()
+    until(lambda: not _is_there(server), seconds=30)
+
+
+def _child(pid: int) -> int:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
+    return int(listed.stdout)
+
+
+def _is_there(pid: int) -> bool:
+    stat = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(stat.strip()) and not stat.startswith("Z")
