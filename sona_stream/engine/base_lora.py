@@ -23,7 +23,7 @@ from .arrays import F32
 from .ewc import Weights
 from .micro import frozen
 
-__all__ = ["BaseLora", "Evidence"]
+__all__ = ["BaseLora", "Evidence", "truncated"]
 
 _PULL = 10.0
 _MAX_MOVE = 0.25

@@ -17,7 +17,7 @@ from .responses import Receive, Send
 if TYPE_CHECKING:
     from .asgi import App
 
-__all__ = ["Call", "ClientLeft", "new_id", "read_body", "read_json"]
+__all__ = ["Call", "ClientLeft", "new_id", "open_call", "read_body", "read_json"]
 
 
 class ClientLeft(Exception):

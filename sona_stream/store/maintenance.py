@@ -105,6 +105,8 @@ def restore(source: Path, directory: Path, *, force: bool = False) -> Report:
             return verify(directory)
         finally:
             lock.release()
+    except tarfile.ReadError as error:
+        raise StateError(f"{source} is not a backup of sona-stream, or it is damaged") from error
     except (OSError, sqlite3.Error, tarfile.TarError) as error:
         raise StateError(f"{source} could not be restored to {directory}: {error}") from error
 

@@ -16,7 +16,7 @@ from .response import Response
 from .timeouts import Timeouts
 from .tls import create_ssl_context
 
-__all__ = ["Client"]
+__all__ = ["Client", "RequestContext"]
 
 _URLS_KEPT = 1024
 

@@ -16,6 +16,7 @@ from .model_name import check_model
 
 __all__ = [
     "RequestFields",
+    "StreamOptions",
     "client_ids",
     "decode_as",
     "include_usage",
