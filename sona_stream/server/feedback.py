@@ -105,14 +105,15 @@ def _feedback(judgement: Judgement, request_id: str, principal: Principal) -> Fe
 
 async def _outcome_of(store: Store, first: Feedback, *, wait: bool) -> FeedbackOutcome:
     """What became of the feedback that came first; "queued" while that is open."""
-    deadline = time.monotonic() + (_FIRST_OUTCOME_S if wait else 0)
+    deadline, pause = time.monotonic() + (_FIRST_OUTCOME_S if wait else 0), _POLL_S
     while True:
         outcome = await store.outcome(first.id)
         if outcome is not None:
             return outcome
         if time.monotonic() >= deadline:
             return FeedbackOutcome(feedback_id=first.id, status="queued")
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 1.0)
 
 
 def _told(outcome: FeedbackOutcome, feedback: Feedback, *, duplicate: bool) -> Response:

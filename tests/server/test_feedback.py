@@ -263,3 +263,17 @@ async def test_a_correction_has_a_limit(services, app):
     reply = await tell(app, {"request_id": "req-1", "correction": "x" * ((1 << 20) + 1)})
     assert (reply.status, reply.json()["error"]["param"]) == (400, "correction")
     assert (await tell(app, {"request_id": "req-1", "correction": "x" * (1 << 20)})).status == 202
+
+
+async def test_waiting_for_the_first_one_does_not_hammer_the_store(services, app, monkeypatch):
+    said = {"request_id": "req-1", "rating": 1, "idempotency_key": "k"}
+    await tell(app, said)
+    asked = []
+
+    async def outcome(feedback_id):
+        asked.append(feedback_id)
+
+    monkeypatch.setattr(services.store, "outcome", outcome)
+    monkeypatch.setattr("sona_stream.server.feedback._FIRST_OUTCOME_S", 0.7)
+    assert (await tell(app, said, wait=True)).json()["status"] == "queued"
+    assert len(asked) < 10
