@@ -18,6 +18,7 @@ import hashlib
 import os
 import random
 import sys
+import time
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -155,16 +156,23 @@ async def run(base_url: str, keys: tuple[str, str, str], seed: int) -> Outcome:
     """One seed: measure, teach both tenants at the same time, measure both."""
     learn, control, admin = keys
     student, placebo = Tenant(base_url, learn), Tenant(base_url, control)
+    number, began = 10_000 * seed, time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"seed {seed}, {time.monotonic() - began:4.0f} s: {what}", file=sys.stderr, flush=True)
+
     async with student.http, placebo.http:
-        before = await student.measure(10_000 * seed, at_once=2 * AT_ONCE)
-        await asyncio.gather(
-            student.teach(10_000 * seed + 1000, permuted=False), placebo.teach(10_000 * seed + 2000, permuted=True)
-        )
+        before = await student.measure(number, at_once=2 * AT_ONCE)
+        say(f"mean reward {mean_reward(before):.2f} before; {FEEDBACKS} ratings for each of two tenants")
+        teaching = (student.teach(number + 1000, permuted=False), placebo.teach(number + 2000, permuted=True))
+        await asyncio.gather(*teaching)
+        say("all rated; waiting until all is learned")
         await settled(base_url, admin)
+        say("learned; measuring both tenants on the unseen questions")
         after, shuffled = await asyncio.gather(
-            student.measure(10_000 * seed + 3000, at_once=AT_ONCE),
-            placebo.measure(10_000 * seed + 4000, at_once=AT_ONCE),
+            student.measure(number + 3000, at_once=AT_ONCE), placebo.measure(number + 4000, at_once=AT_ONCE)
         )
+        say(f"mean reward {mean_reward(after):.2f} after, {mean_reward(shuffled):.2f} in the control")
     return Outcome(before, after, shuffled)
 
 
