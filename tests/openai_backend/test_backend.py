@@ -221,6 +221,9 @@ async def test_headers_up():
         ({"params": {"extra_headers": {"Host": "a"}}}, "extra_headers"),
         ({"params": {"extra_headers": ["x"]}}, "extra_headers"),
         ({"params": {"forward_headers": "x"}}, "forward_headers"),
+        ({"params": {"max_connections": "ten"}}, "max_connections"),
+        ({"params": {"max_connections": 0}}, "max_connections"),
+        ({"params": {"max_connections": True}}, "max_connections"),
         ({"params": {"forward_headers": ["Authorization"]}}, "sona.keys"),
     ],
 )
@@ -229,6 +232,11 @@ def test_bad_deployments_are_named(fields, says):
     with pytest.raises(ConfigError, match=says) as caught:
         create_backend(deployment("http://a", **fields), sona)
     assert "'pub'" in str(caught.value)
+
+
+async def test_a_limit_from_the_environment_is_a_number():
+    async with backed(replying(sized(b"{}")), params={"max_connections": "2"}) as (backend, _):
+        assert [type(event) for event in await collect(backend)] == [Head, Delta, Finish]
 
 
 async def test_headers_down():

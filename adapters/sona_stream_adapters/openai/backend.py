@@ -45,6 +45,7 @@ class OpenAIBackend:
         self._model = deployment.upstream_model
         limits = deployment.timeouts
         self._timeouts = Timeouts(connect=limits.connect, first_byte=limits.first_byte, idle=limits.idle)
+        self._max_connections = _max_connections(deployment)
         self._rules = HeaderRules(deployment, settings)
         self._urls = {endpoint: _url(deployment, path) for endpoint, path in _PATHS.items()}
         self._control = ControlPlane(
@@ -59,7 +60,7 @@ class OpenAIBackend:
             self._client = Client(
                 verify=deployment.ssl_verify,
                 timeouts=self._timeouts,
-                max_connections=deployment.params.get("max_connections"),
+                max_connections=self._max_connections,
                 retry_stale=deployment.retry_stale,
             )
         return self
@@ -126,6 +127,18 @@ class OpenAIBackend:
             _log.warning(
                 "%s: an answer could not be read beside forwarding it; such answers get no score", self.name
             )
+
+
+def _max_connections(deployment: Deployment) -> int | None:
+    """Text counts too: so it comes from the environment."""
+    value = deployment.params.get("max_connections")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not str(value).isdecimal() or int(value) < 1:
+        raise ConfigError(
+            f"model {deployment.model_name!r}: max_connections must be a whole number from 1 up, not {value!r}"
+        )
+    return int(value)
 
 
 def _url(deployment: Deployment, path: str) -> str:
