@@ -27,5 +27,6 @@ def _choose(resolver: AdapterResolver, request: Request) -> AdapterRef | None:
     if not request.adapt:
         return None
     if request.pinned is not None:
-        return request.pinned
+        # A model that stands in for the one asked for has not this adapter.
+        return request.pinned if request.pinned.key.startswith(f"{request.model}/") else None
     return None if request.constrained else resolver.resolve(request)

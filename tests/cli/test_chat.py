@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -12,7 +13,7 @@ import sys
 import time
 
 import pytest
-from program import until, write_config
+from program import until
 
 ANSI = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -97,14 +98,18 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(shared, tenant):
 
 
 @pytest.mark.parametrize("end", ["quit", "kill"])
-def test_a_chat_with_a_server_of_its_own_leaves_none_behind(tiny_folder, tmp_path, end):
-    config = write_config(tmp_path / "config.yaml", tiny_folder)
+def test_a_chat_with_a_server_of_its_own_leaves_none_behind(shared, tenant, tmp_path, end):
+    config = tmp_path / "config.yaml"  # a second server in front of the first: it is there at once
+    behind = {"model": "openai/tiny", "api_base": f"{shared.url}/v1", "api_key": tenant.key}
+    config.write_text(json.dumps({"model_list": [{"model_name": "tiny", "litellm_params": behind}]}))
     terminal = Terminal("chat", "--config", str(config), SONA_STREAM_STATE=str(tmp_path / "state"))
     shown = terminal.wait_for("\n> ")
     server = _child(terminal.process.pid)
     assert "connected to" in shown
+    assert "feedback moves routing, no weights" in shown
     if end == "quit":
         assert "INFO" not in terminal.say("hello")
+        assert "out of reach" in terminal.say("/good")
         os.write(terminal.master, b"/quit\n")
         assert terminal.close() == 0
     else:

@@ -9,6 +9,10 @@ import openai
 import pytest
 from program import command, until
 
+from sona_stream.app.engine_settings import engine_config, outside_guide
+from sona_stream.config.settings import Settings, SonaSettings
+from sona_stream.errors import ConfigError
+
 
 def _refused(*arguments, code=1, **options):
     ended = command("serve", *arguments, **options)
@@ -49,12 +53,33 @@ def test_an_unknown_field_is_named_with_its_neighbour(written, tmp_path):
 
 
 def test_an_engine_field_is_named(written, tmp_path):
-    for engine, named in (
-        ({"micro_lora_rank": 3}, "micro_lora_rank must be a whole number in 1 to 2"),
+    config = written(sona={"engine": {"microLoraRank": 3}})
+    said = _refused("--config", config, "--port", "0", state=tmp_path)
+    assert "sona.engine: micro_lora_rank must be a whole number in 1 to 2" in said
+
+
+@pytest.mark.parametrize(
+    ("engine", "named"),
+    [
         ({"hidden_dim": 64}, "hidden_dim cannot be set"),
-        ({"profile": "fast"}, "realtime"),
-    ):
-        assert named in _refused("--config", written(sona={"engine": engine}), "--port", "0", state=tmp_path)
+        ({"profile": "fast"}, "realtime, batch, research, edge"),
+        ({"ewcLambda": 1, "ewc_lambda": 2}, "ewc_lambda is given twice"),
+        ({"lr": 1}, "unknown engine parameter 'lr'"),
+    ],
+)
+def test_engine_settings_that_make_no_sense(engine, named):
+    settings = Settings(models=(), sona=SonaSettings(engine=engine))
+    with pytest.raises(ConfigError, match=r"^sona\.engine: ") as caught:
+        engine_config(settings, 48)
+    assert named in str(caught.value)
+
+
+def test_engine_settings_take_a_profile_and_warn_outside_the_guide():
+    settings = Settings(models=(), sona=SonaSettings(engine={"profile": "edge", "patternClusters": 9999}))
+    config = engine_config(settings, 48)
+    assert (config.hidden_dim, config.micro_lora_rank, config.pattern_clusters) == (48, 1, 9999)
+    (warning,) = outside_guide(settings)
+    assert "pattern_clusters = 9999" in warning
 
 
 def test_flags_that_exclude_each_other(tmp_path):

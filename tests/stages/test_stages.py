@@ -196,17 +196,18 @@ class Fixed:
 
 
 async def test_adapt_names_the_adapter_unless_told_otherwise():
-    pinned = AdapterRef(key="m/default/*", version=1, pinned=True)
+    pinned, other = (AdapterRef(key=f"{model}/default/*", version=1, pinned=True) for model in ("m", "other"))
     cases: Sequence[tuple[dict[str, object], int | None]] = (
         ({}, 3),
         ({"adapt": False}, None),
         ({"adapt": False, "pinned": pinned}, None),
         ({"pinned": pinned}, 1),
+        ({"pinned": other}, None),  # a fallback has not the adapter of the model it stands in for
         ({"constrained": True}, None),
     )
     for changes, version in cases:
         backend = Scripted(*answer("x"))
-        await collect(adapt(Fixed())(backend), ask(**changes))
+        await collect(adapt(Fixed())(backend), ask(model="m", **changes))
         chosen = backend.requests[0].adapter
         assert (chosen.version if chosen else None) == version
 
