@@ -70,5 +70,7 @@ def serve(
 
 
 def _end_with_input() -> None:
-    sys.stdin.buffer.read()
+    # Not `sys.stdin`: its lock, held by this thread when the program ends, would be fatal to the interpreter.
+    while os.read(0, 4096):
+        pass
     signal.raise_signal(signal.SIGTERM)
