@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 
 import httpx
 import pytest
@@ -38,7 +39,9 @@ def test_versions_survive_a_restart_and_kills(serve, config, tmp_path):
     while (taught := client.ask()).text == bare.text:
         client.teach(bare, correction="the lazy dog")
     streams = [_open_stream(client) for _ in range(3)]
-    assert program.stop(signal.SIGINT) == 0, program.log
+    program.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert program.stop(signal.SIGINT) == 0, program.log  # the second one ends the answers' grace
     for thread in streams:
         thread.join(10)
         assert not thread.is_alive()
