@@ -15,6 +15,8 @@ from .trajectories import TrajectoryBuffer
 
 __all__ = ["BankCopy", "Remainders", "assemble", "remainders"]
 
+_LEAST = 1e-6
+"""What a pattern's older queries weigh at least, in units, while there are any."""
 _SUMS = ("size", "weight", "judged", "quality", "rewarded", "reward", "votes")
 Routes = list[dict[str, RouteSums]]
 
@@ -22,12 +24,17 @@ Routes = list[dict[str, RouteSums]]
 class BankCopy:
     """The bank as it was when the cycle's trajectories were taken out of the buffer."""
 
+    def weights(self, n: int) -> NDArray[np.float64]:
+        """(n,) what each of the newest n queries weighs by now: every later one has aged it."""
+        return np.asarray(self.unit * 2.0 ** (-np.arange(n - 1, -1, -1) / self.half_life))
+
     def __init__(self, bank: PatternBank) -> None:
         self.centroids: F32 = bank.centroids.copy()
         self.rows = bank.rows.copy()
         self.routes: Routes = [{name: sums.copy() for name, sums in routes.items()} for routes in bank.routes]
         self.unit, self.learned, self.aliases = bank.unit, bank.learned, dict(bank.aliases)
         self.full = len(bank) >= bank.limit
+        self.half_life = bank.half_life
         self.place = {int(serial): i for i, serial in enumerate(self.rows["serial"])}
 
     def resolve(self, serial: int) -> int:
@@ -52,13 +59,15 @@ def remainders(
     rows = copy.rows.copy()
     routes: Routes = [{name: sums.copy() for name, sums in each.items()} for each in copy.routes]
     at = np.array([copy.place[int(serial)] for serial in online], dtype=np.int64)
-    _add(rows, at, records, -copy.unit, -1)
-    _add_routes(routes, at, records, buffer, -copy.unit)
-    # A query of this cycle weighs a little less than `unit` by now, so sums may end below zero by that little.
-    gone = rows["weight"] < 0.5 * copy.unit
+    weights = copy.weights(len(records))
+    _add(rows, at, records, -weights, -1)
+    _add_routes(routes, at, records, buffer, -weights)
+    # Labels age queries too, so sums may end below zero by a little; sizes are exact.
+    gone = rows["size"] <= 0
     for name in _SUMS:
         rows[name][gone] = 0
         np.maximum(rows[name], 0, out=rows[name])
+    rows["weight"] = np.where(gone, 0.0, np.maximum(rows["weight"], _LEAST * copy.unit))
     rows["quality"] = np.minimum(rows["quality"], rows["judged"])
     for i, each in enumerate(routes):
         for sums in each.values():
@@ -89,9 +98,10 @@ def assemble(
     for i, each in enumerate(left.routes):
         for route, sums in each.items():
             routes[of_rest[i]][route] = routes[of_rest[i]].get(route, np.zeros(6)) + sums
-    _add(rows, labels[:n], records, copy.unit, 1)
-    _add_routes(routes, labels[:n], records, buffer, copy.unit)
-    _lengths(rows, left.rows, labels, cosines, copy.unit)
+    weights = copy.weights(n)
+    _add(rows, labels[:n], records, weights, 1)
+    _add_routes(routes, labels[:n], records, buffer, weights)
+    _lengths(rows, left.rows, labels, cosines, weights)
     bank.unit, bank.aliases = copy.unit, dict(copy.aliases)
     _name(rows, bank, copy, left.rows["weight"], online, labels)
     for c in range(k):
@@ -102,20 +112,26 @@ def assemble(
     return np.array([bank.resolve(int(serial)) for serial in serials], dtype=np.int64)
 
 
-def _add(rows: NDArray[Any], at: NDArray[np.int64], records: NDArray[Any], unit: float, one: int) -> None:
+def _add(
+    rows: NDArray[Any], at: NDArray[np.int64], records: NDArray[Any], weights: NDArray[np.float64], one: int
+) -> None:
     np.add.at(rows["size"], at, one)
-    np.add.at(rows["weight"], at, unit)
-    np.add.at(rows["judged"], at, unit)
-    np.add.at(rows["quality"], at, unit * records["quality"])
+    np.add.at(rows["weight"], at, weights)
+    np.add.at(rows["judged"], at, weights)
+    np.add.at(rows["quality"], at, weights * records["quality"])
     rewarded = ~np.isnan(records["reward"])
-    np.add.at(rows["rewarded"], at[rewarded], unit)
-    np.add.at(rows["reward"], at[rewarded], unit * records["reward"][rewarded])
+    np.add.at(rows["rewarded"], at[rewarded], weights[rewarded])
+    np.add.at(rows["reward"], at[rewarded], weights[rewarded] * records["reward"][rewarded])
     voted = records["vote"] >= 0
-    np.add.at(rows["votes"], (at[voted], records["vote"][voted]), unit * records["vote_weight"][voted])
+    np.add.at(rows["votes"], (at[voted], records["vote"][voted]), weights[voted] * records["vote_weight"][voted])
 
 
 def _add_routes(
-    routes: Routes, at: NDArray[np.int64], records: NDArray[Any], buffer: TrajectoryBuffer, unit: float
+    routes: Routes,
+    at: NDArray[np.int64],
+    records: NDArray[Any],
+    buffer: TrajectoryBuffer,
+    weights: NDArray[np.float64],
 ) -> None:
     for i in np.flatnonzero(records["route"] >= 0):
         record = records[i]
@@ -123,14 +139,16 @@ def _add_routes(
         for place, field in ((0, "quality"), (2, "cost"), (4, "latency")):
             value = float(record[field])
             if not math.isnan(value):
-                sums[place] += unit
-                sums[place + 1] += unit * value
+                sums[place] += weights[i]
+                sums[place + 1] += weights[i] * value
 
 
-def _lengths(rows: NDArray[Any], rest: NDArray[Any], labels: NDArray[np.int64], cosines: F32, unit: float) -> None:
+def _lengths(
+    rows: NDArray[Any], rest: NDArray[Any], labels: NDArray[np.int64], cosines: F32, weights: NDArray[np.float64]
+) -> None:
     n = len(labels) - len(rest)
     total = np.zeros(len(rows))
-    np.add.at(total, labels[:n], unit * cosines[:n])
+    np.add.at(total, labels[:n], weights * cosines[:n])
     np.add.at(total, labels[n:], rest["weight"] * rest["length"] * cosines[n:])
     rows["length"] = np.clip(total / np.maximum(rows["weight"], 1e-30), 0.0, 1.0)
 

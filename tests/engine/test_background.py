@@ -163,6 +163,19 @@ def filled(tasks, n, dim=512, k=50):
     return made, centres, random
 
 
+def test_older_queries_are_kept_however_many_come_after_them(tasks):
+    made, centres, random = filled(tasks, 300, dim=32, k=16)
+    made.force_learn()
+    before = sum(pattern.total_weight for pattern in made.patterns())
+    for i in range(9000):  # nearly a half-life of `pattern_half_life`
+        made.end_trajectory(made.begin_trajectory(tasks.member(centres[i % 16], 1.0, random)), 0.6)
+    weight = sum(pattern.total_weight for pattern in made.patterns())
+    made.force_learn()
+    assert sum(pattern.cluster_size for pattern in made.patterns()) == 9300
+    assert sum(pattern.total_weight for pattern in made.patterns()) == pytest.approx(weight, rel=1e-3)
+    assert before == pytest.approx(300, rel=0.02)
+
+
 def test_recording_goes_on_during_a_cycle_and_nothing_is_lost(tasks):
     made, centres, random = filled(tasks, 1500)
     text, sent = [], 0
