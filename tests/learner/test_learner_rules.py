@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from toy import D, T, ToyHost, World
 
 from sona_stream.engine.learner.baseline import Baseline, advantages
-from sona_stream.engine.learner.evidence import noted, support, trust
 from sona_stream.engine.learner.gates import Limits, judge
 from sona_stream.engine.learner.initial import hidden_rms, initial_weights
 from sona_stream.engine.learner.keys import AdapterKey, chain
 from sona_stream.engine.learner.lessons import Lesson, LessonBook
 from sona_stream.engine.learner.optimiser import adam, contracted, moved, shifted
-from sona_stream.engine.learner.replay import Plan, Weighed, fit, minibatches, supported, weigh
+from sona_stream.engine.learner.replay import Plan, Weighed, fit, minibatches, weigh
 from sona_stream.engine.learner.step import instant_step, within_budget
 from sona_stream.events import RouteDecision
 from sona_stream.lora import Evaluation, LoraWeights, LowRank, TokenSignal
@@ -156,30 +155,6 @@ def _gradient(g_b):
     return LoraGradient(zero, g_b, None, None, 1, 0.0, 0.0, 0.0)
 
 
-def test_support_is_the_share_of_agreement_that_chance_does_not_explain():
-    rng = np.random.default_rng(0)
-    ones = {"v_B": np.ones((D, 2), dtype=np.float32)}
-
-    def after(pulls):
-        moments = ones
-        for pull in pulls:
-            moments = noted(moments, _gradient(pull.astype(np.float32)))
-        return moments
-
-    noise = [rng.standard_normal((D, 2)) for _ in range(60)]
-    shared = rng.standard_normal((D, 2))
-    assert support(after(noise[:7])) == 1.0, "the first judgements count in full"
-    weights = 0.98 ** np.arange(59, -1, -1)
-    total = np.einsum("i,ijk->jk", weights, noise)
-    squares = (weights**2 * np.sum(np.square(noise), axis=(1, 2))).sum()
-    assert support(after(noise)) == pytest.approx(max(0.0, 1 - squares / (total**2).sum()), abs=1e-4)
-    levels = [support(after([pull + size * shared for pull in noise])) for size in (0.0, 0.3, 1.0, 3.0)]
-    assert levels == sorted(levels)
-    assert levels[0] < 0.4
-    assert levels[-1] > 0.9
-    assert [trust(after([pull + size * shared for pull in noise])) for size in (1.0, 3.0)] == [1.0, 1.0]
-
-
 def test_moves_compose():
     start, end, onto = weights_of(1), weights_of(2), weights_of(3)
     both = shifted(start, end, onto)
@@ -256,19 +231,6 @@ def test_minibatches_hold_each_answer_once_an_epoch_and_are_balanced(good, bad, 
         share = sum(w.advantage > 0 for w in batch)
         assert abs(share - len(batch) * good / (good + bad)) <= 2
     assert sorted(seen) == sorted(w.lesson.feedback_id for w in items)
-
-
-def test_corrections_need_no_support_and_judgements_beside_them_weigh_by_it():
-    _, [capture] = answers(1)
-    judged = [Weighed(Lesson(capture, q, ("*",), str(q)), 2 * q - 1) for q in (0.0, 1.0)]
-    corrected = Weighed(Lesson(capture, None, ("*",), "c"), 1.0)
-    assert supported(judged, 0.0) == ([], 0.0)
-    assert supported(judged, 0.4) == (judged, 0.4)
-    kept, share = supported([*judged, corrected], 0.0)
-    assert (kept, share) == ([corrected], 1.0)
-    kept, share = supported([*judged, corrected], 0.4)
-    assert share == 1.0
-    assert [one.advantage for one in kept] == pytest.approx([1.0, -0.4, 0.4])
 
 
 async def test_replay_learns_a_preference_and_stays_within_the_kl_bound():

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 
 import anyio
 
 from ...errors import HostError
 from ...lora import AdapterRecord, LoraWeights
-from .evidence import trust
 from .gates import Verdict
 from .keys import AdapterKey
 from .lessons import Lesson
 from .optimiser import shifted
-from .replay import Fit, Plan, fit, supported, weigh
+from .replay import Fit, Plan, fit, weigh
 from .state import State
 from .versions import Line
 
@@ -90,21 +88,18 @@ class BackgroundLoop:
             return None
         plan = self._plan()
         lessons = (await state.book(key)).of(key)
-        if not lessons:
-            return None
-        line = state.versions.line(key)
-        epoch, (weights, moments) = line.epoch, state.beginning(line, lessons[-1])
-        weighed, share = supported(weigh(lessons, plan), trust(moments))
+        weighed = weigh(lessons, plan)
         if not weighed:
             return None
-        plan = dataclasses.replace(plan, rate=share * plan.rate)
-        result = await fit(state.hosts[key.model], weighed, weights, moments, plan, seed=line.latest)
+        line = state.versions.line(key)
+        epoch, origin = line.epoch, state.beginning(line, lessons[-1])
+        result = await fit(state.hosts[key.model], weighed, *origin, plan, seed=line.latest)
         state.counters["replays"] += 1
         state.counters["replay_steps"] += result.steps
         async with line.lock:
             if line.epoch != epoch or state.versions.frozen:
                 return None
-            return await self._publish(line, weights, result, lessons[-1])
+            return await self._publish(line, origin[0], result, lessons[-1])
 
     async def _publish(self, line: Line, start: LoraWeights, result: Fit, last: Lesson) -> AdapterRecord | None:
         """What instant steps learned meanwhile stays: the refit's change is added to the version of now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Literal
@@ -137,13 +136,10 @@ class InstantLoop:
         )
         if step is None:
             return self._gated(feedback, "budget", "no step within step_kl was found")
-        if step.trust == 0 and line.working is not None:
-            line.working = dataclasses.replace(line.working, moments=step.moments)
-            return _outcome(feedback, "accepted", "recent judgements do not agree; this one is kept for replay")
         verdict = await state.gate(line.key, step.weights, lesson)
         if not verdict.ok:
             return self._gated(feedback, verdict.gate, verdict.reason)
-        metrics = {**verdict.metrics, "predicted_kl": step.predicted_kl, "trust": step.trust}
+        metrics = {**verdict.metrics, "predicted_kl": step.predicted_kl, "advantage": advantage}
         record = await state.versions.publish(
             line, step.weights, step.moments, reason="step", metrics=metrics, feedback_ids=(feedback.id,)
         )

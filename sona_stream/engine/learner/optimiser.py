@@ -38,7 +38,7 @@ def adam(gradient: LoraGradient, moments: Moments, *, rate: float) -> tuple[Dire
     tokens = max(gradient.tokens, 1)
     count = float(moments["count"][0]) + 1.0 if "count" in moments else 1.0
     rms, d = float(moments["rms"][0]), gradient.micro_A.shape[1]
-    after: dict[str, F32] = {**moments, "count": np.asarray([count], dtype=np.float32)}
+    after: dict[str, F32] = {"rms": moments["rms"], "count": np.asarray([count], dtype=np.float32)}
     steps: dict[str, F32] = {}
     units = {"A": rate / (rms * d**0.5), "B": rate * rms}
     for name, summed in (("A", gradient.micro_A), ("B", gradient.micro_B)):

@@ -20,7 +20,7 @@ from .lessons import Lesson
 from .optimiser import Moments, adam, contracted, moved
 from .step import NO_STEP
 
-__all__ = ["Fit", "Plan", "Weighed", "fit", "minibatches", "supported", "weigh"]
+__all__ = ["Fit", "Plan", "Weighed", "fit", "minibatches", "weigh"]
 
 _INSIDE = 0.95
 
@@ -68,19 +68,6 @@ def weigh(lessons: Sequence[Lesson], plan: Plan) -> list[Weighed]:
         if not towards_poor and abs(advantage) >= NO_STEP and len(lesson.capture):
             weighed.append(Weighed(lesson, advantage))
     return weighed
-
-
-def supported(weighed: Sequence[Weighed], share: float) -> tuple[list[Weighed], float]:
-    """What to refit on, and at which share of the rate, when judgements are trusted so far (see `evidence`).
-
-    Corrections need no statistics: beside them judgements weigh less instead of slowing the refit, and alone they
-    slow it.
-    """
-    corrections = [item for item in weighed if item.lesson.quality is None]
-    if not corrections:
-        return list(weighed) if share > 0 else [], share
-    judged = [item for item in weighed if item.lesson.quality is not None and share > 0]
-    return [*corrections, *(Weighed(item.lesson, share * item.advantage) for item in judged)], 1.0
 
 
 def minibatches(weighed: Sequence[Weighed], tokens: int, seed: int) -> Iterator[list[Weighed]]:

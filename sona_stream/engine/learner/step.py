@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...lora import Capture, LoraWeights, TokenSignal
+from ...lora import Capture, LoraGradient, LoraWeights, TokenSignal
 from ...protocols import HiddenStateHost
-from .evidence import noted, trust
 from .optimiser import Direction, Moments, adam, moved
 
 __all__ = ["NO_STEP", "Step", "instant_step", "within_budget"]
@@ -30,8 +29,7 @@ class Step:
     weights: LoraWeights
     moments: Moments
     predicted_kl: float
-    trust: float
-    """Share of the full step that recent judgements support; at 0 the weights are the old ones"""
+    gradient: LoraGradient
 
 
 async def instant_step(
@@ -48,8 +46,7 @@ async def instant_step(
 ) -> Step | None:
     """The step for one judged answer; None when the host finds no direction inside the budget.
 
-    The budget is step_kl * min(1, advantage^2): a small surprise moves little. It and the rate shrink with what
-    recent judgements together support (see `evidence`); a correction counts in full.
+    The budget is step_kl * min(1, advantage^2): a small surprise moves little.
     """
     signal = TokenSignal(
         weights=weights,
@@ -58,15 +55,10 @@ async def instant_step(
         ratio_clip=None if demonstration else _OFF_POLICY,
     )
     gradient = await host.gradient([capture], signal)
-    share = 1.0 if demonstration else trust(moments)
-    direction, after = adam(gradient, moments, rate=rate * share)
-    if not demonstration:
-        after = noted(after, gradient)
-    if share == 0:
-        return Step(weights, after, 0.0, 0.0)
-    budget = step_kl * min(1.0, advantage * advantage) * share**2
+    direction, after = adam(gradient, moments, rate=rate)
+    budget = step_kl * min(1.0, advantage * advantage)
     found = await within_budget(host, [capture], weights, direction, budget)
-    return None if found is None else Step(found[0], after, found[1], share)
+    return None if found is None else Step(found[0], after, found[1], gradient)
 
 
 async def within_budget(
