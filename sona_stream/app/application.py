@@ -14,10 +14,9 @@ import anyio
 from .. import plugins
 from ..config.folders import state_dir
 from ..config.settings import WILDCARD, Settings
-from ..engine import SonaEngine
 from ..engine.learner import Learner
 from ..errors import NotFound, NotReady, SonaError
-from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Request
+from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Principal, Request
 from ..protocols import Backend, Closable, Embedder, Handler, HiddenStateHost, Store
 from ..stages import Meter
 from . import embeddings as own_embeddings
@@ -32,7 +31,7 @@ from .assembly import (
 from .auto import AutoFeedback
 from .engine_settings import engine_config
 from .notices import notices
-from .patterns import KeptPatterns
+from .patterns import PatternBanks
 from .trajectories import TrajectoryFanOut
 from .upstream_models import UpstreamModels
 from .views import pattern_view
@@ -56,7 +55,7 @@ class Application:
     """
 
     pipeline: Handler
-    patterns_bank: SonaEngine
+    pattern_banks: PatternBanks
 
     def __init__(self, settings: Settings, *, directory: Path | None = None) -> None:
         from prometheus_client import CollectorRegistry
@@ -92,11 +91,11 @@ class Application:
         if isinstance(self.embedder, Closable):
             stack.push_async_callback(self.embedder.aclose)
         keeps = settings.sona.storage != "none"  # a pattern's centre is made of embeddings
-        kept = await KeptPatterns.load(
-            build_patterns(settings, self.embedder), self.embedder, self.store if keeps else None
+        self.pattern_banks = banks = PatternBanks(
+            lambda: build_patterns(settings, self.embedder), self.embedder, self.store if keeps else None
         )
-        self.patterns_bank = kept.bank
-        stack.push_async_callback(kept.save)
+        await banks.load(dict.fromkeys((Principal().tenant, *(key.tenant for key in settings.sona.keys))))
+        stack.push_async_callback(banks.save)
         for group in self.backends.values():
             for backend in group:
                 await stack.enter_async_context(backend)
@@ -104,14 +103,14 @@ class Application:
         scores = AutoFeedback(self.store, self._learn_from)
         self.trajectories = TrajectoryFanOut(
             self.store,
-            self.patterns_bank,
+            banks,
             learn=learning != "off",
             teach=scores.offer if learning == "auto" and self._adaptable else None,
         )
         self.pipeline = build_pipeline(
             settings,
             self.backends,
-            router=build_router(settings, self.embedder, self.patterns_bank, self._upstream_models.names),
+            router=build_router(settings, self.embedder, banks.of, self._upstream_models.names),
             embedder=self.embedder,
             sink=self.trajectories,
             resolver=self,
@@ -123,7 +122,7 @@ class Application:
         tasks.start_soon(self._watch.run)
         tasks.start_soon(self._learn_on)
         tasks.start_soon(scores.run)
-        tasks.start_soon(kept.tend)
+        tasks.start_soon(banks.tend)
 
     async def _learn_on(self) -> None:
         """The learner's whole life: from when every model that will have a host answers, until the program ends."""
@@ -166,7 +165,10 @@ class Application:
 
     async def learn(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
         """Committed feedback moves routing statistics at once, and weights where there is a host."""
-        await self.trajectories.judge(feedback)
+        try:
+            await self.trajectories.judge(feedback)
+        except Exception:  # a statistic less; the judgement itself is committed and is learned all the same
+            _log.exception("feedback %s could not move routing statistics", feedback.id)
         return await self._learn_from(feedback, wait=wait)
 
     async def _learn_from(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
@@ -204,7 +206,7 @@ class Application:
         learner = self._learner
         return {
             "uptime_s": round(time.time() - self._started_at, 1),
-            "engine": dict(self.patterns_bank.get_stats()),
+            "engine": self.pattern_banks.stats(),
             "learner": {"problem": str(learner)} if isinstance(learner, SonaError) else learner.stats(),
             "store": await self.store.stats(),
             "backends": self._watch.view(),
@@ -212,7 +214,7 @@ class Application:
 
     async def patterns(self) -> Sequence[View]:
         """See `Services`."""
-        return [pattern_view(pattern) for pattern in self.patterns_bank.patterns()]
+        return [pattern_view(tenant, pattern) for tenant, pattern in self.pattern_banks.patterns()]
 
     async def adapters(self) -> Sequence[View]:
         """See `Services`."""

@@ -9,7 +9,7 @@ from ..config.settings import Deployment, Settings
 from ..engine import SonaEngine
 from ..protocols import AdapterResolver, Backend, Embedder, Handler, Router, TrajectorySink
 from ..quality import Combined, create_combined
-from ..routing import Discover, PolicyRouter, create_router, load_classifier
+from ..routing import Discover, Patterns, PolicyRouter, create_router, load_classifier
 from ..stages import Meter, adapt, fallback, measure, overhead, record, route, score
 from .engine_settings import engine_config
 
@@ -31,14 +31,15 @@ def build_embedder(settings: Settings) -> Embedder:
 
 
 def build_patterns(settings: Settings, embedder: Embedder) -> SonaEngine:
-    """The engine over query embeddings: routing's memory. Vectors are short here: numpy comes near compiled code
-    and does without the second and the 100 MB that compiling costs; `sona.engine.enable_simd` says otherwise.
+    """An engine over query embeddings: routing's memory of one tenant. Vectors are short here: numpy comes near
+    compiled code and does without the second and the 100 MB that compiling costs; `sona.engine.enable_simd` says
+    otherwise.
     """
     return SonaEngine.with_config(engine_config(settings, embedder.dim, compiled=False))
 
 
 def build_router(
-    settings: Settings, embedder: Embedder, patterns: SonaEngine, discover: Discover | None = None
+    settings: Settings, embedder: Embedder, patterns: Patterns, discover: Discover | None = None
 ) -> PolicyRouter:
     """The policy that `sona.routing.policy` names. ``discover``: what a wildcard's upstream lists."""
     classifier = load_classifier()

@@ -7,15 +7,23 @@ from typing import Any
 
 from ..config.folders import state_dir
 from ..config.settings import Settings
+from ..engine import SonaEngine
 from .assembly import build_embedder, build_patterns, build_router
 from .patterns import peek
 
 __all__ = ["explain"]
 
 
-async def explain(settings: Settings, query: str, directory: Path | None = None) -> dict[str, Any]:
-    """Model, pattern, type and the rule that decided, from the learned patterns on disk; nothing is changed."""
+async def explain(
+    settings: Settings, query: str, directory: Path | None = None, tenant: str = "default"
+) -> dict[str, Any]:
+    """Model, pattern, type and the rule that decided, from the tenant's learned patterns on disk; nothing is
+    changed.
+    """
     embedder = build_embedder(settings)
     folder = directory or state_dir(settings.sona.state_dir)
-    patterns = await peek(folder, embedder, build_patterns(settings, embedder))
-    return await build_router(settings, embedder, patterns).explain(query)
+
+    async def of(tenant: str) -> SonaEngine:
+        return await peek(folder, embedder, tenant, lambda: build_patterns(settings, embedder))
+
+    return await build_router(settings, embedder, of).explain(query, tenant=tenant)

@@ -1,13 +1,17 @@
-"""Where finished trajectories go: the store keeps them, the pattern bank learns routing from them."""
+"""Where finished trajectories go: the store keeps them, their tenant's pattern bank learns routing from them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..engine import SonaEngine
 from ..events import Feedback, Trajectory
 from ..protocols import Store
+from .patterns import PatternBanks
 
 __all__ = ["TrajectoryFanOut"]
 
@@ -23,7 +27,7 @@ class TrajectoryFanOut:
     def __init__(
         self,
         store: Store,
-        patterns: SonaEngine,
+        patterns: PatternBanks,
         *,
         learn: bool,
         teach: Callable[[Trajectory], None] | None = None,
@@ -50,17 +54,24 @@ class TrajectoryFanOut:
             self._learn_route(trajectory, CORRECTED_QUALITY if feedback.quality is None else feedback.quality)
 
     def _learn_route(self, trajectory: Trajectory, quality: float, *, latency_s: float | None = None) -> None:
-        """Tell the pattern bank how a model did on a query. A failure costs the statistic, never an answer."""
-        embedding, route = trajectory.embedding, trajectory.route
+        """Tell the tenant's pattern bank how a model did on a query."""
+        embedding, route, model = trajectory.embedding, trajectory.route, trajectory.model
         if embedding is None or not (self._learn and trajectory.learn):
             return
         context: dict[str, object] = {"pattern_type": route.query_type if route else "General"}
         if latency_s is not None:
             context["latency_s"] = latency_s
-        try:
-            tid = self._patterns.begin_trajectory(embedding)
-            self._patterns.set_trajectory_route(tid, trajectory.model)
-            self._patterns.add_trajectory_context(tid, context)
-            self._patterns.end_trajectory(tid, quality)
-        except ValueError:
-            _log.exception("the pattern bank refused a trajectory")
+        self._patterns.learn(trajectory.tenant, lambda bank: _tell(bank, embedding, model, context, quality))
+
+
+def _tell(
+    bank: SonaEngine, embedding: NDArray[np.float32], model: str, context: dict[str, object], quality: float
+) -> None:
+    """A failure costs the statistic, never an answer."""
+    try:
+        tid = bank.begin_trajectory(embedding)
+        bank.set_trajectory_route(tid, model)
+        bank.add_trajectory_context(tid, context)
+        bank.end_trajectory(tid, quality)
+    except ValueError:
+        _log.exception("the pattern bank refused a trajectory")

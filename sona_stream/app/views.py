@@ -11,9 +11,10 @@ from ..engine import LearnedPattern, RouteStats
 __all__ = ["pattern_view"]
 
 
-def pattern_view(pattern: LearnedPattern) -> dict[str, Any]:
-    """One learned pattern without its centroid."""
+def pattern_view(tenant: str, pattern: LearnedPattern) -> dict[str, Any]:
+    """One learned pattern of a tenant without its centroid; ids are unique within a tenant."""
     return {
+        "tenant": tenant,
         "id": pattern.id,
         "pattern_type": pattern.pattern_type,
         "cluster_size": pattern.cluster_size,

@@ -17,7 +17,8 @@ __all__ = ["route"]
 @click.argument("query")
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="As for serve.")
 @click.option("--state-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of the learned state.")
-def route(query: str, config: Path | None, state_dir: Path | None) -> None:
+@click.option("--tenant", default="default", show_default=True, help="Whose learned patterns.")
+def route(query: str, config: Path | None, state_dir: Path | None, tenant: str) -> None:
     """Show which model QUERY would go to, and why: pattern, type, the rule that decided.
 
     Reads the learned patterns from the state folder; no model is loaded and nothing is learned.
@@ -26,7 +27,7 @@ def route(query: str, config: Path | None, state_dir: Path | None) -> None:
     from ..config.load import load_settings
 
     try:
-        decision = anyio.run(explain, load_settings(config), query, state_dir)
+        decision = anyio.run(explain, load_settings(config), query, state_dir, tenant)
     except SonaError as error:
         raise click.ClickException(str(error)) from error
     _show(decision)

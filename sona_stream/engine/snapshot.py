@@ -33,9 +33,9 @@ _SAME = ("hidden_dim", "embedding_dim", "micro_lora_rank")
 
 
 def gathered(
-    config: SonaConfig, recorder: Recorder, tasks: TaskMemory, base: BaseLora
+    config: SonaConfig, recorder: Recorder, tasks: TaskMemory, base: BaseLora, buffer: TrajectoryBuffer
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Copies of everything; the caller holds the lock."""
+    """Copies of everything, of the trajectories those in ``buffer``; the caller holds the lock."""
     arrays: Arrays = {}
     micro_arrays, micro_numbers = recorder.micro.state()
     arrays |= {f"micro.{name}": array.copy() for name, array in micro_arrays.items()}
@@ -49,7 +49,7 @@ def gathered(
         "recorder": {"recorded": recorder.recorded, "dropped": recorder.dropped, "expired": recorder.expired},
         "bank": _put_bank(arrays, recorder.bank),
         "tasks": _put_tasks(arrays, tasks),
-        "routes": _put_buffer(arrays, recorder.buffer),
+        "routes": _put_buffer(arrays, buffer),
     }
     return arrays, numbers
 

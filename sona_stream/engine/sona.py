@@ -227,12 +227,17 @@ class SonaEngine:
 
     # -- keeping ---------------------------------------------------------------------------------------------------
 
-    def to_bytes(self) -> bytes:
-        """Everything learned and buffered (not what is open) as one safetensors file; waits for a running cycle."""
+    def to_bytes(self, *, buffer: bool = True) -> bytes:
+        """Everything learned and buffered (not what is open) as one safetensors file; waits for a running cycle.
+
+        ``buffer``: False leaves out the finished trajectories that wait for a cycle, and with them every single
+        query's embedding.
+        """
         with self._background.running:
             with self._lock:
                 self._recorder.instant.flush()
-                parts = gathered(self.config, self._recorder, self._tasks, self._base)
+                kept = self._recorder.buffer if buffer else self._recorder.new_buffer(capacity=1)
+                parts = gathered(self.config, self._recorder, self._tasks, self._base, kept)
             return encoded(*parts)
 
     @classmethod

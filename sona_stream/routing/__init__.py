@@ -6,12 +6,13 @@ from . import fixed_policy, pattern_policy  # noqa: F401  (they register themsel
 from .models import Discover, ModelCatalog
 from .pattern_type import TypeClassifier, TypeVote, load_classifier
 from .policy import Choice, Policy, QueryView, create_policy, policies, register
-from .router import PolicyRouter, create_router
+from .router import Patterns, PolicyRouter, create_router
 
 __all__ = [
     "Choice",
     "Discover",
     "ModelCatalog",
+    "Patterns",
     "Policy",
     "PolicyRouter",
     "QueryView",

@@ -8,6 +8,7 @@ the pattern's type, learned from many queries, not the opinion on one.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,10 @@ from .models import Discover, ModelCatalog
 from .pattern_type import TypeClassifier, TypeVote
 from .policy import Choice, Policy, QueryView, create_policy
 
-__all__ = ["PolicyRouter", "create_router"]
+__all__ = ["Patterns", "PolicyRouter", "create_router"]
+
+Patterns = Callable[[str], Awaitable[PatternIndex]]
+"""A tenant's patterns. No tenant learns from another's, nor sees by a similarity what another asked."""
 
 _NEIGHBOURS = 3
 _REMEMBERED = 1024
@@ -39,7 +43,7 @@ class _Located:
 
 
 class PolicyRouter:
-    """A `Router`. Stateless itself: what is learned lives in the `PatternIndex`."""
+    """A `Router`. Stateless itself: what is learned lives in each tenant's `PatternIndex`."""
 
     def __init__(
         self,
@@ -48,7 +52,7 @@ class PolicyRouter:
         policy: Policy,
         embedder: Embedder,
         type_embedder: Embedder | None,
-        patterns: PatternIndex,
+        patterns: Patterns,
         classifier: TypeClassifier,
         min_similarity: float,
     ) -> None:
@@ -66,13 +70,15 @@ class PolicyRouter:
 
         Raises NotFound for a model that is not there, ValueError for an embedding of the wrong length.
         """
-        located = await self._locate(request.query, request.embedding)
+        located = await self._locate(request.query, request.embedding, request.principal.tenant)
         return self._decision(await self._choose(request.model, located.view), located)
 
-    async def explain(self, query: str, model: str = AUTO) -> dict[str, Any]:
-        """The decision on `query` with all that led to it, as plain values (for `sona-stream route` and `/why`)."""
+    async def explain(self, query: str, model: str = AUTO, *, tenant: str = "default") -> dict[str, Any]:
+        """The decision on this tenant's `query` with all that led to it, as plain values (for `sona-stream route`
+        and `/why`).
+        """
         embedding = (await self._embedder.embed([query]))[0] if query else None
-        located = await self._locate(query, embedding)
+        located = await self._locate(query, embedding, tenant)
         decision = self._decision(await self._choose(model, located.view), located)
         return {
             "model": decision.model,
@@ -104,23 +110,24 @@ class PolicyRouter:
             raise NotFound(f"the model {model!r} does not exist (there: {', '.join((AUTO, *self._models.names))})")
         return Choice(model=model, reason="named")
 
-    async def _locate(self, query: str, embedding: NDArray[np.float32] | None) -> _Located:
+    async def _locate(self, query: str, embedding: NDArray[np.float32] | None, tenant: str) -> _Located:
         vote = await self._vote(query, embedding)
-        patterns = self._nearest(embedding)
+        patterns = await self._nearest(embedding, tenant)
         matched = patterns[0] if patterns and patterns[0].similarity >= self._min_similarity else None
         located = embedding is not None and bool(embedding.any())
         return _Located(
             vote, patterns, matched, QueryView(located=located, patterns=patterns, query_type=vote.type)
         )
 
-    def _nearest(self, embedding: NDArray[np.float32] | None) -> tuple[LearnedPattern, ...]:
+    async def _nearest(self, embedding: NDArray[np.float32] | None, tenant: str) -> tuple[LearnedPattern, ...]:
         if embedding is None:
             return ()
         if embedding.shape != (self._embedder.dim,):
             raise ValueError(f"embedding must have shape ({self._embedder.dim},), got {embedding.shape}")
         if not embedding.any():  # a text without any known word: a zero vector is near nothing
             return ()
-        return tuple(self._patterns.find_patterns(self._patterns.apply_micro_lora(embedding), _NEIGHBOURS))
+        index = await self._patterns(tenant)
+        return tuple(index.find_patterns(index.apply_micro_lora(embedding), _NEIGHBOURS))
 
     async def _vote(self, query: str, embedding: NDArray[np.float32] | None) -> TypeVote:
         if not query:
@@ -159,7 +166,7 @@ class PolicyRouter:
 def create_router(
     settings: Settings,
     embedder: Embedder,
-    patterns: PatternIndex,
+    patterns: Patterns,
     classifier: TypeClassifier,
     *,
     type_embedder: Embedder | None = None,

@@ -16,6 +16,7 @@ from .tensors import adapter_stem, moments_from, tensors_from, weights_from
 __all__ = [
     "all_records",
     "current",
+    "delete_blobs",
     "delete_tenant",
     "one_record",
     "prune",
@@ -114,20 +115,21 @@ def prune(connection: sqlite3.Connection, key: str, keep: int) -> list[str]:
 
 
 def delete_tenant(connection: sqlite3.Connection, tenant: str) -> list[str]:
-    """Delete every version of a tenant's keys, and the blobs named after one of them (``.../tenant/group``).
-
-    Returns files that may now be unused.
-    """
+    """Delete every version of a tenant's keys; returns files that may now be unused."""
     rows = connection.execute("DELETE FROM adapters WHERE tenant = ? RETURNING key, file", (tenant,)).fetchall()
     keys = connection.execute("SELECT key FROM current_adapters").fetchall()
     connection.executemany(
         "DELETE FROM current_adapters WHERE key = ?", [row for row in keys if tenant_of(row[0]) == tenant]
     )
-    names = connection.execute("SELECT name FROM blobs WHERE name LIKE '%/%/%'").fetchall()
-    connection.executemany(
-        "DELETE FROM blobs WHERE name = ?", [row for row in names if tenant_of(row[0]) == tenant]
-    )
     return [row[1] for row in rows]
+
+
+def delete_blobs(connection: sqlite3.Connection, tenant: str) -> int:
+    """Delete the blobs named as a tenant's keys are (``.../tenant/group``): ledgers, patterns. -> how many."""
+    rows = connection.execute("SELECT name FROM blobs WHERE name LIKE '%/%/%'").fetchall()
+    names = [row for row in rows if tenant_of(row[0]) == tenant]
+    connection.executemany("DELETE FROM blobs WHERE name = ?", names)
+    return len(names)
 
 
 def unused(connection: sqlite3.Connection, names: list[str]) -> list[str]:

@@ -155,6 +155,7 @@ def forget(connection: sqlite3.Connection, tenant: str, user: str | None) -> Rem
         gone = adapters.delete_tenant(connection, tenant)
         out.rows["adapters"] = len(gone)
         out.files += gone
+        out.rows["blobs"] = adapters.delete_blobs(connection, tenant)
     return out
 
 

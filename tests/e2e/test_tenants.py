@@ -41,6 +41,25 @@ def test_what_one_tenant_teaches_never_reaches_another(shared, tenant):
     assert stolen.status == 404
 
 
+def test_what_one_tenant_asks_is_not_told_to_another(shared, tenant):
+    other, text = shared.client("key61"), "a question that one tenant alone has asked"
+    for answer in [tenant.ask(text) for _ in range(3)]:
+        tenant.teach(answer, rating=1)
+    own = tenant.ask(text)
+    assert own.headers["x-sona-pattern"] != "none"
+    assert float(own.headers["x-sona-similarity"]) > 0.9
+    foreign = other.ask(text)
+    assert foreign.headers["x-sona-pattern"] == "none"
+    assert "x-sona-similarity" not in foreign.headers
+    listed = tenant.get("/v1/sona/patterns")["data"]
+    assert max(one["cluster_size"] for one in listed if one["tenant"] == _name(tenant)) >= 4
+    assert all(one["cluster_size"] <= 1 for one in listed if one["tenant"] == "t61")
+
+
+def _name(client):
+    return client.key.replace("key", "t")
+
+
 def test_only_a_gateway_may_say_who_the_user_is(shared):
     gateway, teacher = shared.client("gateway"), shared.client("teacher")
     asked = gateway.ask(user="alice", max_tokens=2)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from sona_stream.config.settings import Deployment, RoutingSettings, Settings, SonaSettings
 from sona_stream.errors import ConfigError, NotFound
-from sona_stream.events import PATTERN_TYPES, PatternType, Request, RouteDecision
-from sona_stream.routing import PolicyRouter, TypeClassifier, create_router, load_classifier, policies
+from sona_stream.events import PATTERN_TYPES, PatternType, Principal, Request, RouteDecision
+from sona_stream.protocols import PatternIndex
+from sona_stream.routing import Patterns, PolicyRouter, TypeClassifier, create_router, load_classifier, policies
 from sona_stream_adapters.embedders.static import StaticEmbedder
 
 AUTO = "sona/auto"
@@ -48,6 +49,13 @@ class Index:
         return x + np.float32(1.0)
 
 
+def for_all(index: PatternIndex) -> Patterns:
+    async def of(tenant: str) -> PatternIndex:
+        return index
+
+    return of
+
+
 def configured(*names: str, info: dict[str, dict[str, Any]] | None = None, **routing: Any) -> Settings:
     models = tuple(
         Deployment(model_name=name, provider="p", upstream_model=name, info=(info or {}).get(name, {}))
@@ -64,7 +72,7 @@ GUIDE = {
 
 
 def router_over(*patterns: Pattern, settings: Settings | None = None) -> PolicyRouter:
-    return create_router(settings or configured(**GUIDE), STATIC, Index(*patterns), load_classifier())
+    return create_router(settings or configured(**GUIDE), STATIC, for_all(Index(*patterns)), load_classifier())
 
 
 async def routed(router: PolicyRouter, query: str = "sort a list in python", model: str = AUTO) -> RouteDecision:
@@ -114,11 +122,30 @@ async def test_the_rule_equals_the_guides_switch(
 
 async def test_the_query_is_adapted_before_the_patterns_are_asked_for_three() -> None:
     index = Index(Pattern())
-    router = create_router(configured(**GUIDE), STATIC, index, load_classifier())
+    router = create_router(configured(**GUIDE), STATIC, for_all(index), load_classifier())
     await routed(router, "sort a list")
     ((query, k),) = index.asked
     np.testing.assert_array_equal(query, STATIC.embed_one("sort a list") + np.float32(1.0))
     assert k == 3
+
+
+async def test_a_tenant_is_routed_by_its_own_patterns_alone() -> None:
+    async def of(tenant: str) -> PatternIndex:
+        return Index(Pattern()) if tenant == "a" else Index()
+
+    router = create_router(configured(**GUIDE), STATIC, of, load_classifier())
+    asked = Request(
+        id="r",
+        endpoint="chat.completions",
+        model=AUTO,
+        body=b"{}",
+        query="sort",
+        embedding=STATIC.embed_one("sort"),
+    )
+    for tenant, pattern, similarity in (("a", "p1", 0.9), ("b", None, None)):
+        decision = await router.route(dataclasses.replace(asked, principal=Principal(tenant=tenant)))
+        assert (decision.pattern, decision.similarity) == (pattern, similarity)
+        assert (await router.explain("sort", tenant=tenant))["pattern"] == pattern
 
 
 async def test_a_named_model_is_used_as_asked_and_the_pattern_still_known() -> None:
@@ -142,7 +169,7 @@ async def test_types_of_pattern_and_of_query_are_kept_apart() -> None:
 @pytest.mark.parametrize("query", ["", "\U0001f600", "  "])
 async def test_without_an_embedding_the_default_answers(query: str) -> None:
     index = Index(Pattern())
-    router = create_router(configured(**GUIDE), STATIC, index, load_classifier())
+    router = create_router(configured(**GUIDE), STATIC, for_all(index), load_classifier())
     decision = await routed(router, query)
     assert (decision.model, decision.reason) == ("default", "default:no_embedding")
     assert index.asked == []
@@ -206,14 +233,14 @@ async def test_with_only_a_wildcard_its_upstream_names_the_default() -> None:
     async def discover() -> Sequence[str]:
         return listed
 
-    router = create_router(configured("*"), STATIC, Index(), load_classifier(), discover=discover)
+    router = create_router(configured("*"), STATIC, for_all(Index()), load_classifier(), discover=discover)
     assert (await routed(router)).model == "first"
     assert (await router.explain("hello"))["model"] == "first"
     listed.clear()
     with pytest.raises(NotFound, match="its upstream lists none"):
         await routed(router)
     chosen = configured("*", default_model="mine")
-    router = create_router(chosen, STATIC, Index(), load_classifier(), discover=discover)
+    router = create_router(chosen, STATIC, for_all(Index()), load_classifier(), discover=discover)
     assert (await routed(router)).model == "mine"
 
 
@@ -250,10 +277,10 @@ class Other:
 
 async def test_the_classifier_keeps_its_own_embedder() -> None:
     with pytest.raises(ConfigError, match="type_embedder"):
-        create_router(configured(), Other(), Index(), load_classifier())
+        create_router(configured(), Other(), for_all(Index()), load_classifier())
     with pytest.raises(ConfigError, match="type_embedder"):
-        create_router(configured(), Other(), Index(), load_classifier(), type_embedder=Other())
-    router = create_router(configured(), Other(), Index(), load_classifier(), type_embedder=STATIC)
+        create_router(configured(), Other(), for_all(Index()), load_classifier(), type_embedder=Other())
+    router = create_router(configured(), Other(), for_all(Index()), load_classifier(), type_embedder=STATIC)
     request = Request(
         id="r", endpoint="chat.completions", model=AUTO, body=b"", query="write a poem about the sea",
         embedding=np.ones(8, np.float32),
@@ -282,7 +309,7 @@ async def test_with_the_real_engine_a_pattern_learns_its_type_from_votes() -> No
     from sona_stream import SonaEngine
 
     engine = SonaEngine.with_config({"hidden_dim": 256, "embedding_dim": 256})
-    router = create_router(configured(**GUIDE), STATIC, engine, load_classifier())
+    router = create_router(configured(**GUIDE), STATIC, for_all(engine), load_classifier())
     assert (await routed(router)).reason == "default:no_pattern"
     for _ in range(3):
         decision = await routed(router)
