@@ -507,3 +507,56 @@ async def test_a_correction_whose_text_is_gone_teaches_nothing():
             await learner.learn(feedback, wait=True)
         assert world.store.outcomes[feedback.id].status == "skipped"
         assert world.host.put_log == []
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  (nothing tells of it)
+            await asyncio.sleep(0.01)
+
+
+async def test_feedback_that_failed_is_tried_again_without_a_restart(monkeypatch, caplog):
+    monkeypatch.setattr("sona_stream.engine.learner.inbox._FIRST_PAUSE_S", 0.05)
+    world = World()
+    async with learner_of(world) as learner:
+        for crash in ("put_capture", "record_outcome"):
+            world.store.crash_before = crash
+            feedback = world.judge(world.ask()[0], 1.0)
+            with pytest.raises(ConnectionAbortedError):
+                await learner.learn(feedback, wait=True)
+            failures = learner.stats()["counters"]["failures"]
+            await until(lambda: learner.stats()["counters"]["failures"] > failures)  # noqa: B023
+            world.store.crash_before = None
+            assert (await teach(world, learner, 1.0)).status in ("published", "accepted"), "others need not wait"
+            await until(lambda: feedback.id in world.store.outcomes)  # noqa: B023
+        assert learner.stats()["accepted_feedback"][KEY] == 4, "each was learned once"
+        assert len([r for r in world.store.records.values() if feedback.id in r.feedback_ids]) <= 1
+
+
+async def test_a_store_that_cannot_be_read_does_not_end_the_learner(monkeypatch, caplog):
+    monkeypatch.setattr("sona_stream.engine.learner.inbox._FIRST_PAUSE_S", 0.02)
+    world, read = World(), MemoryStore.pending_feedback
+
+    async def broken(store):
+        raise ConnectionAbortedError
+
+    left = world.judge(world.ask()[0], 1.0)
+    monkeypatch.setattr(MemoryStore, "pending_feedback", broken)
+    async with learner_of(world) as learner:
+        assert (await teach(world, learner, 0.0)).status == "published"
+        monkeypatch.setattr(MemoryStore, "pending_feedback", read)
+        await until(lambda: left.id in world.store.outcomes)
+
+
+async def test_what_is_noted_for_replay_is_bounded_while_frozen():
+    world = World()
+    settings = LearningSettings(replay_every=2, replay_capacity=3, replay_steps=2)
+    async with learner_of(world, settings) as learner:
+        await learner.freeze()
+        for _ in range(8):
+            await teach(world, learner, 1.0)
+        await learner.settle()
+        assert [len(news) for news in learner._background._new.values()] == [3]
+        await learner.thaw()
+        await learner.settle()
+        assert len(world.store.records[KEY, 1].feedback_ids) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 
 import anyio
 
@@ -27,7 +28,10 @@ class BackgroundLoop:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._new: dict[AdapterKey, list[str]] = {}
+        settings = state.settings
+        # Older lessons than these are no longer in replay either.
+        self._newest = max(settings.replay_capacity, settings.replay_every)
+        self._new: dict[AdapterKey, deque[str]] = {}
         self._due: dict[AdapterKey, None] = {}
         self._wake = anyio.Event()
         self.busy = False
@@ -35,7 +39,7 @@ class BackgroundLoop:
     def note(self, feedback_id: str, keys: tuple[AdapterKey, ...]) -> None:
         """One more lesson for these keys; every `replay_every`-th makes a key due."""
         for key in keys:
-            news = self._new.setdefault(key, [])
+            news = self._new.setdefault(key, deque(maxlen=self._newest))
             news.append(feedback_id)
             if len(news) >= self._state.settings.replay_every:
                 self.request(key)
@@ -110,7 +114,7 @@ class BackgroundLoop:
             weights = shifted(start, result.weights, now, share)
             verdict = await state.gate(line.key, weights, None)
             if verdict.ok:
-                news = self._new.pop(line.key, [])
+                news = tuple(self._new.pop(line.key, ()))
                 metrics = {**verdict.metrics, "share": share, "steps": float(result.steps)}
                 return await state.versions.publish(
                     line, weights, result.moments, reason="replay", metrics=metrics, feedback_ids=news

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+import logging
+import math
+from collections import OrderedDict, deque
 
 import anyio
 
@@ -12,6 +14,11 @@ from ...protocols import Store
 
 __all__ = ["Inbox", "Item"]
 
+_log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 300.0
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Item:
@@ -19,19 +26,31 @@ class Item:
 
     feedback: Feedback
     resumed: bool = False
-    """Fetched from the store, where an earlier run may have left it half done."""
+    """Fetched from the store, where an earlier try may have left it half done."""
     done: anyio.Event = dataclasses.field(default_factory=anyio.Event)
     outcome: FeedbackOutcome | None = None
     error: Exception | None = None
 
 
+@dataclasses.dataclass(slots=True)
+class _Failed:
+    """When a feedback that failed is tried again, and after how long a pause (seconds)."""
+
+    due: float
+    pause: float
+
+
 class Inbox:
-    """First in, first out. Nothing is lost: an overflow is counted and later read from `pending_feedback`."""
+    """First in, first out. Nothing is lost: an overflow is counted and later read from `pending_feedback`, and so
+    is what failed, after a pause that doubles with each try.
+    """
 
     def __init__(self, capacity: int, store: Store) -> None:
         self._capacity, self._store = capacity, store
         self._queue: deque[Item] = deque()
         self._known: dict[str, Item] = {}
+        self._failed: OrderedDict[str, _Failed] = OrderedDict()
+        self._fetch_failed = _Failed(due=math.inf, pause=0.0)
         self._arrived = anyio.Event()
         self._behind = False
         self.overflows = 0
@@ -42,7 +61,7 @@ class Inbox:
 
     @property
     def idle(self) -> bool:
-        """Nothing here and nothing left in the store."""
+        """Nothing here and nothing left in the store but what failed and waits for its next try."""
         return not self._known and not self._behind
 
     def offer(self, feedback: Feedback) -> Item | None:
@@ -53,7 +72,7 @@ class Inbox:
             self.overflows += 1
             self.look_behind()
             return None
-        return self._add(Item(feedback))
+        return self._add(Item(feedback, resumed=feedback.id in self._failed))
 
     def look_behind(self) -> None:
         """There is feedback in the store that was not offered, or did not fit."""
@@ -62,19 +81,31 @@ class Inbox:
 
     async def next(self) -> Item:
         """The oldest; waits for one."""
-        while not self._queue:
-            if self._behind:
+        while True:
+            due = self._next_try() <= anyio.current_time() and len(self._known) < self._capacity
+            if due or (self._behind and not self._queue):
                 await self._fetch()
-            else:
+            if self._queue:
+                return self._queue.popleft()
+            if not self._behind:
                 self._arrived = anyio.Event()
-                await self._arrived.wait()
-        return self._queue.popleft()
+                with anyio.CancelScope(deadline=self._next_try()):
+                    await self._arrived.wait()
 
     def finish(self, item: Item, *, outcome: FeedbackOutcome | None, error: Exception | None = None) -> None:
         """Wakes whoever waits."""
         item.outcome, item.error = outcome, error
         self._known.pop(item.feedback.id, None)
+        self._failed.pop(item.feedback.id, None)
         item.done.set()
+
+    def put_off(self, item: Item, error: Exception) -> None:
+        """It failed, not its fault: wakes whoever waits, and it is fetched again later."""
+        earlier = self._failed.pop(item.feedback.id, None)
+        self.finish(item, outcome=None, error=error)
+        self._failed[item.feedback.id] = _again(0.0 if earlier is None else earlier.pause)
+        while len(self._failed) > self._capacity:  # it is still in the store, and the next look finds it there
+            self._failed.popitem(last=False)
 
     def close(self) -> None:
         """Wakes everyone who still waits, without an outcome: their feedback stays in the store."""
@@ -82,17 +113,40 @@ class Inbox:
             self.finish(item, outcome=None)
         self._queue.clear()
 
+    def _next_try(self) -> float:
+        waiting = (failed.due for name, failed in self._failed.items() if name not in self._known)
+        return min(self._fetch_failed.due, min(waiting, default=math.inf))
+
     async def _fetch(self) -> None:
-        self._behind = False
-        for feedback in await self._store.pending_feedback():
+        try:
+            pending = await self._store.pending_feedback()
+        except Exception:
+            _log.exception("the feedback that waits in the store cannot be read now; it stays there")
+            self._behind, self._fetch_failed = False, _again(self._fetch_failed.pause)
+            return
+        self._behind, self._fetch_failed = False, _Failed(due=math.inf, pause=0.0)
+        self._take(pending, anyio.current_time())
+
+    def _take(self, pending: list[Feedback], now: float) -> None:
+        waiting = {feedback.id for feedback in pending}
+        for name in [name for name in self._failed if name not in waiting and name not in self._known]:
+            del self._failed[name]  # forgotten, or decided otherwise
+        for feedback in pending:
+            failed = self._failed.get(feedback.id)
+            if feedback.id in self._known or (failed is not None and failed.due > now):
+                continue
             if len(self._known) >= self._capacity:
                 self._behind = True
                 break
-            if feedback.id not in self._known:
-                self._add(Item(feedback, resumed=True))
+            self._add(Item(feedback, resumed=True))
 
     def _add(self, item: Item) -> Item:
         self._known[item.feedback.id] = item
         self._queue.append(item)
         self._arrived.set()
         return item
+
+
+def _again(pause: float) -> _Failed:
+    longer = min(max(2 * pause, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+    return _Failed(due=anyio.current_time() + longer, pause=longer)

@@ -97,7 +97,9 @@ class Learner:
         return item.outcome or _queued(feedback, "it could not be learned now; it is kept")
 
     async def settle(self) -> None:
-        """Returns when every feedback given so far is learned and no replay is due."""
+        """Returns when every feedback given so far is learned (or has failed and is tried again later) and no
+        replay is due.
+        """
         while not (self._inbox.idle and self._background.idle):
             with anyio.move_on_after(0.05):
                 await self._progress.wait()
@@ -169,7 +171,7 @@ class Learner:
             self._progress = anyio.Event()
 
     async def _finish(self, item: Item) -> None:
-        """One feedback. A failure of ours leaves it pending in the store and the worker alive."""
+        """One feedback. A failure of ours leaves it pending, to be tried again, and the worker alive."""
         feedback, store = item.feedback, self._state.store
         try:
             known = await store.outcome(feedback.id)
@@ -188,8 +190,8 @@ class Learner:
             self._background.note(feedback.id, keys)
         except Exception as error:
             self._state.counters["failures"] += 1
-            _log.exception("feedback %s could not be learned; it stays pending", feedback.id)
-            self._inbox.finish(item, outcome=None, error=error)
+            _log.exception("feedback %s could not be learned now; it is tried again later", feedback.id)
+            self._inbox.put_off(item, error)
 
 
 def _queued(feedback: Feedback, reason: str) -> FeedbackOutcome:
