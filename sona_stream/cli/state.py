@@ -1,4 +1,4 @@
-"""`sona-stream state backup | restore | verify`."""
+"""`sona-stream state backup | restore | verify | forget`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _folder = click.option(
 
 @click.group()
 def state() -> None:
-    """Back up, restore or verify what was learned."""
+    """Back up, restore or verify what was learned, or forget a person or a tenant."""
 
 
 @state.command()
@@ -60,6 +60,25 @@ def verify(folder: Path | None) -> None:
     click.echo(report)
     if not report.ok:
         raise SystemExit(1)
+
+
+@state.command()
+@click.option(
+    "--tenant", required=True, help="Whose data; without --user all of it, adapters and patterns included."
+)
+@click.option("--user", help="Only this end user's: requests, feedback and judged answers.")
+@_folder
+def forget(tenant: str, user: str | None, folder: Path | None) -> None:
+    """Delete what is kept of a tenant or of one of its end users. The server must not run.
+
+    Backups that you made yourself are yours to delete.
+    """
+    from ..store import forget as forget_rows
+
+    removed = _run(lambda: forget_rows(folder or state_dir(), tenant=tenant, user=user))
+    counts = ", ".join(f"{count} {kind}" for kind, count in removed.items() if count)
+    whose = f"tenant {tenant}" if user is None else f"user {user} of tenant {tenant}"
+    click.echo(f"forgot {whose}: {counts or 'nothing was kept'}")
 
 
 def _run(action: Callable[[], T]) -> T:

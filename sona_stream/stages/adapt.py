@@ -28,5 +28,5 @@ def _choose(resolver: AdapterResolver, request: Request) -> AdapterRef | None:
         return None
     if request.pinned is not None:
         # A model that stands in for the one asked for has not this adapter.
-        return request.pinned if request.pinned.key.startswith(f"{request.model}/") else None
+        return request.pinned if request.pinned.key.rsplit("/", 2)[0] == request.model else None
     return None if request.constrained else resolver.resolve(request)

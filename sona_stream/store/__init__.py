@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import maintenance
+from .forgetting import forget
 from .report import Report
 from .sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from ..config.settings import SonaSettings
 
-__all__ = ["Report", "SqliteStore", "create_store", "maintenance"]
+__all__ = ["Report", "SqliteStore", "create_store", "forget", "maintenance"]
 
 
 def create_store(settings: SonaSettings, *, directory: Path) -> SqliteStore:

@@ -17,6 +17,7 @@ from ..events import Feedback, FeedbackOutcome, Trajectory
 from ..lora import AdapterRecord, Capture
 from . import adapters, captures, retention, trajectories
 from . import feedback as judgements
+from .forgetting import erase
 from .pending import Entry, Pending
 from .privacy import Redaction
 from .report import stats_of
@@ -247,9 +248,7 @@ class SqliteStore:
             for one in self._said.values()
             if one.tenant != tenant or (user is not None and one.user != user)
         }
-        removed = await session.remove(lambda c: retention.forget(c, tenant, user))
-        removed.rows["backups"] = await asyncio.to_thread(retention.remove_backups, self.directory)
-        return removed.rows
+        return await erase(session, tenant=tenant, user=user, directory=self.directory)
 
     async def expire(self, *, now: float | None = None) -> dict[str, int]:
         """Delete what is older than `sona.storage_options` says. Runs at open and every hour by itself."""

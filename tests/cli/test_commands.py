@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 
+import anyio
 import pytest
 from click.testing import CliRunner
 from program import write_config
 
 from sona_stream.cli import main
 from sona_stream.config.load import hash_key
+from sona_stream.config.settings import SonaSettings
+from sona_stream.events import Trajectory
+from sona_stream.store import SqliteStore
 
 
 def run(*arguments, code=0, given=None):
@@ -88,6 +92,36 @@ def test_state_of_a_running_server_can_be_backed_up_and_not_replaced(shared, tmp
     run("state", "restore", target, "--state-dir", tmp_path / "copy")
     run("state", "verify", "--state-dir", tmp_path / "copy")
     assert "Error" in run("state", "restore", target, "--state-dir", shared.state, "--force", code=1)
+
+
+def test_a_tenant_or_a_person_is_forgotten_while_no_server_runs(shared, tmp_path):
+    folder = ("--state-dir", tmp_path / "state")
+    assert "there is no state in" in run("state", "forget", "--tenant", "acme", *folder, code=1)
+    asked = {"request_id": "r", "tenant": "acme", "key_id": "k", "model": "m"}
+
+    async def fill() -> None:
+        async with SqliteStore(SonaSettings(storage="text"), directory=tmp_path / "state") as store:
+            for user in ("alice", "bob", "carol"):
+                store.submit_trajectory(
+                    Trajectory(**{**asked, "request_id": user}, user=user, query=f"canary-{user}", started_at=1.0)
+                )
+            await store.put_blob("learner/m/acme/*", b"{}")
+
+    anyio.run(fill)
+    said = run("state", "forget", "--tenant", "acme", "--user", "alice", *folder)
+    assert said == "forgot user alice of tenant acme: 1 trajectories\n"
+    assert run("state", "forget", "--tenant", "other", *folder) == "forgot tenant other: nothing was kept\n"
+    assert _anywhere(tmp_path, b"canary-bob")
+    assert not _anywhere(tmp_path, b"canary-alice")
+    said = run("state", "forget", "--tenant", "acme", *folder)
+    assert said == "forgot tenant acme: 2 trajectories, 1 blobs\n"
+    assert not _anywhere(tmp_path, b"canary-")
+    assert "is in use by process" in run("state", "forget", "--tenant", "x", "--state-dir", shared.state, code=1)
+    assert "--tenant" in run("state", "forget", *folder, code=2)
+
+
+def _anywhere(folder, canary):
+    return any(canary in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize(

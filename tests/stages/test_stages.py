@@ -196,7 +196,7 @@ class Fixed:
 
 
 async def test_adapt_names_the_adapter_unless_told_otherwise():
-    pinned, other = (AdapterRef(key=f"{model}/default/*", version=1, pinned=True) for model in ("m", "other"))
+    pinned, other = (AdapterRef(key=f"{model}/default/*", version=1, pinned=True) for model in ("m", "m/other"))
     cases: Sequence[tuple[dict[str, object], int | None]] = (
         ({}, 3),
         ({"adapt": False}, None),
