@@ -164,11 +164,17 @@ class Application:
         return self
 
     async def learn(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
-        """Committed feedback moves routing statistics at once, and weights where there is a host."""
+        """Committed feedback moves routing statistics at once, and weights where there is a host.
+
+        Raises CaptureGone when the answer is gone: to those who wait, and at storage "none", where that is known
+        at once, to everybody.
+        """
         try:
             await self.trajectories.judge(feedback)
         except Exception:  # a statistic less; the judgement itself is committed and is learned all the same
             _log.exception("feedback %s could not move routing statistics", feedback.id)
+        if not wait and self.settings.sona.storage == "none" and isinstance(self._learner, Learner):
+            await self._learner.require_answer(feedback)
         return await self._learn_from(feedback, wait=wait)
 
     async def _learn_from(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:

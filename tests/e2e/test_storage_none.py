@@ -34,6 +34,12 @@ def test_canaries_are_found_nowhere(serve, tiny_folder, tmp_path):
     assert [where for where, data in written.items() if text in data] == []
     assert "sona.storage is none" in program.log
     assert command("state", "verify", state=program.state).returncode == 0
+    # The answer went with the process that held it: this is said at once, also to those who do not wait.
+    again = serve("--config", str(config), state=program.state).client()
+    status, refused = again.feedback(request_id=answer.request_id, rating=1, wait=False)
+    assert status == 410
+    assert "sona.storage: features" in refused["error"]["message"]
+    assert again.feedback(request_id=again.ask().request_id, rating=1, wait=False)[0] == 202
 
 
 def _written(program):

@@ -316,6 +316,24 @@ async def test_capture_gone_is_encoded_again_or_says_what_would_have_kept_it():
         assert (await learner.learn(missing, wait=True)).status == "skipped"
 
 
+async def test_that_an_answer_is_gone_is_known_without_waiting():
+    world = World()
+    async with learner_of(world) as learner:
+        kept, _ = world.ask()
+        held, _ = world.ask(prompt_ids=(), token_ids=())
+        await world.host.release(kept)
+        for request_id in (kept, held, "nobody"):
+            await learner.require_answer(world.judge(request_id, 1.0))
+        await world.host.release(held)
+        for correction in (None, "abc"):
+            feedback = world.judge(held, 1.0, kind="correction" if correction else "rating", correction=correction)
+            with pytest.raises(CaptureGone, match=r"sona\.storage"):
+                await learner.require_answer(feedback)
+            assert world.store.outcomes[feedback.id].status == "skipped"
+        assert "encode" not in world.host.calls
+        assert learner.stats()["counters"]["capture_gone"] == 2
+
+
 async def test_other_model_is_never_served_and_is_reported(caplog):
     world = World()
     async with learner_of(world) as learner:

@@ -10,7 +10,7 @@ from ...lora import Capture, LoraWeights
 from ...protocols import HiddenStateHost, Store
 from .lessons import Lesson
 
-__all__ = ["find_lesson"]
+__all__ = ["find_lesson", "require_answer"]
 
 
 async def find_lesson(
@@ -30,6 +30,16 @@ async def find_lesson(
     if len(capture) == 0:
         raise CaptureGone(f"request {trajectory.request_id} has no answer to learn from")
     return Lesson(capture, feedback.quality, tuple(groups), feedback.id)
+
+
+async def require_answer(host: HiddenStateHost, feedback: Feedback, trajectory: Trajectory) -> None:
+    """Raises CaptureGone, as `find_lesson` would, when the answer is certainly gone. Looks, computes nothing."""
+    if trajectory.prompt_ids and (trajectory.token_ids or feedback.correction is not None):
+        return
+    try:
+        await host.capture(trajectory.request_id)
+    except CaptureGone:
+        raise _gone(trajectory) from None
 
 
 async def _answer(host: HiddenStateHost, store: Store, trajectory: Trajectory) -> Capture:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ...errors import CaptureGone, HostError
 from ...events import AdapterRef, Feedback, FeedbackOutcome, Trajectory
-from .capturing import find_lesson
+from .capturing import find_lesson, require_answer
 from .keys import AdapterKey, chain
 from .lessons import Lesson
 from .state import State
@@ -48,6 +48,12 @@ class InstantLoop:
             [key.group for key in keys],
         )
         return await self._learn(feedback, keys, lesson, resumed)
+
+    async def require_answer(self, feedback: Feedback) -> None:
+        """Raises CaptureGone when `process` certainly would."""
+        trajectory = await self._state.store.trajectory(feedback.request_id, tenant=feedback.tenant)
+        if trajectory is not None and not self._nothing_to_do(feedback, trajectory):
+            await require_answer(self._state.hosts[trajectory.model], feedback, trajectory)
 
     def _nothing_to_do(self, feedback: Feedback, trajectory: Trajectory | None) -> str:
         state = self._state

@@ -84,6 +84,16 @@ class Learner:
                 return served
         return None
 
+    async def require_answer(self, feedback: Feedback) -> None:
+        """For those who do not wait: raises CaptureGone when what the feedback is about is certainly gone, with
+        that as its outcome. A look into the host and one row of the store.
+        """
+        try:
+            await self._instant.require_answer(feedback)
+        except CaptureGone as error:
+            await self._give_up(feedback, error)
+            raise
+
     async def learn(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
         """Takes feedback that the store has committed. Raises CaptureGone only to those who wait."""
         item = self._inbox.offer(feedback)
@@ -181,8 +191,7 @@ class Learner:
             try:
                 outcome, keys = await self._instant.process(feedback, resumed=item.resumed)
             except CaptureGone as error:
-                self._state.counters["capture_gone"] += 1
-                await store.record_outcome(gone(feedback, error))
+                await self._give_up(feedback, error)
                 self._inbox.finish(item, outcome=None, error=error)
                 return
             await store.record_outcome(outcome)
@@ -192,6 +201,10 @@ class Learner:
             self._state.counters["failures"] += 1
             _log.exception("feedback %s could not be learned now; it is tried again later", feedback.id)
             self._inbox.put_off(item, error)
+
+    async def _give_up(self, feedback: Feedback, error: CaptureGone) -> None:
+        self._state.counters["capture_gone"] += 1
+        await self._state.store.record_outcome(gone(feedback, error))
 
 
 def _queued(feedback: Feedback, reason: str) -> FeedbackOutcome:
