@@ -23,10 +23,10 @@ from . import embeddings as own_embeddings
 from .assembly import (
     build_backends,
     build_embedder,
-    build_patterns,
     build_pipeline,
     build_router,
     build_scorers,
+    pattern_factory,
 )
 from .auto import AutoFeedback
 from .engine_settings import engine_config
@@ -92,7 +92,7 @@ class Application:
             stack.push_async_callback(self.embedder.aclose)
         keeps = settings.sona.storage != "none"  # a pattern's centre is made of embeddings
         self.pattern_banks = banks = PatternBanks(
-            lambda: build_patterns(settings, self.embedder), self.embedder, self.store if keeps else None
+            pattern_factory(settings, self.embedder), self.embedder, self.store if keeps else None
         )
         await banks.load(dict.fromkeys((Principal().tenant, *(key.tenant for key in settings.sona.keys))))
         stack.push_async_callback(banks.save)

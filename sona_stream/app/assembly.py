@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .. import plugins
 from ..config.settings import Deployment, Settings
@@ -16,10 +16,10 @@ from .engine_settings import engine_config
 __all__ = [
     "build_backends",
     "build_embedder",
-    "build_patterns",
     "build_pipeline",
     "build_router",
     "build_scorers",
+    "pattern_factory",
 ]
 
 
@@ -30,12 +30,13 @@ def build_embedder(settings: Settings) -> Embedder:
     return embedder
 
 
-def build_patterns(settings: Settings, embedder: Embedder) -> SonaEngine:
-    """An engine over query embeddings: routing's memory of one tenant. Vectors are short here: numpy comes near
+def pattern_factory(settings: Settings, embedder: Embedder) -> Callable[[], SonaEngine]:
+    """Makes engines over query embeddings: routing's memory, one a tenant. Vectors are short here: numpy comes near
     compiled code and does without the second and the 100 MB that compiling costs; `sona.engine.enable_simd` says
-    otherwise.
+    otherwise. Raises ConfigError at once.
     """
-    return SonaEngine.with_config(engine_config(settings, embedder.dim, compiled=False))
+    config = engine_config(settings, embedder.dim, compiled=False)
+    return lambda: SonaEngine.with_config(config)
 
 
 def build_router(

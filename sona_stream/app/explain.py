@@ -8,7 +8,7 @@ from typing import Any
 from ..config.folders import state_dir
 from ..config.settings import Settings
 from ..engine import SonaEngine
-from .assembly import build_embedder, build_patterns, build_router
+from .assembly import build_embedder, build_router, pattern_factory
 from .patterns import peek
 
 __all__ = ["explain"]
@@ -23,7 +23,9 @@ async def explain(
     embedder = build_embedder(settings)
     folder = directory or state_dir(settings.sona.state_dir)
 
+    empty = pattern_factory(settings, embedder)
+
     async def of(tenant: str) -> SonaEngine:
-        return await peek(folder, embedder, tenant, lambda: build_patterns(settings, embedder))
+        return await peek(folder, embedder, tenant, empty)
 
     return await build_router(settings, embedder, of).explain(query, tenant=tenant)

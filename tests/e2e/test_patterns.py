@@ -12,7 +12,7 @@ import numpy as np
 from program import command, write_config
 
 from sona_stream.app import Application
-from sona_stream.app.assembly import build_embedder, build_patterns
+from sona_stream.app.assembly import build_embedder, pattern_factory
 from sona_stream.app.patterns import PatternBanks
 from sona_stream.config.settings import Deployment, KeySettings, Settings, SonaSettings
 from sona_stream.engine import SonaEngine
@@ -24,8 +24,7 @@ SETTINGS = Settings(models=())
 EMBEDDER = build_embedder(SETTINGS)
 
 
-def empty() -> SonaEngine:
-    return build_patterns(SETTINGS, EMBEDDER)
+empty = pattern_factory(SETTINGS, EMBEDDER)
 
 
 def direction(seed: int) -> np.ndarray:

@@ -129,7 +129,7 @@ async def test_what_is_no_backup_is_refused(open_store, folder, tmp_path):
     with pytest.raises(StateError, match="not a backup"):
         maintenance.restore(tmp_path / "empty", folder)
     (tmp_path / "no.tar").write_bytes(b"no tar")
-    with pytest.raises(StateError, match="could not be restored"):
+    with pytest.raises(StateError, match="or it is damaged"):
         maintenance.restore(tmp_path / "no.tar", folder)
     with pytest.raises(StateError, match="no backup"):
         maintenance.restore(tmp_path / "absent", folder)
