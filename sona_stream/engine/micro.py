@@ -177,4 +177,4 @@ def _inverse(matrix: F64) -> F64:
     if len(matrix) == 1:
         return np.asarray(1.0 / matrix)
     (a, b), (c, d) = matrix.tolist()
-    return np.array([[d, -b], [-c, a]]) / (a * d - b * c)
+    return np.asarray(np.array([[d, -b], [-c, a]]) / (a * d - b * c))
