@@ -6,24 +6,12 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from ..events import Head, Headers
+from ..wire import HOP_BY_HOP
 
 __all__ = ["answer_headers", "for_upstream", "forwarded", "header_value"]
 
-_HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
 # An upstream's word about its own connection, host or clock is not ours to repeat.
-_NOT_FORWARDED = _HOP_BY_HOP | {
+_NOT_FORWARDED = HOP_BY_HOP | {
     b"alt-svc",
     b"content-length",
     b"date",
@@ -32,7 +20,7 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     b"strict-transport-security",
 }
 _OF_THE_BODY = frozenset({b"content-type", b"content-encoding", b"content-md5", b"digest", b"etag"})
-_NOT_FOR_UPSTREAM = _HOP_BY_HOP | {b"content-length", b"cookie", b"expect", b"host", b"origin"}
+_NOT_FOR_UPSTREAM = HOP_BY_HOP | {b"content-length", b"cookie", b"expect", b"host", b"origin"}
 _NOT_FOR_KEYED_UPSTREAM = _NOT_FOR_UPSTREAM | {b"authorization", b"api-key", b"x-api-key"}
 
 

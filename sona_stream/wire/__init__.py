@@ -5,6 +5,7 @@ from .answer_parser import AnswerParser
 from .decoded_request import DecodedRequest
 from .embeddings import EmbeddingsRequest, decode_embeddings_request, encode_embeddings
 from .errors import encode_error, encode_error_event, error_body
+from .hop_by_hop import HOP_BY_HOP
 from .model_name import read_model, replace_model
 from .models import encode_model, encode_models
 from .requests import decode_request
@@ -12,6 +13,7 @@ from .sse import DONE, PING, SseDecoder, encode_event
 
 __all__ = [
     "DONE",
+    "HOP_BY_HOP",
     "PING",
     "AnswerParser",
     "BodyEncoder",

@@ -7,24 +7,12 @@ from collections.abc import Iterable
 from sona_stream.config.settings import Deployment, SonaSettings
 from sona_stream.errors import ConfigError
 from sona_stream.events import Headers
+from sona_stream.wire import HOP_BY_HOP
 
 __all__ = ["HeaderRules", "answer_headers", "content_type"]
 
-_HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
 # What speaks of the upstream's own host or connection, or is set anew by the server in front.
-_NOT_FOR_CLIENTS = _HOP_BY_HOP | {
+_NOT_FOR_CLIENTS = HOP_BY_HOP | {
     b"alt-svc",
     b"content-length",
     b"date",
@@ -134,7 +122,7 @@ def _names(deployment: Deployment, field: str) -> list[str]:
 
 def _name(deployment: Deployment, field: str, name: str) -> bytes:
     raw = str(name).lower().encode("ascii", "replace")
-    if raw in _HOP_BY_HOP or raw in (b"host", b"content-length", b"expect"):
+    if raw in HOP_BY_HOP or raw in (b"host", b"content-length", b"expect"):
         raise ConfigError(f"model {deployment.model_name!r}: {field} must not name {name!r}")
     return raw
 
