@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,28 +13,11 @@ import torch
 
 from sona_stream.errors import ModelUnavailable
 
+from .fingerprint import model_fingerprint
 from .kv_cache import SlotCache
 from .linear import Packing, linear, pack
 
 __all__ = ["LanguageModel", "load_model"]
-
-# What shapes the computation; the rest of a config (version strings, paths) may change without changing the model.
-_CONFIG_KEYS = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-    "layer_norm_epsilon",
-    "rope_theta",
-    "tie_word_embeddings",
-    "vocab_size",
-)
-_PROBE = "The tokenizer's own merges, 1234 + 5678; naïve ↔ 漢字\n\n  def f(x): return x"
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -135,7 +116,7 @@ def load_model(folder: Path, *, name: str) -> LanguageModel:
         lm_bias=None if bias is None else bias.detach(),
         packed_head=pack(weight),
         tokenizer=tokenizer,
-        fingerprint=_fingerprint(model, tokenizer),
+        fingerprint=model_fingerprint(sorted(model.state_dict().items()), model.config, tokenizer),
         context=_context(model.config),
         eos_ids=_eos_ids(model, tokenizer),
         temperature=_default_temperature(model.generation_config),
@@ -169,20 +150,6 @@ def _default_temperature(config: Any) -> float:
 
 def _default_top_p(config: Any) -> float:
     return 1.0 if not getattr(config, "do_sample", False) or config.top_p is None else float(config.top_p)
-
-
-def _fingerprint(model: Any, tokenizer: Any) -> str:
-    """sha256 over every parameter as loaded, the config's numbers, and the tokenizer's vocabulary and merges."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().contiguous().numpy().data)
-    config = {key: getattr(model.config, key, None) for key in _CONFIG_KEYS}
-    config["rope"] = getattr(model.config, "rope_parameters", None)
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
-    digest.update(json.dumps(tokenizer(_PROBE)["input_ids"]).encode())
-    return f"sha256:{digest.hexdigest()}"
 
 
 @torch.inference_mode()
