@@ -16,7 +16,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AdapterRecord", "Capture", "Evaluation", "LoraGradient", "LoraWeights", "LowRank", "TokenSignal"]
+__all__ = [
+    "AdapterRecord",
+    "Capture",
+    "Evaluation",
+    "HiddenStatistics",
+    "LoraGradient",
+    "LoraWeights",
+    "LowRank",
+    "TokenSignal",
+]
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -169,6 +178,17 @@ class Evaluation:
     """mean over tokens of |h' - h| / |h|"""
     max_delta_ratio: float
     finite: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class HiddenStatistics:
+    """Where captured hidden states lie: what the birth of an adapter needs of them."""
+
+    tokens: int
+    mean: F32
+    """(d,) mean over tokens"""
+    rms: float
+    """root mean square over all entries"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_stream.lora import Capture, Evaluation, LoraGradient, LoraWeights, LowRank, TokenSignal
+from sona_stream.lora import Capture, Evaluation, HiddenStatistics, LoraGradient, LoraWeights, LowRank, TokenSignal
 
 __all__ = [
     "Arrays",
@@ -28,6 +28,8 @@ __all__ = [
     "pack",
     "signal_from",
     "signal_parts",
+    "statistics_from",
+    "statistics_parts",
     "unpack",
     "weights_from",
     "weights_parts",
@@ -280,3 +282,13 @@ def evaluation_from(arrays: Arrays, facts: Facts, count: int) -> Evaluation:
         max_delta_ratio=_number(facts, "max_delta_ratio"),
         finite=bool(facts.get("finite", True)),
     )
+
+
+def statistics_parts(statistics: HiddenStatistics) -> tuple[Arrays, Facts]:
+    """``mean`` (d,); ``rms`` and ``tokens`` among the facts."""
+    return {"mean": np.asarray(statistics.mean, np.float32)}, {"rms": statistics.rms, "tokens": statistics.tokens}
+
+
+def statistics_from(arrays: Arrays, facts: Facts) -> HiddenStatistics:
+    """Inverse of `statistics_parts`. Raises CodecError."""
+    return HiddenStatistics(int(_number(facts, "tokens")), _taken(arrays, "mean", 1), _number(facts, "rms"))
