@@ -10,7 +10,7 @@ from .errors import PluginError
 
 __all__ = ["Group", "available", "load"]
 
-Group = Literal["backends", "embedders", "stores", "scorers", "models", "hooks"]
+Group = Literal["backends", "embedders", "exporters", "stores", "scorers", "models", "hooks"]
 
 
 @functools.cache  # what is installed does not change under a running program, and looking reads many files

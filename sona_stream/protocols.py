@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -34,6 +35,7 @@ __all__ = [
     "Closable",
     "Embedder",
     "EventStream",
+    "Exporter",
     "FeedbackSink",
     "Handler",
     "HiddenStateHost",
@@ -291,3 +293,17 @@ class Store(Protocol):
 
     async def put_blob(self, name: str, data: bytes) -> None: ...
     async def get_blob(self, name: str) -> bytes | None: ...
+
+
+class Exporter(Protocol):
+    """Writes one adapter version so that programs without this one can serve it. Blocks."""
+
+    def __call__(
+        self, record: AdapterRecord, *, model: str, out: Path, captures: Callable[[], Sequence[Capture]]
+    ) -> Sequence[str]:
+        """-> what to tell the person, line by line. ``model``: a folder, a pulled model's name or a hub id.
+        ``captures``: reads the judged answers kept under the key.
+
+        Raises ModelUnavailable, HostError (another model's fingerprint: names both), InvalidRequest (``out``).
+        """
+        ...

@@ -15,6 +15,7 @@ _COMMANDS = {
     "adapters": ("adapters", "List adapter versions of a running server, or roll one back."),
     "bench": ("bench", "Measure the kernels here, or a running server."),
     "chat": ("chat", "Talk to a model that learns from you."),
+    "export": ("export", "Write a learned adapter as a PEFT LoRA that other servers take."),
     "freeze": ("learning", "Stop publishing new adapter versions."),
     "keys": ("keys", "Hash an API key for the configuration."),
     "models": ("models", "Fetch the default model; build the embedding table."),

@@ -19,7 +19,7 @@ import sona_stream_adapters
 ROOT = Path(__file__).parents[2]
 SOURCES = (ROOT / "sona_stream", ROOT / "adapters" / "sona_stream_adapters")
 HEAVY = ("numba", "torch", "transformers", "uvicorn", "httpx", "onnxruntime", "openai")
-COMMANDS = ("adapters", "bench", "chat", "freeze", "keys", "models", "route", "serve", "state", "thaw")
+COMMANDS = ("adapters", "bench", "chat", "export", "freeze", "keys", "models", "route", "serve", "state", "thaw")
 
 
 def _loaded_by(code: str) -> tuple[set[str], float]:
@@ -65,7 +65,7 @@ def test_every_command_is_listed_and_can_be_loaded():
         assert command.help
 
 
-@pytest.mark.parametrize("group", ["backends", "embedders", "models", "scorers", "stores"])
+@pytest.mark.parametrize("group", ["backends", "embedders", "exporters", "models", "scorers", "stores"])
 def test_every_entry_point_can_be_loaded(group):
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     found = {point.name: point for point in entry_points(group=f"sona_stream.{group}")}
