@@ -1,7 +1,8 @@
 """What travels between a proxy and vLLM's worker: arrays as safetensors, everything else as JSON in its metadata.
 
 Nothing is ever unpickled, and each array's shape and dtype is checked by whoever uses it. The format is
-https://github.com/huggingface/safetensors; the metadata entry ``json`` holds one JSON object.
+https://github.com/huggingface/safetensors; the metadata entry ``json`` holds one JSON object, whose plain values
+stand in the metadata by their own names as well.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def pack(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any] | None = N
     from safetensors.numpy import save
 
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    return bytes(save(whole, {"json": json.dumps(dict(facts or {}))}))
+    facts = dict(facts or {})
+    plain = {name: str(value) for name, value in facts.items() if isinstance(value, str | int | float)}
+    return bytes(save(whole, {**plain, "json": json.dumps(facts)}))
 
 
 def unpack(data: bytes) -> tuple[Arrays, Facts]:
@@ -280,7 +283,7 @@ def evaluation_from(arrays: Arrays, facts: Facts, count: int) -> Evaluation:
         base_logprobs=rows("base_logprobs"),
         mean_delta_ratio=_number(facts, "mean_delta_ratio"),
         max_delta_ratio=_number(facts, "max_delta_ratio"),
-        finite=bool(facts.get("finite", True)),
+        finite=str(facts.get("finite", True)).lower() in ("true", "1"),
     )
 
 

@@ -1,0 +1,279 @@
+"""The routes under ``/v1/sona/``: what a proxy's learner asks of this server. Each call needs the control key."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from .codec import (
+    CodecError,
+    Facts,
+    evaluation_from,
+    evaluation_parts,
+    gradient_from,
+    gradient_parts,
+    pack,
+    signal_from,
+    statistics_from,
+    statistics_parts,
+    unpack,
+)
+from .encoding import Encoder
+from .engines import Engines, Result, require
+from .locating import Part, parts_of
+from .merging import merge_evaluations, merge_gradients, merge_kls, merge_statistics
+from .messages import (
+    Answer,
+    Question,
+    Receive,
+    Scope,
+    Send,
+    Unanswered,
+    failure,
+    holds_key,
+    question,
+    read_body,
+    reply,
+)
+
+__all__ = ["PREFIX", "Control"]
+
+_log = logging.getLogger(__name__)
+
+PREFIX = "/v1/sona"
+_JSON_LIMIT = 16 << 20
+
+Handle = Callable[["Control", Question], Awaitable[Answer]]
+
+
+class Control:
+    """ASGI. ``attach`` gives it the engines once they are there; until then it answers 503."""
+
+    def __init__(self, key: bytes, *, adapter_bytes: int, capture_bytes: int, gradient_tokens: int) -> None:
+        self.key = key
+        self._limits = {"adapter": adapter_bytes + _JSON_LIMIT, "capture": capture_bytes + _JSON_LIMIT}
+        self._tokens = gradient_tokens
+        self._engines: Engines | None = None
+        self._encoder: Encoder | None = None
+        self.info: Result = {}
+        self.counters: dict[str, int] = {"calls": 0, "refused_keys": 0, "stripped_requests": 0}
+
+    def attach(self, engines: Engines, encoder: Encoder, info: Result) -> None:
+        """From here on calls are answered."""
+        self._engines, self._encoder, self.info = engines, encoder, info
+
+    def count(self, name: str) -> None:
+        """One more of these."""
+        self.counters[name] = self.counters.get(name, 0) + 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            answer = await self._answer(scope, receive)
+        except Unanswered as refusal:
+            answer = failure(refusal)
+        except CodecError as error:
+            answer = failure(Unanswered(400, str(error), param="body"))
+        except ConnectionError:
+            return
+        except Exception as error:
+            _log.exception("%s %s failed", scope.get("method"), scope.get("path"))
+            answer = failure(
+                Unanswered(500, f"the plug-in failed: {error or type(error).__name__}", kind="internal_error")
+            )
+        await reply(send, answer)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
+        if not holds_key(scope, self.key, bearer=True):
+            self.count("refused_keys")
+            raise Unanswered(
+                401,
+                "the control key is missing or wrong: send `x-sona-control: SONA_VLLM_KEY`",
+                kind="invalid_control_key",
+            )
+        name = str(scope["path"]).rpartition(f"{PREFIX}/")[2].strip("/")
+        methods = _ROUTES.get(name)
+        if methods is None:
+            raise Unanswered(
+                404, f"there is no {PREFIX}/{name[:50]}; there are: {', '.join(_ROUTES)}", kind="not_found"
+            )
+        found = methods.get(str(scope["method"]))
+        if found is None:
+            raise Unanswered(405, f"{PREFIX}/{name} takes {' and '.join(methods)}", kind="method_not_allowed")
+        if self._engines is None:
+            raise Unanswered(503, "the engine is not there yet", kind="not_ready")
+        handle, limit = found
+        body = await read_body(receive, self._limits.get(limit, _JSON_LIMIT))
+        self.count("calls")
+        return await handle(self, question(scope, body))
+
+    @property
+    def engines(self) -> Engines:
+        """Those attached."""
+        assert self._engines is not None
+        return self._engines
+
+    # ---- about this server
+
+    async def _info(self, _: Question) -> Answer:
+        """Looks again: a model that was loaded anew is wrapped anew."""
+        self.info = await self.engines.install()
+        return Answer(self.info)
+
+    async def _stats(self, _: Question) -> Answer:
+        return Answer({"engines": await self.engines.all("sona_stats"), "endpoint": dict(self.counters)})
+
+    # ---- adapters and episodes
+
+    async def _adapters(self, _: Question) -> Answer:
+        return Answer(await self.engines.everywhere("sona_adapters"))
+
+    async def _put_adapter(self, asked: Question) -> Answer:
+        return Answer(
+            await self.engines.everywhere("sona_put", asked.text("key"), asked.number("version"), asked.body)
+        )
+
+    async def _drop_adapter(self, asked: Question) -> Answer:
+        version = asked.number("version") if "version" in asked.query else None
+        return Answer(await self.engines.everywhere("sona_drop", asked.text("key"), version))
+
+    async def _put_episode(self, asked: Question) -> Answer:
+        return Answer(await self.engines.everywhere("sona_put_episode", asked.text("key"), asked.body))
+
+    async def _drop_episode(self, asked: Question) -> Answer:
+        return Answer(await self.engines.everywhere("sona_drop_episode", asked.text("key")))
+
+    # ---- captures
+
+    async def _capture(self, asked: Question) -> Answer:
+        rid, hidden = asked.text("rid"), bool(asked.number("hidden", 0))
+        results = [require(one) for one in await self.engines.all("sona_capture", rid, hidden)]
+        for state in ("done", "running"):
+            for result in results:
+                if result.get("state") == state:
+                    blob = result.get("blob")
+                    return Answer(bytes(blob)) if blob else Answer({"state": state})
+        raise Unanswered(
+            410,
+            f"request {rid!r} is no longer held; SONA_VLLM_RING_TOKENS and SONA_VLLM_CAPTURE_MB bound what is",
+            kind="capture_gone",
+            gone=[rid],
+        )
+
+    async def _release(self, asked: Question) -> Answer:
+        return Answer(await self.engines.everywhere("sona_release", asked.text("rid")))
+
+    async def _keep(self, asked: Question) -> Answer:
+        """On one engine: what belongs to a capture is computed where it lies."""
+        return Answer(require(await self.engines.one(0, "sona_keep", asked.body)))
+
+    async def _encode(self, asked: Question) -> Answer:
+        assert self._encoder is not None
+        return Answer(await self._encoder.encode(_json(asked.body), self.info))
+
+    # ---- what is computed from captures
+
+    async def _gradient(self, asked: Question) -> Answer:
+        arrays, facts = unpack(asked.body)
+        handles = _handles(facts)
+        signal = signal_from(arrays, facts, len(handles))
+        tokens = [len(one) for one in signal.advantages]
+        options = {name: facts.get(name) for name in ("anchor", "ratio_clip", "top_k", "fisher")}
+        shared = {name: array for name, array in arrays.items() if not name.startswith("advantages_")}
+
+        async def ask(part: Part) -> Any:
+            own = {f"advantages_{i}": signal.advantages[at] for i, at in enumerate(part.places)}
+            blob = pack({**shared, **own}, facts)
+            return gradient_from(*await self._blob(part, "sona_gradient", blob, options))
+
+        merged = merge_gradients([await ask(part) for part in await self._parts(handles, tokens)])
+        return Answer(pack(*gradient_parts(merged)))
+
+    async def _evaluate(self, asked: Question) -> Answer:
+        _, facts = unpack(asked.body)
+        handles, tokens = _handles(facts), _tokens(facts)
+        rows: dict[int, tuple[Any, Any]] = {}
+        found = []
+        for part in await self._parts(handles, tokens):
+            arrays, said = await self._blob(part, "sona_evaluate", asked.body)
+            one = evaluation_from(arrays, said, len(part.places))
+            found.append(one)
+            rows |= dict(zip(part.places, zip(one.logprobs, one.base_logprobs, strict=True), strict=True))
+        arrays, said = evaluation_parts(merge_evaluations(found))
+        for place, (logprobs, base) in rows.items():  # in the order of the question, whoever computed them
+            arrays[f"logprobs_{place}"], arrays[f"base_logprobs_{place}"] = logprobs, base
+        return Answer(pack(arrays, said))
+
+    async def _predicted_kl(self, asked: Question) -> Answer:
+        _, facts = unpack(asked.body)
+        parts = await self._parts(_handles(facts), _tokens(facts))
+        kls = []
+        for part in parts:
+            result = require(await self.engines.one(part.engine, "sona_predicted_kl", part.handles, asked.body))
+            kls.append(float(result["kl"]))
+        return Answer({"kl": merge_kls(kls, [part.tokens for part in parts])})
+
+    async def _statistics(self, asked: Question) -> Answer:
+        facts = _json(asked.body)
+        parts = await self._parts(_handles(facts), _tokens(facts))
+        found = [
+            statistics_from(*await self._blob(part, "sona_statistics", extra={"tokens": part.tokens}))
+            for part in parts
+        ]
+        return Answer(pack(*statistics_parts(merge_statistics(found))))
+
+    async def _parts(self, handles: Sequence[str], tokens: Sequence[int]) -> list[Part]:
+        return await parts_of(self.engines, handles, tokens, limit=self._tokens)
+
+    async def _blob(self, part: Part, method: str, *args: Any, extra: Facts | None = None) -> Any:
+        result = require(await self.engines.one(part.engine, method, part.handles, *args))
+        arrays, facts = unpack(bytes(result["blob"]))
+        return arrays, {**(extra or {}), **facts}
+
+
+def _json(body: bytes) -> Facts:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Unanswered(400, "the body must be a JSON object", param="body") from None
+    if not isinstance(value, dict):
+        raise Unanswered(400, "the body must be a JSON object", param="body")
+    return value
+
+
+def _handles(facts: Facts) -> list[str]:
+    handles = facts.get("handles")
+    if not isinstance(handles, list) or not handles or not all(isinstance(one, str) for one in handles):
+        raise Unanswered(400, "handles must be a list of at least one text", param="handles")
+    return handles
+
+
+def _tokens(facts: Facts) -> list[int]:
+    tokens, handles = facts.get("tokens"), _handles(facts)
+    whole = isinstance(tokens, list) and all(isinstance(one, int) and one >= 0 for one in tokens)
+    if not whole or len(tokens or ()) != len(handles):
+        raise Unanswered(400, "tokens must be a list of whole numbers, one a handle", param="tokens")
+    return list(tokens or ())
+
+
+_ROUTES: dict[str, dict[str, tuple[Handle, str]]] = {
+    "info": {"GET": (Control._info, "none")},
+    "stats": {"GET": (Control._stats, "none")},
+    "adapters": {
+        "GET": (Control._adapters, "none"),
+        "PUT": (Control._put_adapter, "adapter"),
+        "DELETE": (Control._drop_adapter, "none"),
+    },
+    "episodes": {"PUT": (Control._put_episode, "capture"), "DELETE": (Control._drop_episode, "none")},
+    "captures": {"GET": (Control._capture, "none"), "DELETE": (Control._release, "none")},
+    "keep": {"POST": (Control._keep, "capture")},
+    "encode": {"POST": (Control._encode, "none")},
+    "gradient": {"POST": (Control._gradient, "capture")},
+    "evaluate": {"POST": (Control._evaluate, "adapter")},
+    "predicted_kl": {"POST": (Control._predicted_kl, "adapter")},
+    "statistics": {"POST": (Control._statistics, "none")},
+}
+"""Name -> method -> (handler, which limit its body has)."""

@@ -1,0 +1,76 @@
+"""Results over parts of the captures, put together as if one worker had seen all of them at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from sona_stream.lora import F32, Evaluation, HiddenStatistics, LoraGradient
+
+__all__ = ["merge_evaluations", "merge_gradients", "merge_kls", "merge_statistics"]
+
+
+def merge_gradients(parts: Sequence[LoraGradient]) -> LoraGradient:
+    """Gradients, Fisher sums and losses are sums over tokens; the two means are weighted by tokens."""
+    if len(parts) == 1:
+        return parts[0]
+    weights = [part.tokens for part in parts]
+    micro_A, micro_B = _sum([part.micro_A for part in parts]), _sum([part.micro_B for part in parts])
+    assert micro_A is not None
+    assert micro_B is not None
+    return LoraGradient(
+        micro_A=micro_A,
+        micro_B=micro_B,
+        base_A=_sum([part.base_A for part in parts]),
+        base_B=_sum([part.base_B for part in parts]),
+        tokens=sum(weights),
+        loss=math.fsum(part.loss for part in parts),
+        mean_kl_to_base=_mean([part.mean_kl_to_base for part in parts], weights),
+        mean_logprob=_mean([part.mean_logprob for part in parts], weights),
+        fisher_A=_sum([part.fisher_A for part in parts]),
+        fisher_B=_sum([part.fisher_B for part in parts]),
+    )
+
+
+def merge_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
+    """Rows one after another; means weighted by tokens, the greatest of the maxima."""
+    if len(parts) == 1:
+        return parts[0]
+    weights = [sum(len(row) for row in part.logprobs) for part in parts]
+    return Evaluation(
+        mean_kl_to_base=_mean([part.mean_kl_to_base for part in parts], weights),
+        max_kl_to_base=max(part.max_kl_to_base for part in parts),
+        logprobs=[row for part in parts for row in part.logprobs],
+        base_logprobs=[row for part in parts for row in part.base_logprobs],
+        mean_delta_ratio=_mean([part.mean_delta_ratio for part in parts], weights),
+        max_delta_ratio=max(part.max_delta_ratio for part in parts),
+        finite=all(part.finite for part in parts),
+    )
+
+
+def merge_kls(kls: Sequence[float], tokens: Sequence[int]) -> float:
+    """Means over tokens, weighted by tokens."""
+    return _mean(kls, tokens)
+
+
+def merge_statistics(parts: Sequence[HiddenStatistics]) -> HiddenStatistics:
+    """Mean and root mean square over all tokens."""
+    if len(parts) == 1:
+        return parts[0]
+    weights = np.asarray([part.tokens for part in parts], np.float64)
+    shares = weights / max(weights.sum(), 1.0)
+    mean = sum(share * part.mean.astype(np.float64) for share, part in zip(shares, parts, strict=True))
+    square = math.fsum(share * part.rms**2 for share, part in zip(shares, parts, strict=True))
+    return HiddenStatistics(int(weights.sum()), np.asarray(mean, np.float32), math.sqrt(square))
+
+
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    total = max(sum(weights), 1)
+    return math.fsum(value * weight for value, weight in zip(values, weights, strict=True)) / total
+
+
+def _sum(parts: Sequence[F32 | None]) -> F32 | None:
+    known = [part for part in parts if part is not None]
+    return np.asarray(np.sum(known, axis=0, dtype=np.float64), np.float32) if known else None
