@@ -135,7 +135,8 @@ def test_a_folder_that_is_no_model(tmp_path):
 
 
 def test_a_rows_product_does_not_depend_on_its_company():
-    from sona_stream_adapters.local.linear import has_onednn, linear, pack
+    from sona_stream_adapters.head.linear import has_onednn, linear
+    from sona_stream_adapters.local.linear import pack
 
     weight, x = torch.randn(300, 48), torch.randn(2, 16, 48)
     expected = torch.nn.functional.linear(x, weight, torch.ones(300))
@@ -147,7 +148,8 @@ def test_a_rows_product_does_not_depend_on_its_company():
 
 
 def test_without_onednn_the_model_still_answers(tiny_folder, monkeypatch):
-    monkeypatch.setattr("sona_stream_adapters.local.linear.has_onednn", lambda: False)
+    for module in ("sona_stream_adapters.head.linear", "sona_stream_adapters.local.linear"):
+        monkeypatch.setattr(f"{module}.has_onednn", lambda: False)
     model = load_model(tiny_folder, name="plain")
     assert not model.packed_head.is_mkldnn
     assert type(model.decoder.layers[0].mlp.up_proj) is torch.nn.Linear

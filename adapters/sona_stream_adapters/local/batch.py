@@ -7,8 +7,9 @@ from collections import deque
 import torch
 
 from sona_stream.events import Piece
+from sona_stream_adapters.head import Factors
 
-from .adapters import AdapterTable, Factors, adapt
+from .adapters import AdapterTable, adapt
 from .generation import Choice, Generation
 from .kv_cache import SlotCache
 from .model import LanguageModel

@@ -9,8 +9,9 @@ import torch
 
 from sona_stream.errors import HostError
 from sona_stream.lora import Capture, LoraWeights
+from sona_stream_adapters.head import stack_factors
 
-from .adapters import adapt, stack_factors
+from .adapters import adapt
 from .model import LanguageModel
 
 __all__ = ["encode"]

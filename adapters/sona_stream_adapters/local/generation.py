@@ -11,8 +11,9 @@ import torch
 
 from sona_stream.events import AdapterRef, Piece, Usage
 from sona_stream.lora import Capture
+from sona_stream_adapters.head import Factors
 
-from .adapters import AdapterTable, Factors
+from .adapters import AdapterTable
 from .capture import CaptureBuilder
 from .detokenize import Detokenizer, StopStrings
 from .sampling import Drawn, SamplingState

@@ -8,16 +8,26 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_stream.errors import CaptureGone, HostError
+from sona_stream.errors import HostError
 from sona_stream.lora import Capture, Evaluation, LoraGradient, LoraWeights, LowRank, TokenSignal
+from sona_stream_adapters.head import (
+    BaseLogits,
+    Batch,
+    DenseHead,
+    Scratch,
+    check_captures,
+    check_signal,
+    check_top_k,
+    check_weights,
+    evaluate,
+    gradient,
+    predicted_kl,
+)
 
-from .adapters import AdapterTable, check_weights
+from .adapters import AdapterTable
 from .capture import CaptureRing
 from .encode import encode
-from .evaluation import evaluate, predicted_kl, unusable
-from .gradient import Scratch, gradient
 from .layer_adapters import LayerAdapters
-from .logits import BaseLogits, Batch
 from .model import LanguageModel
 from .scheduler import Scheduler
 
@@ -43,9 +53,8 @@ class LocalHost:
         self._adapters = adapters
         self._captures = captures
         self._layers = LayerAdapters(model)
-        self._logits = BaseLogits(
-            model.lm_head, model.lm_bias, max_bytes=logit_cache_bytes, packed=model.packed_head
-        )
+        head = DenseHead(model.lm_head, model.lm_bias, packed=model.packed_head)
+        self._logits = BaseLogits(head, max_bytes=logit_cache_bytes)
         self._scratch = Scratch()
 
     @property
@@ -114,7 +123,7 @@ class LocalHost:
     async def gradient(self, captures: Sequence[Capture], signal: TokenSignal) -> LoraGradient:
         """See `TokenSignal` for the loss. Exact; with ``top_k`` exact for the kept rows of lm_head."""
         check_weights(signal.weights, self.hidden_dim)
-        self._check_signal(captures, signal)
+        check_signal(captures, signal)
         return await self._run(captures, lambda batch: gradient(self._logits, batch, signal, self._scratch))
 
     async def predicted_kl(
@@ -123,7 +132,7 @@ class LocalHost:
         """Mean over tokens of 1/2 Var_{p_old}(W (h'_new - h'_old) / T); `top_k` as in `TokenSignal`."""
         check_weights(old, self.hidden_dim)
         check_weights(new, self.hidden_dim)
-        _check_top_k(top_k)
+        check_top_k(top_k)
         return await self._run(
             captures, lambda batch: predicted_kl(self._logits, batch, old, new, top_k, self._scratch)
         )
@@ -131,9 +140,6 @@ class LocalHost:
     async def evaluate(self, captures: Sequence[Capture], weights: LoraWeights) -> Evaluation:
         """Over the whole vocabulary. Weights that are not finite are answered with ``finite=False``."""
         check_weights(weights, self.hidden_dim, finite=False)
-        self._check_captures(captures)
-        if not weights.is_finite():
-            return unusable(captures)
         return await self._run(captures, lambda batch: evaluate(self._logits, batch, weights, self._scratch))
 
     async def _run(self, captures: Sequence[Capture], begin: Callable[[Batch], Generator[None, None, T]]) -> T:
@@ -145,44 +151,10 @@ class LocalHost:
         return await self._scheduler.run(job())
 
     def _check_captures(self, captures: Sequence[Capture]) -> None:
-        if not captures or not any(len(capture) for capture in captures):
-            raise HostError("captures: at least one token is needed")
         for capture in captures:
-            name = f"capture {capture.request_id!r}"
-            tokens = len(capture)
             if capture.fingerprint != self.fingerprint:
-                raise HostError(f"{name} was made by another model: {capture.fingerprint}, not {self.fingerprint}")
-            if tokens and not capture.hidden.shape[0]:
-                raise CaptureGone(f"{name} holds no hidden states; encode its text again")
-            if capture.hidden.shape != (tokens, self.hidden_dim):
                 raise HostError(
-                    f"{name}.hidden has shape {capture.hidden.shape}, expected ({tokens}, {self.hidden_dim})"
+                    f"capture {capture.request_id!r} was made by another model: {capture.fingerprint}, "
+                    f"not {self.fingerprint}"
                 )
-            if capture.logprobs.shape != (tokens,):
-                raise HostError(f"{name}.logprobs has shape {capture.logprobs.shape}, expected ({tokens},)")
-            if not (np.isfinite(capture.hidden).all() and np.isfinite(capture.logprobs).all()):
-                raise HostError(f"{name}: hidden and logprobs must be finite numbers")
-            if not np.isfinite(capture.temperature) or capture.temperature < 0:
-                raise HostError(f"{name}.temperature {capture.temperature} must be a finite number >= 0")
-
-    def _check_signal(self, captures: Sequence[Capture], signal: TokenSignal) -> None:
-        if len(signal.advantages) != len(captures):
-            raise HostError(f"advantages: {len(signal.advantages)} arrays for {len(captures)} captures")
-        for capture, advantages in zip(captures, signal.advantages, strict=True):
-            if advantages.shape != (len(capture),):
-                raise HostError(
-                    f"advantages of {capture.request_id!r} have shape {advantages.shape}, "
-                    f"expected ({len(capture)},)"
-                )
-            if not np.isfinite(advantages).all():
-                raise HostError(f"advantages of {capture.request_id!r} must be finite numbers")
-        if not np.isfinite(signal.anchor) or signal.anchor < 0:
-            raise HostError(f"anchor {signal.anchor} must be a finite number >= 0")
-        if signal.ratio_clip is not None and not 0 <= signal.ratio_clip[0] <= 1 <= signal.ratio_clip[1]:
-            raise HostError(f"ratio_clip {signal.ratio_clip} must satisfy 0 <= low <= 1 <= high")
-        _check_top_k(signal.top_k)
-
-
-def _check_top_k(top_k: int | None) -> None:
-    if top_k is not None and top_k < 1:
-        raise HostError(f"top_k {top_k} must be at least 1, or None for the whole vocabulary")
+        check_captures(captures, self.hidden_dim)

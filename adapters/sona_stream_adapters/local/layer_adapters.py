@@ -14,8 +14,8 @@ import torch
 
 from sona_stream.errors import HostError
 from sona_stream.lora import LoraWeights, LowRank
+from sona_stream_adapters.head import check_weights, stack_factors
 
-from .adapters import check_weights, stack_factors
 from .model import LanguageModel
 
 __all__ = ["LayerAdapters"]

@@ -1,8 +1,5 @@
-"""Products with weight matrices through oneDNN, whose float32 kernels are 2-3x faster than the BLAS that torch
-calls by default on many processors, and whose result for one row does not depend on how many rows there are.
-
-The operators are those that torch.compile emits for frozen weights. Where a build lacks them, or where the loaded
-model does not agree with its own forward pass, plain torch is used.
+"""Weights laid out as oneDNN wants them. Where the loaded model then does not agree with its own forward pass, the
+originals come back.
 """
 
 from __future__ import annotations
@@ -11,14 +8,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["Packing", "has_onednn", "linear", "pack"]
+from sona_stream_adapters.head.linear import has_onednn, linear
 
-
-def has_onednn() -> bool:
-    """Whether this build of torch has the operators."""
-    return torch._C._has_mkldnn and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
-    )
+__all__ = ["Packing", "linear", "pack"]
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
@@ -27,14 +19,6 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
         return weight
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
     return packed
-
-
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """(..., in) x (out, in) -> (..., out); `weight` as it is or packed."""
-    if not (weight.is_mkldnn or (has_onednn() and weight.is_contiguous())):
-        return torch.nn.functional.linear(x, weight, bias)
-    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return out
 
 
 class _PackedLinear(torch.nn.Module):

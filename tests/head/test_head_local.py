@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from sona_stream.lora import Capture, LoraWeights, LowRank, TokenSignal
-from sona_stream_adapters.local.evaluation import evaluate, predicted_kl
-from sona_stream_adapters.local.gradient import Scratch, gradient
-from sona_stream_adapters.local.logits import BaseLogits, Batch
+from sona_stream_adapters.head import BaseLogits, Batch, DenseHead, Scratch, evaluate, gradient, predicted_kl
 
 D, V = 24, 150
 
@@ -57,7 +55,7 @@ def finish(generator):
 
 
 def source(bias=None, max_bytes=1 << 26):
-    return BaseLogits(W, bias, max_bytes=max_bytes)
+    return BaseLogits(DenseHead(W, bias), max_bytes=max_bytes)
 
 
 class Reference:

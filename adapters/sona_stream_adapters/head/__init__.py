@@ -1,0 +1,45 @@
+"""What an lm_head with a low-rank adapter learns from: exact gradients, KL and evaluation from hidden states and
+ids. Knows no engine: a host describes its head and hands over what it captured, as device tensors or numpy arrays.
+Importing this loads torch.
+"""
+
+from __future__ import annotations
+
+from .batch import Batch, CapturedTokens, Segment, TokenRows
+from .checks import check_captures, check_signal, check_top_k
+from .evaluation import evaluate, predicted_kl, unusable
+from .factors import MAX_RANK, Factors, check_weights, stack_factors
+from .gradient import gradient
+from .heads import DenseHead, Head, SampledHead
+from .logits import BaseLogits
+from .policy import Scratch
+from .shard import Shard
+from .slices import Job
+from .statistics import Statistics, statistics
+
+__all__ = [
+    "MAX_RANK",
+    "BaseLogits",
+    "Batch",
+    "CapturedTokens",
+    "DenseHead",
+    "Factors",
+    "Head",
+    "Job",
+    "SampledHead",
+    "Scratch",
+    "Segment",
+    "Shard",
+    "Statistics",
+    "TokenRows",
+    "check_captures",
+    "check_signal",
+    "check_top_k",
+    "check_weights",
+    "evaluate",
+    "gradient",
+    "predicted_kl",
+    "stack_factors",
+    "statistics",
+    "unusable",
+]
