@@ -117,6 +117,8 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Gate: mean |h' - h| / |h|."""
     max_logprob_drop: Seconds = 0.5
     """Gate: fall of the mean log-likelihood per token of accepted answers."""
+    least_trust: Annotated[float, Meta(ge=0.01, le=1)] = 0.25
+    """Share of an adapter that is served before answers it has not seen support it; 1: always all of it."""
     ratio_clip: tuple[float, float] = (0.7, 1.3)
     replay_every: Count = 16
     """Feedbacks between two replays."""

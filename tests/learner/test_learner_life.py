@@ -452,10 +452,10 @@ async def reward_after(world, learner, wanted):
     return float(np.mean(hits))
 
 
-async def gain_from(seed, *, permuted):
+async def gain_from(seed, *, permuted, least_trust=1.0):
     """Change of the mean reward after 84 judgements."""
     wanted = [1, 2, 3]
-    settings = LearningSettings(replay_every=16, replay_steps=30, replay_tokens=200)
+    settings = LearningSettings(replay_every=16, replay_steps=30, replay_tokens=200, least_trust=least_trust)
     world, rng = World(ToyHost(seed)), np.random.default_rng(seed)
     rates = Rates(micro_lora_lr=2e-3, quality_threshold=0.0)
     async with learner_of(world, settings, rates=rates) as learner:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence
 
 import anyio
+import numpy as np
 
 from ...errors import HostError
 from ...lora import AdapterRecord, LoraWeights
+from .evidence import Evidence, agreements
 from .gates import Verdict
 from .keys import AdapterKey
 from .lessons import Lesson
 from .optimiser import shifted
-from .replay import Fit, Plan, fit, weigh
+from .replay import Fit, Plan, Weighed, fit, weigh
 from .state import State
 from .versions import Line
 
@@ -33,6 +36,7 @@ class BackgroundLoop:
         self._newest = max(settings.replay_capacity, settings.replay_every)
         self._new: dict[AdapterKey, deque[str]] = {}
         self._due: dict[AdapterKey, None] = {}
+        self._fits: dict[AdapterKey, LoraWeights] = {}  # where each key's last replay ended
         self._wake = anyio.Event()
         self.busy = False
 
@@ -97,27 +101,52 @@ class BackgroundLoop:
             return None
         line = state.versions.line(key)
         epoch, origin = line.epoch, state.beginning(line, lessons[-1])
+        products = await self._test(key, weighed, plan)
         result = await fit(state.hosts[key.model], weighed, *origin, plan, seed=line.latest)
         state.counters["replays"] += 1
         state.counters["replay_steps"] += result.steps
         async with line.lock:
             if line.epoch != epoch or state.versions.frozen:
                 return None
-            return await self._publish(line, origin[0], result, lessons[-1])
+            return await self._publish(line, origin[0], result, products, lessons[-1])
 
-    async def _publish(self, line: Line, start: LoraWeights, result: Fit, last: Lesson) -> AdapterRecord | None:
+    async def _test(self, key: AdapterKey, weighed: Sequence[Weighed], plan: Plan) -> list[float]:
+        """The last replay's fit on the answers that came since, none of which it has seen; on no more tokens than
+        the refit reads.
+        """
+        fit, new = self._fits.get(key), set(self._new.get(key, ()))
+        unseen = [item for item in weighed if item.lesson.feedback_id in new]
+        room, chosen = plan.steps * plan.tokens, list[Weighed]()
+        for item in reversed(unseen):
+            room -= len(item.lesson.capture)
+            if room < 0:
+                break
+            chosen.append(item)
+        if fit is None or not chosen:
+            return []
+        evaluation = await self._state.hosts[key.model].evaluate([item.lesson.capture for item in chosen], fit)
+        pairs = zip(evaluation.logprobs, evaluation.base_logprobs, strict=True)
+        gains = [float(np.mean(now - base)) for now, base in pairs]
+        return agreements([item.judged for item in chosen], gains)
+
+    async def _publish(
+        self, line: Line, start: LoraWeights, result: Fit, products: Sequence[float], last: Lesson
+    ) -> AdapterRecord | None:
         """What instant steps learned meanwhile stays: the refit's change is added to the version of now."""
         state = self._state
-        now = state.beginning(line, last)[0]
+        now, moments = state.beginning(line, last)
+        evidence = Evidence.of(moments).plus(products)
         verdict = Verdict("", "", {})
         for share in _BACKTRACK:
-            weights = shifted(start, result.weights, now, share)
-            verdict = await state.gate(line.key, weights, None)
+            moved = shifted(start, result.weights, now, share)
+            served, kept = state.version(moved, result.moments, evidence)
+            verdict = await state.gate(line.key, served, None)
             if verdict.ok:
+                self._fits[line.key] = moved
                 news = tuple(self._new.pop(line.key, ()))
-                metrics = {**verdict.metrics, "share": share, "steps": float(result.steps)}
+                metrics = {**verdict.metrics, "share": share, "steps": float(result.steps), "evidence": evidence.t}
                 return await state.versions.publish(
-                    line, weights, result.moments, reason="replay", metrics=metrics, feedback_ids=news
+                    line, served, kept, reason="replay", metrics=metrics, feedback_ids=news
                 )
         state.counters[f"gated_{verdict.gate}"] += 1
         _log.info("adapter %s: the refit is not published: %s", line.key, verdict.reason)
@@ -127,6 +156,7 @@ class BackgroundLoop:
         """What was noted for this key no longer counts (after a rollback)."""
         self._new.pop(key, None)
         self._due.pop(key, None)
+        self._fits.pop(key, None)
 
     def _plan(self) -> Plan:
         settings = self._state.settings

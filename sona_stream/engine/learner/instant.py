@@ -9,6 +9,7 @@ from typing import Literal
 from ...errors import CaptureGone, HostError
 from ...events import AdapterRef, Feedback, FeedbackOutcome, Trajectory
 from .capturing import find_lesson, require_answer
+from .evidence import Evidence
 from .keys import AdapterKey, chain
 from .lessons import Lesson
 from .state import State
@@ -142,12 +143,14 @@ class InstantLoop:
         )
         if step is None:
             return self._gated(feedback, "budget", "no step within step_kl was found")
-        verdict = await state.gate(line.key, step.weights, lesson)
+        evidence = Evidence.of(moments).counting(correction=lesson.quality is None)
+        served, kept = state.version(step.weights, step.moments, evidence)
+        verdict = await state.gate(line.key, served, lesson)
         if not verdict.ok:
             return self._gated(feedback, verdict.gate, verdict.reason)
         metrics = {**verdict.metrics, "predicted_kl": step.predicted_kl, "advantage": advantage}
         record = await state.versions.publish(
-            line, step.weights, step.moments, reason="step", metrics=metrics, feedback_ids=(feedback.id,)
+            line, served, kept, reason="step", metrics=metrics, feedback_ids=(feedback.id,)
         )
         state.counters["steps"] += 1
         if record.status == "observed":

@@ -47,6 +47,11 @@ class Weighed:
     lesson: Lesson
     advantage: float
 
+    @property
+    def judged(self) -> float | None:
+        """The advantage of a judgement; None for a correction."""
+        return None if self.lesson.quality is None else self.advantage
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Fit:

@@ -11,14 +11,15 @@ import numpy as np
 
 from ...config.settings import LearningSettings
 from ...errors import HostError
-from ...lora import LoraWeights
+from ...lora import AdapterRecord, LoraWeights
 from ...protocols import HiddenStateHost, Store
+from .evidence import Evidence, trust_of
 from .gates import Limits, Verdict, judge
 from .initial import hidden_rms, initial_weights
 from .keys import EVERYTHING, AdapterKey
 from .ledger import Ledger
 from .lessons import DEMONSTRATION, Lesson, LessonBook
-from .optimiser import Moments
+from .optimiser import Moments, contracted
 from .turns import TakingTurns
 from .versions import Line, Versions
 
@@ -134,20 +135,30 @@ class State:
         await ledger.save(self.store)
 
     def beginning(self, line: Line, lesson: Lesson) -> tuple[LoraWeights, Moments]:
-        """Where the line's next step starts: its own last version, else its nearest parent's, else birth.
+        """Where the line's next step starts: its own last fit, else its nearest parent's, else birth.
 
-        Moments belong to one key: a child takes its parent's weights and starts its own moments.
+        Moments belong to one key: a child takes its parent's weights and evidence and starts its own moments.
         """
         if line.working is not None and "rms" in line.working.moments:
-            return line.working.weights, line.working.moments
+            return self.fitted(line.working), line.working.moments
         if lesson.capture.hidden.shape[0] == 0:
             raise HostError(f"the host of {line.key.model!r} gave no hidden states to begin an adapter from")
         fresh = {"rms": np.asarray([hidden_rms(lesson.capture.hidden)], dtype=np.float32)}
         for origin in (line, *self._parents(line, lesson)):
             if origin.working is not None:
-                return origin.working.weights, fresh
+                known = origin.working.moments
+                return self.fitted(origin.working), Evidence.of(known).beside(fresh, trust_of(known))
         weights = initial_weights(lesson.capture.hidden, self.rates.micro_lora_rank, str(line.key))
         return weights, fresh
+
+    def fitted(self, record: AdapterRecord) -> LoraWeights:
+        """The fit behind a version, which is the share of it that its evidence supported."""
+        return contracted(record.weights, 1.0 / trust_of(record.moments))
+
+    def version(self, fit: LoraWeights, moments: Moments, evidence: Evidence) -> tuple[LoraWeights, Moments]:
+        """What is served of a fit, and what is kept beside it so that `fitted` finds the fit again."""
+        trust = evidence.trust(self.settings.least_trust)
+        return contracted(fit, trust), evidence.beside(moments, trust)
 
     def _parents(self, line: Line, lesson: Lesson) -> list[Line]:
         """The coarser levels of the lesson's chain, nearest first."""
