@@ -86,7 +86,7 @@ def file_name(tenant: str) -> str:
 
 def write_bias(folder: Path, bias: TenantBias, *, metadata: Mapping[str, str] | None = None) -> Path:
     """Put it in place of what the folder held of this tenant. Raises BadBias, OSError."""
-    check(bias, Limits(tokens=max(1, bias.vocab_size), bias=float("inf")))
+    _check(bias, Limits(tokens=max(1, bias.vocab_size), bias=float("inf")))
     words = {"format": FORMAT, "tenant": bias.tenant, "vocab_size": str(bias.vocab_size), "source": bias.source}
     data = save({"token_ids": bias.token_ids, "bias": bias.bias}, metadata={**(metadata or {}), **words})
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def read_bias(path: Path, limits: Limits, *, vocab_size: int) -> TenantBias:
         raise BadBias(f"it is for a vocabulary of {size[:20]!r} tokens, the model has {vocab_size}")
     tenant, source = words.get("tenant", ""), words.get("source", "")
     bias = TenantBias(tenant, tensors["token_ids"], tensors["bias"], vocab_size, source)
-    check(bias, limits)
+    _check(bias, limits)
     if file_name(bias.tenant) != path.name:
         raise BadBias(f"it is tenant {bias.tenant!r}'s and must be named {file_name(bias.tenant)}")
     return bias
@@ -142,7 +142,7 @@ def _parsed(data: bytes) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     return {str(name): str(value) for name, value in header.get("__metadata__", {}).items()}, tensors
 
 
-def check(bias: TenantBias, limits: Limits) -> None:
+def _check(bias: TenantBias, limits: Limits) -> None:
     """Shapes, types, ranges. Raises BadBias."""
     ids, values = bias.token_ids, bias.bias
     if ids.dtype != np.int32 or values.dtype != np.float32 or ids.ndim != 1 or ids.shape != values.shape:
