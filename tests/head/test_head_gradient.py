@@ -7,113 +7,24 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from head_reference import Model, capture, close, f32, finish, pair, rng
+from head_reference import Reference as AnyReference
 
-from sona_stream.lora import Capture, LoraWeights, LowRank, TokenSignal
+from sona_stream.lora import LoraWeights, LowRank, TokenSignal
 from sona_stream_adapters.head import BaseLogits, Batch, DenseHead, Scratch, evaluate, gradient, predicted_kl
 
 D, V = 24, 150
 
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
-
-
-def f32(array):
-    return np.ascontiguousarray(array, np.float32)
-
-
 W = torch.from_numpy(f32(rng(99).standard_normal((V, D)) * 0.4))
 BIAS = torch.from_numpy(f32(rng(98).standard_normal(V) * 0.3))
-
-
-def capture(tokens, seed=0, temperature=1.0):
-    r = rng(seed)
-    return Capture(
-        request_id=f"c{seed}",
-        fingerprint="f",
-        prompt_ids=np.arange(3, dtype=np.int32),
-        token_ids=r.integers(0, V, tokens).astype(np.int32),
-        hidden=f32(r.standard_normal((tokens, D)) * 1.5),
-        logprobs=f32(-4 + r.standard_normal(tokens)),
-        adapter_versions=np.zeros(tokens, np.int32),
-        temperature=temperature,
-    )
-
-
-def pair(rank, seed, scaling=1.0, size=0.15):
-    r = rng(seed)
-    return LowRank(f32(r.standard_normal((rank, D)) * size), f32(r.standard_normal((D, rank)) * size), scaling)
-
-
-def finish(generator):
-    with torch.inference_mode():
-        while True:
-            try:
-                next(generator)
-            except StopIteration as done:
-                return done.value
 
 
 def source(bias=None, max_bytes=1 << 26):
     return BaseLogits(DenseHead(W, bias), max_bytes=max_bytes)
 
 
-class Reference:
-    """The loss as `TokenSignal` writes it, in float64, differentiated by autograd."""
-
-    def __init__(self, captures, weights, bias=None, rows=None):
-        self.captures = captures
-        self.W = W.double() if rows is None else W[rows].double()
-        self.bias = 0.0 if bias is None else bias.double()
-        self.rows = rows
-        self.factors = {}
-        for name, low_rank in (("micro", weights.micro), ("base", weights.base)):
-            if low_rank is not None:
-                A, B = (
-                    torch.tensor(x, dtype=torch.float64, requires_grad=True)
-                    for x in (low_rank.lora_A, low_rank.lora_B)
-                )
-                self.factors[name] = (A, B, low_rank.scaling)
-
-    def logps(self, one, adapted=True):
-        h = torch.from_numpy(one.hidden).double()
-        if adapted:
-            h = h + sum(s * (h @ A.T) @ B.T for A, B, s in self.factors.values())
-        return torch.log_softmax((h @ self.W.T + self.bias) / (one.temperature or 1.0), dim=1)
-
-    def labels(self, one):
-        ids = torch.from_numpy(one.token_ids).long()
-        return ids if self.rows is None else torch.searchsorted(self.rows, ids)
-
-    def loss(self, signal):
-        total, kls, chosen_all = torch.zeros((), dtype=torch.float64), [], []
-        for one, advantage in zip(self.captures, signal.advantages, strict=True):
-            logp, logp0 = self.logps(one), self.logps(one, adapted=False).detach()
-            chosen = logp[torch.arange(len(one)), self.labels(one)]
-            a = torch.from_numpy(advantage).double()
-            factor = torch.ones_like(a)
-            if signal.ratio_clip:
-                low, high = signal.ratio_clip
-                rho = (chosen - torch.from_numpy(one.logprobs).double()).exp().detach()
-                unclipped, clipped = rho * a, rho.clamp(low, high) * a
-                factor = torch.where(clipped < unclipped, 0.0, rho)
-            kl = (logp.exp() * (logp - logp0)).sum(1)
-            total = total - (a * factor * chosen).sum() + signal.anchor * kl.sum()
-            kls.append(kl.detach())
-            chosen_all.append(chosen.detach())
-        return total, torch.cat(kls), torch.cat(chosen_all)
-
-    def gradients(self, signal):
-        loss, kl, chosen = self.loss(signal)
-        loss.backward()
-        return float(loss.detach()), float(kl.mean()), float(chosen.mean())
-
-
-def close(actual, expected, rtol=1e-5):
-    expected = np.asarray(expected)
-    assert actual.shape == expected.shape
-    assert actual.dtype == np.float32
-    assert np.abs(actual - expected).max() <= rtol * np.abs(expected).max()
+def Reference(captures, weights, bias=None, rows=None):
+    return AnyReference(captures, weights, Model(W, bias), rows)
 
 
 CASES = {
@@ -214,14 +125,7 @@ def test_the_empirical_fisher_sums_the_squares_of_each_tokens_own_gradient():
     weights = LoraWeights(pair(2, 1, 1.5), pair(3, 2))
     signal = TokenSignal(weights, [np.zeros(len(c), np.float32) for c in captures], anchor=0.5, fisher=True)
     ours = finish(gradient(source(), Batch(captures), signal, Scratch()))
-    total_A, total_B = np.zeros((2, D)), np.zeros((D, 2))
-    for one in captures:
-        for t in range(len(one)):
-            reference = Reference([one], weights)
-            reference.logps(one)[t, int(one.token_ids[t])].backward()
-            A, B, _ = reference.factors["micro"]
-            total_A += A.grad.numpy() ** 2
-            total_B += B.grad.numpy() ** 2
+    total_A, total_B = Reference(captures, weights).fisher()
     close(ours.fisher_A, total_A)
     close(ours.fisher_B, total_B)
 
@@ -233,18 +137,11 @@ def test_predicted_kl_is_half_the_variance_and_the_true_kl_of_a_small_step():
     new = LoraWeights(LowRank(old.micro.lora_A + step.lora_A, old.micro.lora_B + step.lora_B, 1.5), old.base)
     ours = finish(predicted_kl(source(), Batch(captures), old, new, None, Scratch()))
     before, after = Reference(captures, old), Reference(captures, new)
-    half_variances, kls = [], []
+    kls = []
     for one in captures:
         p, q = before.logps(one), after.logps(one)
-        h = torch.from_numpy(one.hidden).double()
-        moved = sum(s * (h @ A.T) @ B.T for A, B, s in after.factors.values()) - sum(
-            s * (h @ A.T) @ B.T for A, B, s in before.factors.values()
-        )
-        delta = moved @ W.double().T / (one.temperature or 1.0)
-        mean = (p.exp() * delta).sum(1, keepdim=True)
-        half_variances.append(((p.exp() * (delta - mean) ** 2).sum(1) / 2).detach())
         kls.append((p.exp() * (p - q)).sum(1).detach())
-    assert ours == pytest.approx(float(torch.cat(half_variances).mean()), rel=1e-5)
+    assert ours == pytest.approx(before.half_variance(new), rel=1e-5)
     assert ours == pytest.approx(float(torch.cat(kls).mean()), rel=1e-2)
     assert finish(predicted_kl(source(), Batch(captures), old, old, 8, Scratch())) == 0
     dropped = finish(predicted_kl(source(), Batch(captures), old, LoraWeights(old.micro), None, Scratch()))
