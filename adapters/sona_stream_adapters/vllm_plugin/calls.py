@@ -1,0 +1,234 @@
+"""What each call does; `worker` makes methods of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..head import check_captures
+from .captures import Kept, handle_of
+from .codec import CodecError, capture_from, capture_parts, pack
+from .door import check_fingerprint, checked_name, checked_weights, opened
+from .learning import Learning
+from .prompts import taught_capture
+from .ranks import Ranks
+from .refusal import Refusal
+from .requests import Tracked
+from .service import Service, version_warning
+from .settings import PluginSettings
+
+__all__ = ["Calls"]
+
+Answer = dict[str, Any]
+
+
+class Calls:
+    """Of one worker. Arguments may come from outside: everything is checked before it is used."""
+
+    def __init__(self, worker: Any, settings: PluginSettings, ranks: Ranks) -> None:
+        self._service = Service(worker, settings, ranks)
+        self._learning = Learning(self._service)
+        if self._service.serves:
+            self._learning.warm_up()
+
+    def count_refused(self) -> None:
+        """A call was answered with an error."""
+        self._service.counters.refused += 1
+
+    def install(self, restart: bool = False) -> Answer:
+        """Put the hook on the model; idempotent. `restart` sets a hook that disabled itself to work again."""
+        import vllm
+
+        service = self._service
+        if service.serves:
+            service.model_changed()
+            if restart and service.counters.disabled:
+                service.hook.requests.end_all()
+                service.hook.planner.forget()
+                service.counters.disabled = ""
+        version = str(getattr(vllm, "__version__", "unknown"))
+        warning = version_warning(version)
+        service.warnings = [] if warning is None else [warning]
+        refused = {"ok": False, "error": _refusal(service)} if service.problems else {}
+        return {**service.info(), "vllm_version": version, **refused}
+
+    def put(self, key: str, version: int, blob: bytes) -> Answer:
+        """Serve an adapter under `key` from the next step on."""
+        service = self._working()
+        checked_name(key, "key")
+        arrays, facts = opened(blob, f"adapter {key!r}")
+        check_fingerprint(facts, service.fingerprint, f"adapter {key!r}")
+        weights = checked_weights(arrays, facts, service.hidden_dim, service.settings.max_rank)
+        adapter = service.table.put(key, version, weights)
+        service.counters.puts += 1
+        return {"key": key, "version": version, "rank": int(adapter.A.shape[0]), "bytes": adapter.nbytes}
+
+    def drop(self, key: str, version: int | None = None) -> Answer:
+        """Forget one version or all; ``dropped`` says how many there were."""
+        dropped = self._working().table.drop(checked_name(key, "key"), version)
+        self._service.counters.drops += dropped
+        return {"dropped": dropped}
+
+    def adapters(self) -> Answer:
+        """What is here, by key and version."""
+        table = self._working().table
+        rows = [
+            {
+                "key": adapter.key,
+                "version": adapter.version,
+                "rank": int(adapter.A.shape[0]),
+                "bytes": adapter.nbytes,
+                "current": table.is_current(adapter),
+            }
+            for adapter in table
+        ]
+        return {"adapters": rows, "bytes": table.nbytes, "fingerprint": self._service.fingerprint}
+
+    def put_episode(self, key: str, blob: bytes) -> Answer:
+        """`hidden` (T, d), `token_ids` (T,), and to standardise with `mean` and `spread` (d,) if given."""
+        service = self._working()
+        checked_name(key, "key")
+        arrays, facts = opened(blob, f"episode {key!r}")
+        check_fingerprint(facts, service.fingerprint, f"episode {key!r}")
+        if "hidden" not in arrays or "token_ids" not in arrays:
+            raise Refusal(f"episode {key!r}: hidden and token_ids are needed")
+        if arrays["token_ids"].dtype.kind != "i":
+            raise Refusal(f"episode {key!r}: token_ids must be whole numbers")
+        floats = {name: arrays[name].astype(np.float32) for name in ("hidden", "mean", "spread") if name in arrays}
+        service.episodes.put(
+            key, floats["hidden"], arrays["token_ids"].astype(np.int32), floats.get("mean"), floats.get("spread")
+        )
+        return {"key": key}
+
+    def drop_episode(self, key: str) -> Answer:
+        """Forget it."""
+        return {"dropped": int(self._working().episodes.drop(checked_name(key, "key")))}
+
+    def capture(self, rid: str, hidden: bool = False) -> Answer:
+        """What the request of this id left: ``state`` is done (with a blob), running or unknown (with a reason)."""
+        service = self._working()
+        checked_name(rid, "rid")
+        kept = service.captures.named(rid)
+        if kept is None:
+            waiting = service.captures.waiting(rid)
+            if waiting is None:
+                live = any(tracked.binding.rid == rid for tracked in service.hook.requests.live.values())
+                reason = "" if live else "no request of this id is remembered"
+                return {"state": "running" if live else "unknown", "reason": reason}
+            kept, reason = self._fetch(rid, waiting)
+            if kept is None:
+                return {"state": "unknown", "reason": reason}
+        arrays, facts = capture_parts(kept.capture(service.fingerprint), hidden=bool(hidden))
+        return {"state": "done", "blob": pack({**arrays, "memory": kept.memory.cpu().numpy()}, facts)}
+
+    def keep(self, blob: bytes) -> Answer:
+        """A capture that comes back with its hidden states: it can be asked about by ``handle`` again."""
+        service = self._working()
+        arrays, facts = opened(blob, "capture")
+        check_fingerprint(facts, service.fingerprint, "capture")
+        try:
+            capture = capture_from(arrays, facts, hidden_dim=service.hidden_dim)
+        except CodecError as error:
+            raise Refusal(f"capture: {error}") from error
+        check_captures([capture], service.hidden_dim)
+        memory = arrays.get("memory", np.zeros(len(capture), np.float32)).astype(np.float32)
+        if memory.shape != (len(capture),):
+            raise Refusal(f"capture: memory has shape {memory.shape}, expected ({len(capture)},)")
+        handle = handle_of(capture.hidden.tobytes(), capture.token_ids.tobytes(), capture.logprobs.tobytes())
+        device = service.device
+        kept = Kept(
+            handle=handle,
+            request_id=capture.request_id,
+            prompt_ids=torch.from_numpy(capture.prompt_ids),
+            token_ids=torch.from_numpy(capture.token_ids).to(device),
+            hidden=torch.from_numpy(capture.hidden).to(device, service.dtype),
+            logprobs=torch.from_numpy(capture.logprobs).to(device),
+            versions=torch.from_numpy(capture.adapter_versions),
+            memory=torch.from_numpy(memory).to(device),
+            adapter_key=capture.adapter_key,
+            temperature=capture.temperature,
+        )
+        if not service.captures.keep(kept):
+            raise Refusal(f"capture: {kept.nbytes} bytes are more than SONA_VLLM_CAPTURE_MB allows")
+        return {"handle": handle}
+
+    def release(self, rid: str) -> Answer:
+        """Forget the capture of this id or handle."""
+        self._working().captures.release(checked_name(rid, "rid"))
+        return {}
+
+    def gradient(self, handles: Sequence[str], blob: bytes, options: Answer | None = None) -> Answer:
+        """The gradient of a `TokenSignal`; see `Learning`."""
+        self._working()
+        return self._learning.gradient(handles, blob, options or {})
+
+    def predicted_kl(self, handles: Sequence[str], blob: bytes, options: Answer | None = None) -> Answer:
+        """How far ``old.`` and ``new.`` lie apart."""
+        self._working()
+        return self._learning.predicted_kl(handles, blob, options or {})
+
+    def evaluate(self, handles: Sequence[str], blob: bytes, options: Answer | None = None) -> Answer:
+        """How an adapter would treat these captures."""
+        self._working()
+        return self._learning.evaluate(handles, blob, options or {})
+
+    def statistics(self, handles: Sequence[str]) -> Answer:
+        """Mean and size of the hidden states."""
+        self._working()
+        return self._learning.statistics(handles)
+
+    def advance(self, job: str) -> Answer:
+        """Work on a call that was asked for with ``sliced``."""
+        self._working()
+        return self._learning.advance(job)
+
+    def stats(self) -> Answer:
+        """Counters and sizes."""
+        return self._service.stats()
+
+    def _working(self) -> Service:
+        if not self._service.ranks.last_pp:
+            raise Refusal("this is not the last pipeline rank: it has no hidden states")
+        if self._service.problems:
+            raise Refusal(_refusal(self._service))
+        return self._service
+
+    def _fetch(self, rid: str, tracked: Tracked) -> tuple[Kept | None, str]:
+        """Out of the ring, or out of a prompt that was read. None with a reason when it is not whole."""
+        service = self._service
+        if tracked.binding.teach is not None:
+            kept, reason = taught_capture(rid, tracked, service)
+        elif lost := service.ring.lost(tracked.rows):
+            service.counters.lost_rows += lost
+            kept, reason = None, f"{lost} of its rows were overwritten; SONA_VLLM_RING_TOKENS bounds the ring"
+        elif not tracked.rows:
+            kept, reason = None, "no token of it was captured"
+        else:
+            kept, reason = _from_ring(rid, tracked, service), ""
+        service.captures.settle(rid)
+        if kept is not None:
+            service.captures.keep(kept, rid)
+        return kept, reason
+
+
+def _refusal(service: Service) -> str:
+    return "sona cannot serve this vLLM: " + "; ".join(service.problems)
+
+
+def _from_ring(rid: str, tracked: Tracked, service: Service) -> Kept:
+    rows = service.ring.read(tracked.rows)
+    return Kept(
+        handle=handle_of(rid, tracked.rows[0], len(rows.token_ids)),
+        request_id=rid,
+        prompt_ids=torch.tensor(tracked.prompt_ids, dtype=torch.int32),
+        token_ids=rows.token_ids,
+        hidden=rows.hidden,
+        logprobs=rows.logprobs,
+        versions=rows.versions,
+        memory=rows.memory,
+        adapter_key=tracked.binding.key,
+        temperature=tracked.temperature,
+    )

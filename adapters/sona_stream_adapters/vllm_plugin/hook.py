@@ -1,0 +1,224 @@
+"""What happens in a step, whichever runner vLLM uses: rows are adapted before the lm_head, mixed after it, and
+captured. Knows tensors and names, no vLLM class.
+
+Every body disables the hook on any exception and lets the step pass through: the server never dies because of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .adapters import AdapterTable
+from .adapting import adapt
+from .captures import CaptureStore
+from .counters import Counters
+from .episodes import EpisodeStore, Mixture, mix
+from .plan import Captured, Plan, Planner
+from .requests import Requests, Tracked
+from .ring import CaptureRing
+from .settings import PluginSettings
+
+__all__ = ["Hook", "Layout"]
+
+logger = logging.getLogger("sona_stream.vllm_plugin")
+
+Logits = torch.Tensor | None
+Layout = tuple[Sequence[str], Sequence[int] | None]
+"""request ids in the batch's order, and their numbers of rows (None: one each)"""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Pending:
+    """Between the logits and the tokens drawn from them."""
+
+    captured: Captured
+    first: int
+    """row in the ring"""
+    logits: torch.Tensor
+    """(n, V) of the captured rows; the sampler does not write to it"""
+    mixed: list[tuple[list[int], Mixture]]
+    """rows of the step, and what became of them"""
+
+
+class Hook:
+    """One worker's. `begin`, then `compute_logits` around the original, then `sampled`."""
+
+    def __init__(
+        self,
+        settings: PluginSettings,
+        counters: Counters,
+        table: AdapterTable,
+        episodes: EpisodeStore,
+        ring: CaptureRing,
+        captures: CaptureStore,
+        device: torch.device,
+    ) -> None:
+        self.counters = counters
+        self.requests = Requests(table, counters)
+        self.planner = Planner(table, episodes, counters, settings.max_delta, device)
+        self._settings, self._table, self._ring, self._captures = settings, table, ring, captures
+        self._layout: Callable[[], Layout] | None = None
+        self._pending: _Pending | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody's rows concern us."""
+        return bool(self.requests.live)
+
+    def fail(self, where: str, error: Exception) -> None:
+        """Pass everything through from now on, and say why."""
+        self.counters.errors += 1
+        self.counters.disabled = f"{where}: {type(error).__name__}: {error}"
+        self._layout = self._pending = None
+        logger.exception("sona: the hook disabled itself in %s; answers go on without adapters", where)
+
+    def begin(self, scheduled: Any) -> None:
+        """A step starts: who came, who left."""
+        self.counters.steps += 1
+        self._layout = self._pending = None
+        self.requests.follow(scheduled)
+        if self.requests.finished:
+            self._captures.finish(self.requests.finished)
+            self.requests.finished.clear()
+
+    def arm(self, layout: Callable[[], Layout]) -> None:
+        """The next logits are those that tokens are drawn from; any later ones are not touched."""
+        self._layout = layout
+
+    def disarm(self) -> None:
+        """There were none."""
+        self._layout = None
+
+    def compute_logits(
+        self, original: Callable[..., Logits], hidden: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Logits:
+        """In place of the model's own."""
+        if self._layout is None or self.counters.disabled:
+            return original(hidden, *args, **kwargs)
+        plan, changed = self._before(hidden)
+        logits = original(changed, *args, **kwargs)
+        if plan is not None and logits is not None and (plan.captured is not None or plan.mixed):
+            try:
+                self._after(plan, hidden, logits)
+            except Exception as error:
+                self.fail("logits", error)
+        return logits
+
+    def _before(self, hidden: torch.Tensor) -> tuple[Plan | None, torch.Tensor]:
+        try:
+            assert self._layout is not None
+            request_ids, counts = self._layout()
+            self._layout = None
+            plan = self.planner.plan(self.requests.live, request_ids, counts, changed=self.requests.changed)
+            if plan.rows != hidden.shape[0]:
+                self.counters.mismatch += 1
+                return None, hidden
+            self.counters.missing_rows += plan.missing
+            if plan.adapted is None:
+                return plan, hidden
+            changed = adapt(hidden, plan.adapted, self._settings.max_delta)
+            self.counters.adapted_rows += plan.adapted.count
+        except Exception as error:
+            self.fail("hidden states", error)
+            return None, hidden
+        return plan, changed
+
+    def _after(self, plan: Plan, hidden: torch.Tensor, logits: torch.Tensor) -> None:
+        mixed: list[tuple[list[int], Mixture]] = []
+        for one in plan.mixed:
+            mixture = mix(
+                logits[one.rows],
+                hidden[one.rows],
+                one.episodes,
+                share=self._settings.episode_share,
+                threshold=self._settings.episode_threshold,
+            )
+            logits[one.rows] = mixture.logprobs.to(logits.dtype)
+            self.counters.mixed_rows += len(one.places)
+            mixed.append((one.places, mixture))
+        captured = plan.captured
+        if captured is None:
+            return
+        first = self._ring.reserve(captured.count)
+        if first is None:
+            self.counters.lost_rows += captured.count
+            return
+        own = hidden if captured.rows is None else hidden.index_select(0, captured.rows)
+        self._ring.write_hidden(first, own, captured.versions)
+        if captured.rows is not None:
+            kept = logits.index_select(0, captured.rows)
+        else:
+            # Samplers work in float32 and in place; of other dtypes they make their own copy.
+            kept = logits.clone() if logits.dtype == torch.float32 else logits
+        self._pending = _Pending(captured, first, kept, mixed)
+
+    def sampled(self, token_ids: torch.Tensor, accepted: torch.Tensor | None = None) -> None:
+        """`token_ids` (requests, k), below 0 where a draft was rejected; `accepted` (requests,): how many of each
+        row's are tokens, where the runner says so. The caller fails the hook on an exception.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None or self.counters.disabled:
+            return
+        captured = pending.captured
+        if captured.drafts is None:
+            ids = token_ids[:, 0].index_select(0, captured.requests)
+        else:
+            ids = token_ids[captured.requests, captured.drafts]
+        if accepted is not None:
+            place = 0 if captured.drafts is None else captured.drafts
+            ids = torch.where(accepted.index_select(0, captured.requests) > place, ids, -1)
+        labels = ids.long().clamp_min_(0)[:, None]
+        logits = pending.logits.float()
+        if captured.inverse_t is not None:
+            logits = logits * captured.inverse_t
+        logprobs = logits.gather(1, labels)[:, 0] - torch.logsumexp(logits, 1)
+        memory = self._memory(pending, labels) if pending.mixed else None
+        self._ring.write_tokens(pending.first, ids, logprobs, memory)
+        at = pending.first
+        for tracked, count in captured.owners:
+            tracked.rows.extend(range(at, at + count))
+            at += count
+        self.counters.captured_tokens += captured.count
+
+    def _memory(self, pending: _Pending, labels: torch.Tensor) -> torch.Tensor:
+        """(n,) share of each token's probability that came from episodes: 1 - own / whole."""
+        captured = pending.captured
+        rows = range(captured.count) if captured.rows is None else captured.rows.tolist()
+        places = {row: place for place, row in enumerate(rows)}
+        out = torch.zeros(captured.count, device=labels.device)
+        for step_rows, mixture in pending.mixed:
+            pairs = [(places[row], i) for i, row in enumerate(step_rows) if row in places]
+            if pairs:
+                at = torch.tensor([place for place, _ in pairs], device=labels.device)
+                i = torch.tensor([i for _, i in pairs], device=labels.device)
+                own, whole = (each[i].gather(1, labels[at])[:, 0] for each in (mixture.own, mixture.logprobs))
+                out[at] = -torch.expm1(own - whole)
+        return out
+
+    def read_prompts(self, hidden: torch.Tensor, offset_of: Callable[[str], int | None]) -> None:
+        """Teacher forcing: `hidden` (tokens of the step, d) of all requests; `offset_of` says where one's begin."""
+        for tracked in self.requests.live.values():
+            if tracked.binding.teach is not None and tracked.chunk is not None:
+                offset = offset_of(tracked.request_id)
+                if offset is not None:
+                    self._read_prompt(tracked, hidden, offset)
+                tracked.chunk = None
+
+    def _read_prompt(self, tracked: Tracked, hidden: torch.Tensor, offset: int) -> None:
+        assert tracked.chunk is not None
+        computed, tokens = tracked.chunk
+        start = tracked.taught_next
+        stop = min(computed + tokens, len(tracked.prompt_ids) - 1)
+        if not computed <= start < stop:
+            return  # nothing of the answer in this chunk, or states that a prefix cache spared
+        tracked.taught.append(hidden[offset + start - computed : offset + stop - computed].clone())
+        tracked.taught_next = stop
+        self.counters.captured_tokens += stop - start
+        binding = tracked.binding
+        adapter = None if binding.key is None else self._table.find(binding.key, binding.version)
+        tracked.taught_by = None if adapter is None else (adapter.A, adapter.B, adapter.version)

@@ -1,0 +1,207 @@
+"""Which rows of a step belong to whom, as index tensors. Built when the batch changes, used until it does again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .adapters import Adapter, AdapterTable
+from .counters import Counters
+from .episodes import ActiveEpisodes, EpisodeStore
+from .requests import Tracked
+
+__all__ = ["Plan", "Planner"]
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Adapted:
+    """The rows that adapters change. All factors lie side by side: Z = h A^T holds every adapter's products, those
+    of a row's strangers are set to zero, and Z B is the change.
+    """
+
+    rows: torch.Tensor | None
+    """(n,) int64; None: every row of the step"""
+    count: int
+    A: torch.Tensor
+    """(d, Q) float32, Q the ranks of all adapters in the batch"""
+    B: torch.Tensor
+    """(Q, d) float32"""
+    strangers: torch.Tensor | None
+    """(n, Q) bool, True where a column is not the row's own; None when there is one adapter"""
+    bounded: bool
+    """no row can exceed the norm cap, so none needs to be measured"""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Captured:
+    """The rows that the ring takes."""
+
+    rows: torch.Tensor | None
+    """(n,) int64; None: every row of the step"""
+    count: int
+    owners: list[tuple[Tracked, int]]
+    """each request with its number of rows, in order"""
+    requests: torch.Tensor
+    """(n,) int64: index of the row's request in the batch"""
+    drafts: torch.Tensor | None
+    """(n,) int64: place of the row's token among its request's; None: all 0"""
+    inverse_t: torch.Tensor | None
+    """(n, 1) float32; None: all 1"""
+    versions: np.ndarray[tuple[int], np.dtype[np.int32]]
+    """(n,) adapter version, 0 = none"""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Mixed:
+    """The rows of one request that names episodes which are here."""
+
+    rows: torch.Tensor
+    """(m,) int64"""
+    places: list[int]
+    """the same on the host"""
+    episodes: ActiveEpisodes
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Plan:
+    """One step."""
+
+    rows: int
+    adapted: Adapted | None
+    captured: Captured | None
+    mixed: list[Mixed]
+    missing: int
+    """rows whose request names an adapter that is not here"""
+
+
+class _Key:
+    __slots__ = ("counts", "episodes", "request_ids", "table")
+
+    def __init__(self, request_ids: Sequence[str], counts: Sequence[int] | None, table: int, episodes: int) -> None:
+        self.request_ids = list(request_ids)
+        self.counts = None if counts is None else list(counts)
+        self.table = table
+        self.episodes = episodes
+
+    def fits(self, request_ids: Sequence[str], counts: Sequence[int] | None, table: int, episodes: int) -> bool:
+        same = self.table == table and self.episodes == episodes and self.request_ids == request_ids
+        return same and self.counts == counts
+
+
+class Planner:
+    """Builds plans and keeps the last one."""
+
+    def __init__(
+        self,
+        table: AdapterTable,
+        episodes: EpisodeStore,
+        counters: Counters,
+        max_delta: float,
+        device: torch.device,
+    ) -> None:
+        self._table, self._episodes, self._counters = table, episodes, counters
+        self._max_delta, self._device = max_delta, device
+        self._key: _Key | None = None
+        self._plan: Plan | None = None
+
+    def forget(self) -> None:
+        """The next plan is built anew."""
+        self._key = self._plan = None
+
+    def plan(
+        self, live: dict[str, Tracked], request_ids: Sequence[str], counts: Sequence[int] | None, *, changed: bool
+    ) -> Plan:
+        """`request_ids` in the batch's order, `counts` their numbers of rows (None: one each)."""
+        state = (request_ids, counts, self._table.generation, self._episodes.generation)
+        if self._plan is None or changed or self._key is None or not self._key.fits(*state):
+            self._plan = self._build(live, request_ids, counts)
+            self._key = _Key(*state)
+        return self._plan
+
+    def _build(self, live: dict[str, Tracked], request_ids: Sequence[str], counts: Sequence[int] | None) -> Plan:
+        users: list[tuple[Adapter, range]] = []
+        takers: list[tuple[Tracked, int, range, int]] = []
+        mixed: list[Mixed] = []
+        first = missing = 0
+        for index, request_id in enumerate(request_ids):
+            rows = range(first, first + (1 if counts is None else counts[index]))
+            first = rows.stop
+            tracked = live.get(request_id)
+            if tracked is None or not rows:
+                continue
+            binding, version = tracked.binding, 0
+            if binding.key is not None:
+                adapter = self._table.find(binding.key, binding.version)
+                if adapter is None:
+                    missing += len(rows)
+                else:
+                    version = adapter.version
+                    users.append((adapter, rows))
+            if binding.rid is not None and binding.teach is None and tracked.settled:
+                takers.append((tracked, index, rows, version))
+            if (
+                binding.episodes
+                and (active := self._episodes.activate(binding.episodes, binding.gates)) is not None
+            ):
+                mixed.append(Mixed(self._index(list(rows)), list(rows), active))
+        adapted, captured = self._adapted(users, first), self._captured(takers, first)
+        return Plan(first, adapted, captured, mixed, missing)
+
+    def _adapted(self, users: list[tuple[Adapter, range]], total: int) -> Adapted | None:
+        if not users:
+            return None
+        columns: dict[int, tuple[Adapter, int]] = {}
+        width = 0
+        for adapter, _ in users:
+            if id(adapter) not in columns:
+                columns[id(adapter)] = (adapter, width)
+                width += adapter.A.shape[0]
+        adapters = [adapter for adapter, _ in columns.values()]
+        rows = [row for _, own in users for row in own]
+        strangers = None
+        if len(adapters) > 1:
+            table = np.ones((len(rows), width), bool)
+            at = 0
+            for adapter, own in users:
+                start = columns[id(adapter)][1]
+                table[at : at + len(own), start : start + adapter.A.shape[0]] = False
+                at += len(own)
+            strangers = torch.from_numpy(table).to(self._device)
+        return Adapted(
+            rows=None if len(rows) == total else self._index(rows),
+            count=len(rows),
+            A=_joined([adapter.A for adapter in adapters]).T,
+            B=_joined([adapter.B for adapter in adapters]),
+            strangers=strangers,
+            bounded=all(adapter.gain <= self._max_delta for adapter in adapters),
+        )
+
+    def _captured(self, takers: list[tuple[Tracked, int, range, int]], total: int) -> Captured | None:
+        if not takers:
+            return None
+        rows = [row for _, _, own, _ in takers for row in own]
+        drafts = [row - own.start for _, _, own, _ in takers for row in own]
+        inverse_t = [1.0 / (tracked.temperature or 1.0) for tracked, _, own, _ in takers for _ in own]
+        scaled = any(value != 1.0 for value in inverse_t)
+        return Captured(
+            rows=None if len(rows) == total else self._index(rows),
+            count=len(rows),
+            owners=[(tracked, len(own)) for tracked, _, own, _ in takers],
+            requests=self._index([index for _, index, own, _ in takers for _ in own]),
+            drafts=self._index(drafts) if any(drafts) else None,
+            inverse_t=torch.tensor(inverse_t, dtype=torch.float32, device=self._device)[:, None]
+            if scaled
+            else None,
+            versions=np.asarray([version for _, _, own, version in takers for _ in own], np.int32),
+        )
+
+    def _index(self, values: list[int]) -> torch.Tensor:
+        index = torch.tensor(values, dtype=torch.int64, pin_memory=self._device.type == "cuda")
+        return index.to(self._device, non_blocking=True)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,189 @@
+"""The live requests that concern the plug-in, followed through vLLM's scheduler outputs. Others cost nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .adapters import AdapterTable
+from .counters import Counters
+
+__all__ = ["Binding", "Requests", "Tracked", "binding_from"]
+
+MAX_NAME = 512
+MAX_EPISODES = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """What a request asks of the plug-in, from its `vllm_xargs`."""
+
+    key: str | None = None
+    version: int | None = None
+    rid: str | None = None
+    episodes: tuple[str, ...] = ()
+    gates: tuple[float, ...] = ()
+    teach: int | None = None
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Tracked:
+    """One live request."""
+
+    request_id: str
+    binding: Binding
+    temperature: float
+    """as asked for; 0 counts as 1"""
+    prompt_ids: list[int]
+    settled: bool = False
+    """its rows are tokens by now, not a prompt's chunks"""
+    rows: list[int] = dataclasses.field(default_factory=list)
+    """row ids in the ring, in the order of the tokens"""
+    chunk: tuple[int, int] | None = None
+    """teacher forcing: (first position, tokens) of this step"""
+    taught: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    """(n, d) each: states of the given answer, in order"""
+    taught_next: int = 0
+    """position whose state comes next"""
+    taught_by: tuple[torch.Tensor, torch.Tensor, int] | None = None
+    """factors and version that served while the answer was read"""
+
+
+def binding_from(extra_args: Mapping[str, Any] | None, counters: Counters) -> Binding | None:
+    """None when the request has nothing for us. What cannot be used is counted and left out: a request that vLLM
+    has accepted is never refused here.
+    """
+    if not extra_args or not any(
+        name in extra_args for name in ("sona", "sona_rid", "sona_episodes", "sona_teach")
+    ):
+        return None
+    try:
+        return _checked(extra_args)
+    except (TypeError, ValueError):
+        counters.bad_bindings += 1
+        return None
+
+
+def _checked(extra: Mapping[str, Any]) -> Binding:
+    episodes, gates = _list(extra.get("sona_episodes")), _list(extra.get("sona_gates"))
+    if len(episodes) > MAX_EPISODES or (gates and len(gates) != len(episodes)):
+        raise ValueError("sona_episodes and sona_gates must be as long as each other, and not too long")
+    weights = tuple(float(gate) for gate in gates) or (1.0,) * len(episodes)
+    if not all(math.isfinite(weight) and 0 <= weight <= 1 for weight in weights):
+        raise ValueError("sona_gates must lie in 0..1")
+    return Binding(
+        key=_name(extra.get("sona")),
+        version=_integer(extra.get("sona_version")),
+        rid=_name(extra.get("sona_rid")),
+        episodes=tuple(name for name in map(_name, episodes) if name is not None),
+        gates=weights,
+        teach=_integer(extra.get("sona_teach")),
+    )
+
+
+def _name(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME:
+        raise ValueError("expected a name")
+    return value
+
+
+def _integer(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or int(value) != value or value < 0:
+        raise ValueError("expected a whole number")
+    return int(value)
+
+
+def _list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple):
+        raise TypeError("expected a list")
+    return list(value)
+
+
+class Requests:
+    """Request id of vLLM -> Tracked."""
+
+    def __init__(self, table: AdapterTable, counters: Counters) -> None:
+        self.live: dict[str, Tracked] = {}
+        self.finished: list[Tracked] = []
+        """since the last step, for whoever keeps captures; emptied by it"""
+        self.changed = False
+        """whether this step's tracked requests differ from the last one's, or some of them still read a prompt"""
+        self._table = table
+        self._counters = counters
+
+    def follow(self, scheduled: Any) -> None:
+        """One step's scheduler output: ends, beginnings, and how far each prompt is."""
+        self.changed = False
+        if self.live:
+            for request_id in scheduled.finished_req_ids:
+                self._end(request_id)
+        for new in scheduled.scheduled_new_reqs:
+            self._begin(new, scheduled)
+        if self.live:
+            self._go_on(scheduled)
+
+    def end_all(self) -> None:
+        """Forget them: what they were bound to is gone."""
+        for request_id in list(self.live):
+            self._end(request_id)
+        self.finished.clear()
+
+    def _begin(self, new: Any, scheduled: Any) -> None:
+        params = new.sampling_params
+        binding = None if params is None else binding_from(params.extra_args, self._counters)
+        known = self.live.get(new.req_id)
+        if known is None and binding is None:
+            return
+        if known is None:
+            assert binding is not None
+            known = Tracked(new.req_id, binding, float(params.temperature), list(new.prompt_token_ids or ()))
+            self.live[new.req_id] = known
+            if binding.teach is not None:
+                known.taught_next = max(binding.teach - 1, 0)
+            if binding.key is not None:
+                self._table.hold(binding.key, binding.version)
+        # A resumed request may come as a new one, its answer so far being part of what is read.
+        read = getattr(new, "prefill_token_ids", None) or new.prompt_token_ids or ()
+        self._advance(known, new.num_computed_tokens, scheduled, len(read))
+
+    def _go_on(self, scheduled: Any) -> None:
+        cached = scheduled.scheduled_cached_reqs
+        for request_id in cached.resumed_req_ids:
+            if request_id in self.live:
+                self.live[request_id].settled = False
+        reading = [t for t in self.live.values() if not t.settled]
+        if not reading:
+            return
+        places = {request_id: i for i, request_id in enumerate(cached.req_ids)}
+        for tracked in reading:
+            place = places.get(tracked.request_id)
+            if place is not None:
+                need = len(tracked.prompt_ids) + cached.num_output_tokens[place]
+                self._advance(tracked, cached.num_computed_tokens[place], scheduled, need)
+
+    def _advance(self, tracked: Tracked, computed: int, scheduled: Any, need: int) -> None:
+        tokens = scheduled.num_scheduled_tokens.get(tracked.request_id, 0)
+        tracked.settled = computed + tokens >= need
+        tracked.chunk = (computed, tokens)
+        self.changed = True
+
+    def _end(self, request_id: str) -> None:
+        tracked = self.live.pop(request_id, None)
+        if tracked is None:
+            return
+        self.changed = True
+        binding = tracked.binding
+        if binding.key is not None:
+            self._table.release(binding.key, binding.version)
+        if binding.rid is not None:
+            self.finished.append(tracked)
