@@ -13,6 +13,7 @@ __all__ = [
     "CaptureGone",
     "ConfigError",
     "FeedbackConflict",
+    "HostAway",
     "HostError",
     "InvalidRequest",
     "ModelUnavailable",
@@ -120,6 +121,12 @@ class HostError(SonaError):
     """A `HiddenStateHost` refused or failed (fingerprint mismatch, shapes, unknown key)."""
 
     code = "host_error"
+
+
+class HostAway(NotReady):
+    """A `HiddenStateHost` does not answer now: what it was to learn waits until it is back."""
+
+    code = "host_away"
 
 
 class StateError(SonaError):

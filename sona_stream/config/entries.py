@@ -37,6 +37,8 @@ _USED = frozenset(
 )
 _PASSED_ON = frozenset({"extra_headers", "forward_headers", "max_connections", "organization"})
 """Params that the OpenAI-compatible backend takes; of LiteLLM's others the client's own request decides."""
+_OVER_HTTP = {"openai": _PASSED_ON, "vllm": _PASSED_ON | {"control_key", "fetch_hidden"}}
+"""Backend -> its params, for those that speak OpenAI's protocol."""
 
 
 class _Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,12 +166,13 @@ def _timeouts(params: Mapping[str, Any], default: TimeoutSettings, where: str) -
 
 def _params(params: Mapping[str, Any], provider: Provider, unused: Counter[str]) -> dict[str, Any]:
     rest = {str(name): value for name, value in params.items() if name not in _USED}
-    if provider.backend != "openai":
+    known = _OVER_HTTP.get(provider.backend)
+    if known is None:
         return rest
     if "headers" in rest:  # LiteLLM has two names for this
         rest.setdefault("extra_headers", rest.pop("headers"))
-    unused.update(f"litellm_params.{name}" for name in rest if name not in _PASSED_ON)
-    return {name: value for name, value in rest.items() if name in _PASSED_ON}
+    unused.update(f"litellm_params.{name}" for name in rest if name not in known)
+    return {name: value for name, value in rest.items() if name in known}
 
 
 def _with_ids(deployments: list[Deployment]) -> tuple[Deployment, ...]:

@@ -45,7 +45,7 @@ _PROVIDERS: dict[str, Provider] = {
     "custom_openai": _OPENAI,
     "openai_like": _own("openai_like"),
     "hosted_vllm": _own("hosted_vllm"),
-    "vllm": _own("hosted_vllm"),
+    "vllm": Provider("vllm", None, "HOSTED_VLLM_API_KEY", ("HOSTED_VLLM_API_BASE",), needs_base=True),
     "litellm_proxy": _own("litellm_proxy"),
     "lm_studio": _own("lm_studio"),
     "llamafile": _own("llamafile"),

@@ -33,6 +33,7 @@ class _Choice(msgspec.Struct, gc=False):
     finish_reason: Any = None
     logprobs: Any = None
     token_ids: Any = None
+    prompt_token_ids: Any = None
 
 
 class _Chunk(msgspec.Struct, gc=False):
@@ -41,6 +42,7 @@ class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: Any = None
     error: Any = None
+    prompt_token_ids: Any = None
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -57,6 +59,7 @@ class AnswerParser:
         "data_events",
         "done",
         "error",
+        "prompt_ids",
         "reason",
         "usage",
     )
@@ -66,6 +69,8 @@ class AnswerParser:
         self.usage: Usage | None = None
         self.reason: str | None = None
         """Of the first choice; of another one when the first has none."""
+        self.prompt_ids: tuple[int, ...] = ()
+        """Of the first choice's prompt, where the upstream tells them (vLLM's `return_token_ids`)."""
         self.error: bytes | None = None
         """The first error event, as it came."""
         self.done = False
@@ -137,6 +142,8 @@ class AnswerParser:
             self.completion_id = chunk.id
         if chunk.usage is not None:
             self.usage = _usage(chunk.usage) or self.usage
+        if chunk.prompt_token_ids is not None and not self.prompt_ids:
+            self.prompt_ids = _token_ids(chunk.prompt_token_ids)
         for choice in chunk.choices or ():
             piece = self._piece(choice)
             if piece is not None:
@@ -145,6 +152,8 @@ class AnswerParser:
     def _piece(self, choice: _Choice) -> Piece | None:
         index = choice.index
         self._seen.add(index)
+        if choice.prompt_token_ids is not None and index == 0 and not self.prompt_ids:
+            self.prompt_ids = _token_ids(choice.prompt_token_ids)
         text, reasoning = "", ""
         said = choice.delta or choice.message
         if said is not None:

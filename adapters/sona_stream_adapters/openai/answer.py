@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -102,7 +103,8 @@ class _Reading:
         """Hand on what was held; from here on the answer is the client's."""
         self.opened = True
         held, self.held = self.held, b""
-        return (self._head, Delta(raw=held, pieces=pieces)) if held else (self._head,)
+        head = _told(self._head, self.parser)
+        return (head, Delta(raw=held, pieces=pieces)) if held else (head,)
 
     def _may_open(self) -> bool:
         parser = self.parser
@@ -121,7 +123,7 @@ class _Reading:
             raise early_error(self._head.model, parser.error_status(), self._head.headers, parser.error)
         self._require_end(readable=readable, read_to_close=read_to_close)
         self.held += tail + rest
-        first = () if self.opened else (self._head,)
+        first = () if self.opened else (_told(self._head, parser),)
         last = (Delta(raw=self.held, pieces=pieces),) if self.held else ()
         return (*first, *last, _finish(parser))
 
@@ -191,7 +193,7 @@ async def body_events(
         if response.read_to_close:  # cut JSON is the only sign of a death here
             raise UpstreamProtocolError(f"{head.model}: the body is not JSON", retryable=True)
         unreadable()
-    yield head
+    yield _told(head, parser)
     yield Delta(raw=body, pieces=pieces)
     yield _finish(parser)
 
@@ -207,6 +209,11 @@ async def opaque_events(response: UpstreamResponse, head: Head) -> AsyncGenerato
     if not opened:
         yield head
     yield Finish(raw=b"")
+
+
+def _told(head: Head, parser: AnswerParser) -> Head:
+    """The head with what the answer's beginning told of the prompt."""
+    return dataclasses.replace(head, prompt_ids=parser.prompt_ids) if parser.prompt_ids else head
 
 
 def _finish(parser: AnswerParser) -> Finish:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 
 from sona_stream.config.settings import WILDCARD, Deployment, SonaSettings
 from sona_stream.errors import ConfigError
 from sona_stream.events import Event, Head, Headers, Request
+from sona_stream.protocols import HiddenStateHost
 from sona_stream.transport import Client, Timeouts, parse_url
 from sona_stream.wire import replace_model
 
@@ -18,7 +19,7 @@ from .control import ControlPlane
 from .failures import refusal
 from .headers import HeaderRules, answer_headers, content_type
 
-__all__ = ["OpenAIBackend"]
+__all__ = ["OpenAIBackend", "upstream_url"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ class OpenAIBackend:
     that too. ``params`` understood: `extra_headers`, `forward_headers`, `organization`, `max_connections`.
     """
 
-    host = None
     adaptable = False
 
     def __init__(self, deployment: Deployment, settings: SonaSettings) -> None:
@@ -47,12 +47,17 @@ class OpenAIBackend:
         self._timeouts = Timeouts(connect=limits.connect, first_byte=limits.first_byte, idle=limits.idle)
         self._max_connections = _max_connections(deployment)
         self._rules = HeaderRules(deployment, settings)
-        self._urls = {endpoint: _url(deployment, path) for endpoint, path in _PATHS.items()}
+        self._urls = {endpoint: upstream_url(deployment, path) for endpoint, path in _PATHS.items()}
         self._control = ControlPlane(
-            deployment, self._timeouts, self._rules.fixed, lambda path: _url(deployment, path)
+            deployment, self._timeouts, self._rules.fixed, lambda path: upstream_url(deployment, path)
         )
         self._direct = not (deployment.proxy or deployment.client_cert or deployment.http2)
         self._client: Client | None = None
+
+    @property
+    def host(self) -> HiddenStateHost | None:
+        """None: this protocol does not reach hidden states."""
+        return None
 
     async def __aenter__(self) -> OpenAIBackend:
         deployment = self._deployment
@@ -77,13 +82,16 @@ class OpenAIBackend:
         body = replace_model(request.body, request.model if self._model == WILDCARD else self._model)
         headers = self._rules.upstream(request.headers)
         url = self._urls[request.endpoint]
-        exchange = (
-            self._client.request("POST", url, headers, body)
-            if self._client
-            else self._control.stream("POST", url, headers, body)
-        )
+        exchange = self.exchange("POST", url, headers, body)
         async with exchange as response, aclosing(await self._events(response, self._named(request))) as events:
             yield events
+
+    def exchange(
+        self, method: str, url: str, headers: Headers, body: bytes, *, timeouts: Timeouts | None = None
+    ) -> AbstractAsyncContextManager[UpstreamResponse]:
+        """One call to the upstream, its answer read inside the block. Raises what `transport.Client` does."""
+        send = self._client.request if self._client else self._control.stream
+        return send(method, url, headers, body, timeouts=timeouts)
 
     async def probe(self) -> None:
         """Asks for the models' list, or for anything the upstream answers to when it has none."""
@@ -141,7 +149,7 @@ def _max_connections(deployment: Deployment) -> int | None:
     return int(value)
 
 
-def _url(deployment: Deployment, path: str) -> str:
+def upstream_url(deployment: Deployment, path: str) -> str:
     """``api_base`` + path. A base without a path gets `/v1`, where every compatible server has its routes."""
     base = deployment.api_base or DEFAULT_BASE
     try:

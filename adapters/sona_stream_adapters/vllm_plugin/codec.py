@@ -26,11 +26,16 @@ __all__ = [
     "evaluation_parts",
     "gradient_from",
     "gradient_parts",
+    "json_bytes",
+    "names_in",
+    "no_weights",
+    "number_in",
     "pack",
     "signal_from",
     "signal_parts",
     "statistics_from",
     "statistics_parts",
+    "text_in",
     "unpack",
     "weights_from",
     "weights_parts",
@@ -124,7 +129,46 @@ def _number(facts: Facts, name: str, default: float | None = None) -> float:
         raise CodecError(f"{name} must be a number") from None
 
 
+# ---- JSON
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """One JSON object."""
+    return json.dumps(dict(value)).encode()
+
+
+def number_in(body: bytes, name: str) -> float:
+    """One field of a JSON object. Raises CodecError."""
+    return _number(_object(body), name)
+
+
+def text_in(body: bytes, name: str) -> str:
+    """The same, a text that is not empty."""
+    return str(_fact(_object(body), name))
+
+
+def names_in(body: bytes, name: str) -> list[str]:
+    """The same, a list of texts; empty when it is not there."""
+    names = _object(body).get(name)
+    return [str(one) for one in names] if isinstance(names, list) else []
+
+
+def _object(body: bytes) -> Facts:
+    try:
+        value = json.loads(body)
+    except ValueError:
+        raise CodecError("a JSON object was expected") from None
+    if not isinstance(value, dict):
+        raise CodecError("a JSON object was expected")
+    return value
+
+
 # ---- adapters
+
+
+def no_weights(hidden_dim: int) -> LoraWeights:
+    """An adapter that changes nothing."""
+    return LoraWeights(LowRank(np.zeros((1, hidden_dim), np.float32), np.zeros((hidden_dim, 1), np.float32)))
 
 
 def weights_parts(weights: LoraWeights, prefix: str = "") -> tuple[Arrays, Facts]:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from .codec import (
+    Arrays,
     CodecError,
     Facts,
     evaluation_from,
@@ -44,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 PREFIX = "/v1/sona"
 _JSON_LIMIT = 16 << 20
+_PER_CAPTURE = ("advantages_", "logprobs_")
 
 Handle = Callable[["Control", Question], Awaitable[Answer]]
 
@@ -51,10 +53,9 @@ Handle = Callable[["Control", Question], Awaitable[Answer]]
 class Control:
     """ASGI. ``attach`` gives it the engines once they are there; until then it answers 503."""
 
-    def __init__(self, key: bytes, *, adapter_bytes: int, capture_bytes: int, gradient_tokens: int) -> None:
+    def __init__(self, key: bytes, *, adapter_bytes: int, capture_bytes: int) -> None:
         self.key = key
         self._limits = {"adapter": adapter_bytes + _JSON_LIMIT, "capture": capture_bytes + _JSON_LIMIT}
-        self._tokens = gradient_tokens
         self._engines: Engines | None = None
         self._encoder: Encoder | None = None
         self.info: Result = {}
@@ -156,12 +157,8 @@ class Control:
                 if result.get("state") == state:
                     blob = result.get("blob")
                     return Answer(bytes(blob)) if blob else Answer({"state": state})
-        raise Unanswered(
-            410,
-            f"request {rid!r} is no longer held; SONA_VLLM_RING_TOKENS and SONA_VLLM_CAPTURE_MB bound what is",
-            kind="capture_gone",
-            gone=[rid],
-        )
+        reason = next((str(one["reason"]) for one in results if one.get("reason")), "it is no longer held")
+        raise Unanswered(410, f"request {rid!r}: {reason}", kind="capture_gone", gone=[rid])
 
     async def _release(self, asked: Question) -> Answer:
         return Answer(await self.engines.everywhere("sona_release", asked.text("rid")))
@@ -180,17 +177,12 @@ class Control:
         arrays, facts = unpack(asked.body)
         handles = _handles(facts)
         signal = signal_from(arrays, facts, len(handles))
-        tokens = [len(one) for one in signal.advantages]
-        options = {name: facts.get(name) for name in ("anchor", "ratio_clip", "top_k", "fisher")}
-        shared = {name: array for name, array in arrays.items() if not name.startswith("advantages_")}
-
-        async def ask(part: Part) -> Any:
-            own = {f"advantages_{i}": signal.advantages[at] for i, at in enumerate(part.places)}
-            blob = pack({**shared, **own}, facts)
-            return gradient_from(*await self._blob(part, "sona_gradient", blob, options))
-
-        merged = merge_gradients([await ask(part) for part in await self._parts(handles, tokens)])
-        return Answer(pack(*gradient_parts(merged)))
+        parts = await self._parts(handles, [len(one) for one in signal.advantages])
+        found = []
+        for part in parts:
+            blob = asked.body if len(parts) == 1 else pack(_own(arrays, part), facts)
+            found.append(gradient_from(*_unpacked(await self._computed(part, "sona_gradient", blob))))
+        return Answer(pack(*gradient_parts(merge_gradients(found))))
 
     async def _evaluate(self, asked: Question) -> Answer:
         _, facts = unpack(asked.body)
@@ -198,7 +190,7 @@ class Control:
         rows: dict[int, tuple[Any, Any]] = {}
         found = []
         for part in await self._parts(handles, tokens):
-            arrays, said = await self._blob(part, "sona_evaluate", asked.body)
+            arrays, said = _unpacked(await self._computed(part, "sona_evaluate", asked.body))
             one = evaluation_from(arrays, said, len(part.places))
             found.append(one)
             rows |= dict(zip(part.places, zip(one.logprobs, one.base_logprobs, strict=True), strict=True))
@@ -212,26 +204,43 @@ class Control:
         parts = await self._parts(_handles(facts), _tokens(facts))
         kls = []
         for part in parts:
-            result = require(await self.engines.one(part.engine, "sona_predicted_kl", part.handles, asked.body))
-            kls.append(float(result["kl"]))
+            kls.append(float((await self._computed(part, "sona_predicted_kl", asked.body))["kl"]))
         return Answer({"kl": merge_kls(kls, [part.tokens for part in parts])})
 
     async def _statistics(self, asked: Question) -> Answer:
-        facts = _json(asked.body)
+        _, facts = unpack(asked.body)
         parts = await self._parts(_handles(facts), _tokens(facts))
-        found = [
-            statistics_from(*await self._blob(part, "sona_statistics", extra={"tokens": part.tokens}))
-            for part in parts
-        ]
+        found = []
+        for part in parts:
+            result = require(await self.engines.one(part.engine, "sona_statistics", part.handles))
+            arrays, said = _unpacked(result)
+            found.append(statistics_from(arrays, {"tokens": part.tokens, **said}))
         return Answer(pack(*statistics_parts(merge_statistics(found))))
 
     async def _parts(self, handles: Sequence[str], tokens: Sequence[int]) -> list[Part]:
-        return await parts_of(self.engines, handles, tokens, limit=self._tokens)
+        return await parts_of(self.engines, handles, tokens)
 
-    async def _blob(self, part: Part, method: str, *args: Any, extra: Facts | None = None) -> Any:
-        result = require(await self.engines.one(part.engine, method, part.handles, *args))
-        arrays, facts = unpack(bytes(result["blob"]))
-        return arrays, {**(extra or {}), **facts}
+    async def _computed(self, part: Part, method: str, blob: bytes) -> Result:
+        """In slices, each of which decoding waits for; between them it goes on."""
+        result = require(await self.engines.one(part.engine, method, part.handles, blob, {"sliced": True}))
+        job = result.get("job")
+        while job is not None and not result.get("done"):
+            result = require(await self.engines.one(part.engine, "sona_advance", job))
+        return result
+
+
+def _own(arrays: Arrays, part: Part) -> Arrays:
+    """The arrays of a gradient's question that concern these captures, numbered anew."""
+    kept = {name: array for name, array in arrays.items() if not name.startswith(_PER_CAPTURE)}
+    for i, place in enumerate(part.places):
+        for name in _PER_CAPTURE:
+            if f"{name}{place}" in arrays:
+                kept[f"{name}{i}"] = arrays[f"{name}{place}"]
+    return kept
+
+
+def _unpacked(result: Result) -> tuple[Arrays, Facts]:
+    return unpack(bytes(result["blob"]))
 
 
 def _json(body: bytes) -> Facts:

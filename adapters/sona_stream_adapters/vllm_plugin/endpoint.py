@@ -88,7 +88,6 @@ def _control(environ: Mapping[str, str] | None) -> Control:
         key.encode(),
         adapter_bytes=settings.adapter_bytes,
         capture_bytes=settings.capture_bytes,
-        gradient_tokens=settings.gradient_tokens,
     )
 
 

@@ -92,6 +92,7 @@ class Engines:
             **first,
             "instance": instance,
             "engines": len(results),
+            "disabled": next((str(one["disabled"]) for one in results if one.get("disabled")), ""),
             "problems": list(dict.fromkeys(problems)),
         }
 

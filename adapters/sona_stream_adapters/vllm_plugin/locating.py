@@ -1,4 +1,4 @@
-"""Which engine holds which captures, and how many go into one call: each call holds up decoding for its length."""
+"""Which engine holds which captures."""
 
 from __future__ import annotations
 
@@ -22,23 +22,14 @@ class Part:
     tokens: int
 
 
-async def parts_of(engines: Engines, handles: Sequence[str], tokens: Sequence[int], *, limit: int) -> list[Part]:
-    """Calls of whole captures of together at most ``limit`` tokens where that is possible. Raises Unanswered (410)
-    naming the handles that no engine holds.
-    """
+async def parts_of(engines: Engines, handles: Sequence[str], tokens: Sequence[int]) -> list[Part]:
+    """One part an engine that holds any. Raises Unanswered (410) naming the handles that no engine holds."""
     owners = await _owners(engines, handles)
     parts: list[Part] = []
     for engine in range(len(engines)):
-        places: list[int] = []
-        size = 0
-        for place in (i for i, owner in enumerate(owners) if owner == engine):
-            if places and size + tokens[place] > limit:
-                parts.append(Part(engine, places, [handles[i] for i in places], size))
-                places, size = [], 0
-            places.append(place)
-            size += tokens[place]
+        places = [i for i, owner in enumerate(owners) if owner == engine]
         if places:
-            parts.append(Part(engine, places, [handles[i] for i in places], size))
+            parts.append(Part(engine, places, [handles[i] for i in places], sum(tokens[i] for i in places)))
     return parts
 
 
