@@ -62,9 +62,12 @@ class Calls:
         arrays, facts = opened(blob, f"adapter {key!r}")
         check_fingerprint(facts, service.fingerprint, f"adapter {key!r}")
         weights = checked_weights(arrays, facts, service.hidden_dim, service.settings.max_rank)
+        before = {one.key for one in service.table}
         adapter = service.table.put(key, version, weights)
         service.counters.puts += 1
-        return {"key": key, "version": version, "rank": int(adapter.A.shape[0]), "bytes": adapter.nbytes}
+        evicted = sorted(before - {one.key for one in service.table})
+        rank = int(adapter.A.shape[0])
+        return {"key": key, "version": version, "rank": rank, "bytes": adapter.nbytes, "evicted": evicted}
 
     def drop(self, key: str, version: int | None = None) -> Answer:
         """Forget one version or all; ``dropped`` says how many there were."""

@@ -202,9 +202,8 @@ class Control:
     async def _predicted_kl(self, asked: Question) -> Answer:
         _, facts = unpack(asked.body)
         parts = await self._parts(_handles(facts), _tokens(facts))
-        kls = []
-        for part in parts:
-            kls.append(float((await self._computed(part, "sona_predicted_kl", asked.body))["kl"]))
+        results = [await self._computed(part, "sona_predicted_kl", asked.body) for part in parts]
+        kls = [float(one["kl"]) for one in results]
         return Answer({"kl": merge_kls(kls, [part.tokens for part in parts])})
 
     async def _statistics(self, asked: Question) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -130,6 +131,7 @@ class Learning:
             signal = signal_from(arrays, {**facts, **options}, len(kept))
         except CodecError as error:
             raise Refusal(f"gradient: {error}") from error
+        kept = [_of_policy(one, arrays.get(f"logprobs_{i}")) for i, one in enumerate(kept)]
         check_signal(kept, signal)
         for one, advantages in zip(kept, signal.advantages, strict=True):
             advantages[one.memory.cpu().numpy() >= MEMORY_DECIDED] = 0.0
@@ -149,3 +151,15 @@ class Learning:
         while len(self._jobs) > MAX_JOBS:
             self._jobs.popitem(last=False)[1][0].close()
         return {"job": name}
+
+
+def _of_policy(kept: Kept, logprobs: np.ndarray[Any, Any] | None) -> Kept:
+    """With the log-probabilities of the policy that drew it, where the caller knows better: an answer that was
+    encoded again has those of the policy that it was encoded under.
+    """
+    if logprobs is None:
+        return kept
+    if logprobs.shape != (len(kept),) or not np.isfinite(logprobs).all():
+        raise Refusal(f"logprobs of {kept.request_id!r}: expected {len(kept)} finite numbers")
+    values = torch.from_numpy(np.ascontiguousarray(logprobs, np.float32)).to(kept.logprobs.device)
+    return dataclasses.replace(kept, logprobs=values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import secrets
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class Service:
         config = worker.model_config
         self.settings, self.ranks = settings, ranks
         self.runner = runner
+        self.instance = secrets.token_hex(8)
+        """names this start of the engine: what a proxy put before it is not here"""
         self.model_config = config
         self.device = torch.device(runner.device)
         self.dtype: torch.dtype = config.dtype
@@ -113,6 +116,7 @@ class Service:
     def info(self) -> dict[str, Any]:
         """What `sona_install` answers."""
         return {
+            "instance": self.instance,
             "runner": self.wraps.kind,
             "model": str(self.model_config.model),
             "hidden_dim": self.hidden_dim,
