@@ -12,7 +12,7 @@ What it cannot do, in contrast to the plug-in's hook: it sees no hidden states, 
 every token, an adapter's mean effect alone; it captures nothing, so nothing can be learned through it; the
 log-probs that vLLM returns are those before the bias, unless ``--logprobs-mode processed_logprobs``. V1 refuses to
 start with any custom processor under speculative decoding (V2 takes it; the drafter then guesses without the bias).
-vLLM 0.27.1 falls back to V1 for a server with custom processors. **Whoever may set vllm_xargs may name any tenant**:
+vLLM 0.27.1 falls back to V1 for a server with custom processors. **Who may set vllm_xargs may name any tenant**:
 put it behind a gateway that sets or strips them (the plug-in's endpoint guard does).
 
 `TenantBias` serves both model runners; `V1TenantBias` and `V2TenantBias` are it for one of them. They need
@@ -95,7 +95,7 @@ class _Serving:
         return {**of_folder, **served}
 
 
-class V1TenantBias(_V1):  # type: ignore[misc]
+class V1TenantBias(_V1):  # type: ignore[misc, valid-type]
     """For vLLM's first model runner: a row is an index of its persistent batch."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
@@ -132,7 +132,7 @@ class V1TenantBias(_V1):  # type: ignore[misc]
         return logits
 
 
-class V2TenantBias(_V2):  # type: ignore[misc]
+class V2TenantBias(_V2):  # type: ignore[misc, valid-type]
     """For vLLM's second model runner: a row belongs to a request slot, several to one under speculation."""
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
@@ -176,7 +176,7 @@ class V2TenantBias(_V2):  # type: ignore[misc]
         return self.serving.rows.add_expanded(logits, ctx.expanded_idx_mapping, bound, table)
 
 
-class TenantBias(_V1, _V2):  # type: ignore[misc]
+class TenantBias(_V1, _V2):  # type: ignore[misc, valid-type]
     """Makes the one that the model runner in use asks for, by what it is made with."""
 
     def __new__(cls, vllm_config: Any, *rest: Any) -> Any:

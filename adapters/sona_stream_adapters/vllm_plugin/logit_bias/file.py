@@ -87,10 +87,11 @@ def file_name(tenant: str) -> str:
 def write_bias(folder: Path, bias: TenantBias, *, metadata: Mapping[str, str] | None = None) -> Path:
     """Put it in place of what the folder held of this tenant. Raises BadBias, OSError."""
     _check(bias, Limits(tokens=max(1, bias.vocab_size), bias=float("inf")))
+    name = file_name(bias.tenant)
     words = {"format": FORMAT, "tenant": bias.tenant, "vocab_size": str(bias.vocab_size), "source": bias.source}
     data = save({"token_ids": bias.token_ids, "bias": bias.bias}, metadata={**(metadata or {}), **words})
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name(bias.tenant)
+    path = folder / name
     handle, temporary = tempfile.mkstemp(prefix=".", dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
