@@ -114,6 +114,25 @@ def test_evaluation_and_predicted_kl(layout, dtype, chosen):
         assert ranks == [pytest.approx(alone, rel=1e-4)] * layout[0]
 
 
+def test_ranks_agree_whether_they_describe_the_model():
+    """Only the last rank's rows are wrong: all must say so, or they part ways."""
+    hidden = torch.from_numpy(CAPTURES[0].hidden)
+    logits = torch.cat([hidden @ W.T + BIAS, torch.full((7, 4), 1e6)], 1)
+    ranks = FakeRanks(3, 14)
+
+    def work(rank):
+        head = head_of(ranks.shard(rank, V), torch.float32)
+        wrong = logits.clone()
+        wrong[:, -5] += 1.0  # the last token of the vocabulary
+        return head.difference(hidden, logits), head.difference(hidden, wrong)
+
+    answers = ranks.run(work)
+    assert len(set(answers)) == 1
+    right, wrong = answers[0]
+    assert right < 1e-5
+    assert wrong == pytest.approx(1.0 / float((hidden @ W.T + BIAS).abs().max()), rel=0.2)
+
+
 def test_a_rank_without_a_single_token():
     """40 tokens padded to 3 ranks of 20: the last one holds none, and kept rows may all lie elsewhere."""
     signal = TokenSignal(WEIGHTS, [np.ones(len(c), np.float32) for c in CAPTURES], anchor=0.1, fisher=True)

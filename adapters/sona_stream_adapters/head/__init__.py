@@ -15,7 +15,7 @@ from .logits import BaseLogits
 from .policy import Scratch
 from .shard import Shard
 from .slices import Job
-from .statistics import Statistics, statistics
+from .statistics import statistics
 
 __all__ = [
     "MAX_RANK",
@@ -30,7 +30,6 @@ __all__ = [
     "Scratch",
     "Segment",
     "Shard",
-    "Statistics",
     "TokenRows",
     "check_captures",
     "check_signal",

@@ -8,7 +8,7 @@ over the tokens of the vocabulary (rows that only pad it are not tokens). Temper
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 import torch
@@ -56,8 +56,8 @@ class Head(Protocol):
         """All rows of this shard, or None where only some at a time can be had."""
         ...
 
-    def rows(self, ids: torch.Tensor) -> WeightRows:
-        """`ids` (k,) int64, counted from the shard's first token."""
+    def rows(self, ids: torch.Tensor) -> Generator[None, None, WeightRows]:
+        """`ids` (k,) int64, counted from the shard's first token. Yields where a slice may end."""
         ...
 
     def ranked(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -125,8 +125,9 @@ class DenseHead:
         """All of them."""
         return self._rows
 
-    def rows(self, ids: torch.Tensor) -> WeightRows:
-        """Copies of these rows."""
+    def rows(self, ids: torch.Tensor) -> Generator[None, None, WeightRows]:
+        """Copies of these rows, at once."""
+        yield from ()
         return self._rows.take(ids)
 
     def ranked(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -144,10 +145,20 @@ class DenseHead:
             raw.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
         return raw.mul_(self.scale)
 
+    def difference(self, hidden: torch.Tensor, model_logits: torch.Tensor) -> float:
+        """Between this description and the model's own logits (n, V >= vocab_size) of `hidden` (n, d): the largest,
+        relative to their size. The same number on every rank, so that all of them decide alike.
+        """
+        expected = model_logits[:, : self.vocab_size].float()
+        own = self.logits(hidden) - expected[:, self.shard.start : self.shard.stop]
+        worst = self.shard.row_max(own.abs_()).amax()
+        return float(worst / expected.abs().amax().clamp_min(1e-12))
+
 
 class SampledHead:
     """A head whose matrix is out of reach (quantised, remote): `model_logits` (n, d) -> (n, V) is the model's own
-    answer, scale and cap included, the same on every rank; `dequantised` (k,) int64 ids -> (k, d) rows.
+    answer, scale and cap included, the same on every rank; `dequantised` (k,) int64 ids -> (k, d) rows, or a
+    generator that returns them and yields between slices, where that takes long.
 
     Gradients are exact for the kept rows: the labels and each position's `top_k` likeliest tokens under the base
     model, or as many as a caller asks for, but never the whole vocabulary unasked. An evaluation needs no rows and
@@ -157,7 +168,7 @@ class SampledHead:
     def __init__(
         self,
         model_logits: Callable[[torch.Tensor], torch.Tensor],
-        dequantised: Callable[[torch.Tensor], torch.Tensor],
+        dequantised: Callable[[torch.Tensor], torch.Tensor | Generator[None, None, torch.Tensor]],
         *,
         hidden_dim: int,
         vocab_size: int,
@@ -181,9 +192,10 @@ class SampledHead:
         """Not to be had."""
         return
 
-    def rows(self, ids: torch.Tensor) -> WeightRows:
+    def rows(self, ids: torch.Tensor) -> Generator[None, None, WeightRows]:
         """Asked for and checked. Raises HostError on another shape."""
-        weight = self._dequantised(ids)
+        found = self._dequantised(ids)
+        weight = found if isinstance(found, torch.Tensor) else (yield from found)
         if weight.shape != (len(ids), self.hidden_dim):
             raise HostError(
                 f"dequantised rows have shape {tuple(weight.shape)}, not ({len(ids)}, {self.hidden_dim})"

@@ -59,7 +59,8 @@ class BaseLogits:
         identity = (tuple(s.key for s in batch.segments), batch.token_ids.cpu().numpy().tobytes(), kept)
         if self._last is None or self._last.identity != identity:
             ids = yield from self._union(batch, kept)
-            self._last = _Cut(identity, self.head.rows(ids), ids, {})
+            rows = yield from self.head.rows(ids)
+            self._last = _Cut(identity, rows, ids, {})
         cut = self._last
         if cut.rows.weight.nbytes > self._max_bytes:
             self._last = None
