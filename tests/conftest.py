@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from tiny_model import save_tiny_model
 from sona_stream.config.load import hash_key
 
 TENANTS = 64
+
+# tests/vllm runs in a virtual environment of its own, see .ci/vllm-env.
+collect_ignore = [] if find_spec("vllm") else ["vllm"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

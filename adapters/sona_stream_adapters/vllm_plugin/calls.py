@@ -114,16 +114,16 @@ class Calls:
         """What the request of this id left: ``state`` is done (with a blob), running or unknown (with a reason)."""
         service = self._working()
         checked_name(rid, "rid")
-        kept = service.captures.named(rid)
+        if any(tracked.binding.rid == rid for tracked in service.hook.requests.live.values()):
+            return {"state": "running", "reason": ""}
+        kept, reason = service.captures.named(rid), ""
         if kept is None:
             waiting = service.captures.waiting(rid)
             if waiting is None:
-                live = any(tracked.binding.rid == rid for tracked in service.hook.requests.live.values())
-                reason = "" if live else "no request of this id is remembered"
-                return {"state": "running" if live else "unknown", "reason": reason}
+                return {"state": "unknown", "reason": "no request of this id is remembered"}
             kept, reason = self._fetch(rid, waiting)
-            if kept is None:
-                return {"state": "unknown", "reason": reason}
+        if kept is None:
+            return {"state": "unknown", "reason": reason}
         arrays, facts = capture_parts(kept.capture(service.fingerprint), hidden=bool(hidden))
         return {"state": "done", "blob": pack({**arrays, "memory": kept.memory.cpu().numpy()}, facts)}
 

@@ -1,5 +1,5 @@
-"""One worker among the ranks of its engine. Tensor parallelism: hidden states are the same on every rank, each
-holds a shard of the vocabulary, and one call reaches all of them. Only the last pipeline rank has hidden states at all.
+"""One worker among the ranks of its engine. Tensor parallelism: hidden states are the same on every rank, each holds
+a shard of the vocabulary, and a call reaches all of them. Only the last pipeline rank has hidden states at all.
 """
 
 from __future__ import annotations

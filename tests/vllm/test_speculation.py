@@ -1,0 +1,42 @@
+"""Speculative decoding by n-grams (V1): drafts are rows, too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from engine import Engine, adapter_arrays
+from engine import capture
+
+PROMPTS = [[5 + i, 6 + i, 7 + i, 8 + i] * 6 for i in range(4)]
+EXTRAS = [{"sona": "a", "sona_rid": "s0"}, None, {"sona": "a", "sona_rid": "s2"}, {"sona_rid": "s3"}]
+
+
+@pytest.fixture(scope="module")
+def speculating(model_folder, request):
+    if request.config.getoption("--runner") == "v2":
+        pytest.skip("vLLM's own kernel for speculation fails in Triton's interpreter")
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    made = Engine(model_folder, speculative_config=drafts)
+    yield made
+    made.close()
+
+
+def test_the_same_tokens_as_without(engine, speculating, reference):
+    arrays = adapter_arrays(engine.d, seed=12)
+    answers = []
+    for one in (engine, speculating):
+        one.put("a", 1, arrays)
+        answers.append(one.generate(PROMPTS, EXTRAS, tokens=24, logits=False))
+    assert [a.ids for a in answers[0]] == [a.ids for a in answers[1]]
+    stats = speculating.call("stats")
+    assert stats["adapted_rows"] > 48, "no draft was ever offered"
+    assert stats["mismatch"] == 0
+    for i, weights in ((0, arrays), (2, arrays), (3, None)):
+        found = capture(speculating, f"s{i}")
+        ids = answers[1][i].ids
+        assert found.token_ids.tolist()[: len(ids)] == ids
+        found_hidden, found_logp = found.hidden[: len(ids)], found.logprobs[: len(ids)]
+        assert np.abs(found_hidden - reference.states(PROMPTS[i], ids)).max() < 1e-4
+        logits = reference.logits(PROMPTS[i], ids, weights)
+        logp = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        assert np.abs(found_logp - logp[np.arange(24), ids]).max() < 2e-4
