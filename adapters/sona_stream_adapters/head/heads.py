@@ -88,7 +88,7 @@ class DenseHead:
         soft_cap: float | None = None,
         shard: Shard | None = None,
         packed: torch.Tensor | None = None,
-        block_bytes: int = 64 << 20,
+        block_bytes: int | None = None,
     ) -> None:
         if weight.ndim != 2 or not weight.dtype.is_floating_point:
             raise HostError(f"lm_head: expected a float matrix (V, d), not {tuple(weight.shape)} {weight.dtype}")
@@ -177,7 +177,7 @@ class SampledHead:
         scale: float = 1.0,
         soft_cap: float | None = None,
         top_k: int = 64,
-        block_bytes: int = 64 << 20,
+        block_bytes: int | None = None,
     ) -> None:
         if top_k < 1:
             raise HostError(f"top_k {top_k} must be at least 1")

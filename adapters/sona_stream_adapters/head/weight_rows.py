@@ -15,13 +15,13 @@ from .linear import linear
 __all__ = ["WeightRows"]
 
 _HALF = (torch.bfloat16, torch.float16)
-_CONVERTED_BYTES = 64 << 20
-"""of one float32 block"""
+_CPU_BYTES, _DEVICE_BYTES = 4 << 20, 64 << 20
+"""of one float32 block: what stays in a processor's cache, and what keeps an accelerator busy"""
 
 
 class WeightRows:
     """`weight` (v, d) in any float dtype, `bias` (v,) or none. `packed`: the same float32 weight, laid out for
-    `linear`. v may be 0.
+    `linear`. v may be 0. `block_bytes` of float32 are converted at a time.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class WeightRows:
         bias: torch.Tensor | None = None,
         *,
         packed: torch.Tensor | None = None,
-        block_bytes: int = _CONVERTED_BYTES,
+        block_bytes: int | None = None,
     ) -> None:
         self.weight = weight
         self.bias = None if bias is None else bias.float()
-        self._block_bytes = block_bytes
+        self._block_bytes = block_bytes or (_CPU_BYTES if weight.is_cpu else _DEVICE_BYTES)
         self._product = weight if packed is None else packed
 
     def __len__(self) -> int:
@@ -55,16 +55,17 @@ class WeightRows:
             hidden = hidden.float()
             out = torch.empty(hidden.shape[0], len(self), device=hidden.device)
             for at, block in self._blocks():
-                out[:, at] = hidden @ block.T
+                out[:, at] = linear(hidden, block)
         return out if self.bias is None else out.add_(self.bias)
 
     def project(self, B: torch.Tensor) -> torch.Tensor:
         """(d, q) -> (q, v): W B, transposed so that each row is contiguous."""
+        columns = B.T.contiguous()
         if self.weight.dtype == torch.float32:
-            return (self.weight @ B).T.contiguous()
-        out = torch.empty(B.shape[1], len(self), device=B.device)
+            return linear(columns, self._product)
+        out = torch.empty(len(columns), len(self), device=B.device)
         for at, block in self._blocks():
-            out[:, at] = (block @ B).T
+            out[:, at] = linear(columns, block)
         return out
 
     def collect(self, values: torch.Tensor) -> torch.Tensor:
