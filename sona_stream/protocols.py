@@ -27,7 +27,7 @@ from .events import (
     RouteDecision,
     Trajectory,
 )
-from .lora import AdapterRecord, Capture, Evaluation, LoraGradient, LoraWeights, TokenSignal
+from .lora import AdapterRecord, Capture, Evaluation, HiddenStatistics, LoraGradient, LoraWeights, TokenSignal
 
 __all__ = [
     "AdapterResolver",
@@ -39,6 +39,7 @@ __all__ = [
     "FeedbackSink",
     "Handler",
     "HiddenStateHost",
+    "HostReporter",
     "LearnedPattern",
     "Middleware",
     "ModelLister",
@@ -66,7 +67,7 @@ class HiddenStateHost(Protocol):
     """A backend whose hidden states can be adapted. The host has lm_head; the learner never needs it.
 
     Calls may be long (a GEMM over the vocabulary): a host runs them off the event loop, never in the way of a
-    decode step for longer than a bounded slice.
+    decode step for longer than a bounded slice. Every call raises HostAway while the host does not answer.
     """
 
     @property
@@ -107,6 +108,10 @@ class HiddenStateHost(Protocol):
         ...
 
     async def evaluate(self, captures: Sequence[Capture], weights: LoraWeights) -> Evaluation: ...
+    async def statistics(self, captures: Sequence[Capture]) -> HiddenStatistics:
+        """Of these captures' hidden states, which need not be at hand here."""
+        ...
+
     async def release(self, request_id: str) -> None:
         """Forget the capture of this request."""
         ...
@@ -135,6 +140,16 @@ class Backend(Protocol):
     @property
     def host(self) -> HiddenStateHost | None:
         """None when this backend's hidden states are out of reach."""
+        ...
+
+
+@runtime_checkable
+class HostReporter(Protocol):
+    """A backend whose model may answer although its hidden states are out of reach."""
+
+    @property
+    def host_problem(self) -> str:
+        """Why `host` is None, for good or until the next probe; empty when nothing is known to be wrong."""
         ...
 
 

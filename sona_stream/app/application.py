@@ -17,7 +17,7 @@ from ..config.settings import WILDCARD, Settings
 from ..engine.learner import Learner
 from ..errors import NotFound, NotReady, SonaError
 from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Principal, Request
-from ..protocols import Backend, Closable, Embedder, Handler, HiddenStateHost, Store
+from ..protocols import Backend, Closable, Embedder, Handler, Store
 from ..stages import Meter
 from . import embeddings as own_embeddings
 from .assembly import (
@@ -30,6 +30,7 @@ from .assembly import (
 )
 from .auto import AutoFeedback
 from .engine_settings import engine_config
+from .hosts import Hosts
 from .notices import notices
 from .patterns import PatternBanks
 from .trajectories import TrajectoryFanOut
@@ -50,8 +51,8 @@ View = Mapping[str, Any]
 class Application:
     """Satisfies `server.services.Services`: build it, `startup`, serve, `shutdown`.
 
-    A model in this process loads while the server is already up; the learner joins once its host answers, and
-    puts every learned version on it before the first routed request is let through.
+    A model in this process loads while the server is already up; its host joins the learner once it answers, and is
+    given every learned version before the first routed request is let through.
     """
 
     pipeline: Handler
@@ -67,11 +68,12 @@ class Application:
         self.store: Store = plugins.load("stores", sona.store)(sona, directory=self.directory)
         self.embedder: Embedder = build_embedder(settings)
         self.backends: dict[str, list[Backend]] = build_backends(settings)
-        self._learner: Learner | SonaError = NotReady("the learned adapters are being put on the model")
+        self._learner: Learner | SonaError = NotReady("the learner has not begun yet")
         self._adaptable = [name for name, group in self.backends.items() if any(b.adaptable for b in group)]
         self._upstream_models = UpstreamModels(self.backends.get(WILDCARD, ()))
         self._meter = Meter(self.registry)
         self._watch = Watch(self.backends, interval=sona.health.interval)
+        self._hosts = Hosts(self._adaptable, self._watch)
         self._stack = AsyncExitStack()
         self._started_at = time.time()
 
@@ -125,22 +127,21 @@ class Application:
         tasks.start_soon(banks.tend)
 
     async def _learn_on(self) -> None:
-        """The learner's whole life: from when every model that will have a host answers, until the program ends."""
+        """The learner's whole life. Hosts join it as they come."""
         try:
-            found = {name: await self._watch.host(name) for name in self._adaptable}
-            async with self._learner_of({name: host for name, host in found.items() if host}) as learner:
+            async with self._new_learner() as learner:
                 self._learner = learner
-                await anyio.sleep_forever()
+                await self._hosts.join(learner)
         except SonaError as error:
             self._learner = error
         except Exception as error:
             _log.exception("the learner failed")
             self._learner = SonaError(f"the learner failed: {error}; the log says more")
 
-    def _learner_of(self, hosts: Mapping[str, HiddenStateHost]) -> Learner:
+    def _new_learner(self) -> Learner:
         sona = self.settings.sona
-        dim = max((host.hidden_dim for host in hosts.values()), default=1)
-        return Learner(hosts, self.store, engine_config(self.settings, dim), sona.learner, sona.learning)
+        rates = engine_config(self.settings, 1)  # of which the learner reads nothing that depends on a width
+        return Learner({}, self.store, rates, sona.learner, sona.learning, expected=self._adaptable)
 
     async def shutdown(self) -> None:
         """Stops the learner and the backends, keeps the patterns, closes the store."""
@@ -152,9 +153,10 @@ class Application:
         """`AdapterResolver`. Before the learner has joined, a model that it would adapt is not ready yet: its
         first answer after a restart must not come from the bare model.
         """
-        if request.model not in self._adaptable:
+        if request.model not in self._hosts:
             return None
-        return self._learning().resolve(request)
+        learner = self._learning()
+        return learner.resolve(request) if self._hosts.check(request.model) else None
 
     # ---- what the server asks
 
@@ -187,6 +189,7 @@ class Application:
         """See `Services`."""
         self._watch.check()
         self._learning()
+        self._hosts.check_all()
 
     async def embeddings(self, model: str, body: bytes, headers: Headers = ()) -> tuple[int, Headers, bytes]:
         """See `Services`."""
@@ -214,6 +217,7 @@ class Application:
             "uptime_s": round(time.time() - self._started_at, 1),
             "engine": self.pattern_banks.stats(),
             "learner": {"problem": str(learner)} if isinstance(learner, SonaError) else learner.stats(),
+            "hosts": self._hosts.problems(),
             "store": await self.store.stats(),
             "backends": self._watch.view(),
         }

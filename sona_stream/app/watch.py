@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 
 from ..errors import ModelUnavailable, NotReady, SonaError
-from ..protocols import Backend, HiddenStateHost
+from ..protocols import Backend, HiddenStateHost, HostReporter
 
 __all__ = ["Watch"]
 
@@ -85,15 +85,32 @@ class Watch:
             else NotReady(f"no backend answers: {reasons}")
         )
 
-    async def host(self, name: str) -> HiddenStateHost | None:
-        """Waits until a deployment of this model answers and has a host; None when none of them ever will."""
-        group = [one for one in self._all if one.name == name and one.backend.adaptable]
-        while not all(map(_is_lost, group)):
-            for one in group:
-                if one.problem is None and one.backend.host is not None:
-                    return one.backend.host
-            await anyio.sleep(_LOADING_POLL_S / 2)
-        return None
+    def answers(self, name: str) -> bool:
+        """Whether a deployment of this model did when it was last asked."""
+        return any(one.problem is None for one in self._all if one.name == name)
+
+    def host(self, name: str, known: HiddenStateHost | None = None) -> HiddenStateHost | None:
+        """That of a deployment of this model that answers, ``known`` before others; None when there is none now."""
+        found = [one.backend.host for one in self._adaptable(name) if one.problem is None]
+        there = [host for host in found if host is not None]
+        return known if any(host is known for host in there) else there[0] if there else None
+
+    def without_host(self, name: str) -> str:
+        """Why there is no host of this model though everything that could have one was asked: for good, or until
+        another probe says otherwise. Empty while one may be about to come.
+        """
+        reasons = []
+        for one in self._adaptable(name):
+            told = one.backend.host_problem if isinstance(one.backend, HostReporter) else ""
+            if _is_lost(one):
+                told = str(one.problem)
+            if not told:
+                return ""
+            reasons.append(told)
+        return "; ".join(reasons)
+
+    def _adaptable(self, name: str) -> list[_Watched]:
+        return [one for one in self._all if one.name == name and one.backend.adaptable]
 
     def view(self) -> dict[str, Any]:
         """Name -> "ready" or what is wrong, per deployment."""

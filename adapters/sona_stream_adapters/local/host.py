@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sona_stream.errors import HostError
-from sona_stream.lora import Capture, Evaluation, LoraGradient, LoraWeights, LowRank, TokenSignal
+from sona_stream.lora import (
+    Capture,
+    Evaluation,
+    HiddenStatistics,
+    LoraGradient,
+    LoraWeights,
+    LowRank,
+    TokenSignal,
+)
 from sona_stream_adapters.head import (
     BaseLogits,
     Batch,
@@ -141,6 +149,13 @@ class LocalHost:
         """Over the whole vocabulary. Weights that are not finite are answered with ``finite=False``."""
         check_weights(weights, self.hidden_dim, finite=False)
         return await self._run(captures, lambda batch: evaluate(self._logits, batch, weights, self._scratch))
+
+    async def statistics(self, captures: Sequence[Capture]) -> HiddenStatistics:
+        """Of these captures' hidden states."""
+        self._check_captures(captures)
+        hidden = np.concatenate([capture.hidden for capture in captures])
+        rms = float(np.sqrt(np.mean(np.square(hidden, dtype=np.float64))))
+        return HiddenStatistics(len(hidden), hidden.mean(axis=0, dtype=np.float64).astype(np.float32), rms)
 
     async def _run(self, captures: Sequence[Capture], begin: Callable[[Batch], Generator[None, None, T]]) -> T:
         self._check_captures(captures)

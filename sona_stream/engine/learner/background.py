@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import anyio
 import numpy as np
 
-from ...errors import HostError
+from ...errors import HostAway, HostError
 from ...lora import AdapterRecord, LoraWeights
 from .evidence import Evidence, agreements
 from .gates import Verdict
@@ -36,6 +36,8 @@ class BackgroundLoop:
         self._newest = max(settings.replay_capacity, settings.replay_every)
         self._new: dict[AdapterKey, deque[str]] = {}
         self._due: dict[AdapterKey, None] = {}
+        self._away: dict[AdapterKey, None] = {}
+        """Replays that wait for their host."""
         self._fits: dict[AdapterKey, LoraWeights] = {}  # where each key's last replay ended
         self._wake = anyio.Event()
         self.busy = False
@@ -52,6 +54,12 @@ class BackgroundLoop:
         """Make a key due now."""
         self._due[key] = None
         self._wake.set()
+
+    def retry(self, model: str) -> None:
+        """The model's host is back: make due what waited for it."""
+        for key in [key for key in self._away if key.model == model]:
+            del self._away[key]
+            self.request(key)
 
     def request_new(self) -> None:
         """Make due every key with lessons since its last replay."""
@@ -81,6 +89,9 @@ class BackgroundLoop:
         """A replay that fails costs nothing but its own result: the served version stays."""
         try:
             await self.replay(key)
+        except HostAway as error:
+            self._away[key] = None
+            _log.info("adapter %s: the replay waits: %s", key, error)
         except HostError as error:
             self._state.counters["host_errors"] += 1
             _log.warning("adapter %s: the host refused a replay: %s", key, error)
@@ -100,9 +111,9 @@ class BackgroundLoop:
         if not weighed:
             return None
         line = state.versions.line(key)
-        epoch, origin = line.epoch, state.beginning(line, lessons[-1])
+        epoch, origin = line.epoch, await state.beginning(line, lessons[-1])
         products = await self._test(key, weighed, plan)
-        result = await fit(state.hosts[key.model], weighed, *origin, plan, seed=line.latest)
+        result = await fit(state.host(key.model), weighed, *origin, plan, seed=line.latest)
         state.counters["replays"] += 1
         state.counters["replay_steps"] += result.steps
         async with line.lock:
@@ -124,7 +135,7 @@ class BackgroundLoop:
             chosen.append(item)
         if fit is None or not chosen:
             return []
-        evaluation = await self._state.hosts[key.model].evaluate([item.lesson.capture for item in chosen], fit)
+        evaluation = await self._state.host(key.model).evaluate([item.lesson.capture for item in chosen], fit)
         pairs = zip(evaluation.logprobs, evaluation.base_logprobs, strict=True)
         gains = [float(np.mean(now - base)) for now, base in pairs]
         return agreements([item.judged for item in chosen], gains)
@@ -134,7 +145,7 @@ class BackgroundLoop:
     ) -> AdapterRecord | None:
         """What instant steps learned meanwhile stays: the refit's change is added to the version of now."""
         state = self._state
-        now, moments = state.beginning(line, last)
+        now, moments = await state.beginning(line, last)
         evidence = Evidence.of(moments).plus(products)
         verdict = Verdict("", "", {})
         for share in _BACKTRACK:

@@ -99,13 +99,19 @@ class Inbox:
         self._failed.pop(item.feedback.id, None)
         item.done.set()
 
-    def put_off(self, item: Item, error: Exception) -> None:
+    def put_off(self, item: Item, error: Exception | None, outcome: FeedbackOutcome | None = None) -> None:
         """It failed, not its fault: wakes whoever waits, and it is fetched again later."""
         earlier = self._failed.pop(item.feedback.id, None)
-        self.finish(item, outcome=None, error=error)
+        self.finish(item, outcome=outcome, error=error)
         self._failed[item.feedback.id] = _again(0.0 if earlier is None else earlier.pause)
         while len(self._failed) > self._capacity:  # it is still in the store, and the next look finds it there
             self._failed.popitem(last=False)
+
+    def retry(self) -> None:
+        """What failed is tried again now: its reason may be gone."""
+        for failed in self._failed.values():
+            failed.due = -math.inf
+        self.look_behind()
 
     def close(self) -> None:
         """Wakes everyone who still waits, without an outcome: their feedback stays in the store."""

@@ -41,8 +41,9 @@ class InstantLoop:
         if trajectory is None or reason:
             return _outcome(feedback, "skipped", reason), ()
         keys = chain(trajectory.model, trajectory.tenant, trajectory.route)
+        self._require_same_model(trajectory)
         lesson = await find_lesson(
-            self._state.hosts[trajectory.model],
+            self._state.host(trajectory.model),
             self._state.store,
             feedback,
             trajectory,
@@ -54,7 +55,15 @@ class InstantLoop:
         """Raises CaptureGone when `process` certainly would."""
         trajectory = await self._state.store.trajectory(feedback.request_id, tenant=feedback.tenant)
         if trajectory is not None and not self._nothing_to_do(feedback, trajectory):
-            await require_answer(self._state.hosts[trajectory.model], feedback, trajectory)
+            self._require_same_model(trajectory)
+            await require_answer(self._state.host(trajectory.model), feedback, trajectory)
+
+    def _require_same_model(self, trajectory: Trajectory) -> None:
+        model = trajectory.model
+        if 0 < trajectory.started_at < self._state.since.get(model, 0.0):
+            raise CaptureGone(
+                f"request {trajectory.request_id} was answered by another model, which was {model!r} then"
+            )
 
     def _nothing_to_do(self, feedback: Feedback, trajectory: Trajectory | None) -> str:
         state = self._state
@@ -66,7 +75,7 @@ class InstantLoop:
             return f"request {feedback.request_id} is not known (any more)"
         if not trajectory.learn:
             return "the request asked not to be learned from"
-        if trajectory.model not in state.hosts:
+        if trajectory.model not in state.expected:
             return f"the hidden states of model {trajectory.model!r} are out of reach"
         return ""
 
@@ -129,9 +138,9 @@ class InstantLoop:
 
     async def _step(self, feedback: Feedback, line: Line, lesson: Lesson, advantage: float) -> FeedbackOutcome:
         state, settings = self._state, self._state.settings
-        weights, moments = state.beginning(line, lesson)
+        weights, moments = await state.beginning(line, lesson)
         step = await instant_step(
-            state.hosts[line.key.model],
+            state.host(line.key.model),
             lesson.capture,
             weights,
             moments,

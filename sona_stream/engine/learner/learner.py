@@ -8,7 +8,7 @@ token.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ...config.settings import LearningSettings
-from ...errors import CaptureGone, NotFound
+from ...errors import CaptureGone, HostAway, NotFound
 from ...events import AdapterRef, Feedback, FeedbackOutcome, Request
 from ...protocols import HiddenStateHost, Store
 from .background import BackgroundLoop
@@ -44,10 +44,14 @@ class Learner:
         rates: Rates,
         settings: LearningSettings | None = None,
         mode: Mode = "feedback",
+        *,
+        expected: Collection[str] = (),
     ) -> None:
-        """`hosts` by ``model_name``; `rates` is a `SonaConfig` or anything with its three learning fields."""
+        """`hosts` by ``model_name``; `rates` is a `SonaConfig` or anything with its three learning fields.
+        `expected`: models whose hosts `attach` will bring; feedback on their answers waits.
+        """
         settings = settings or LearningSettings()
-        self._state = State(hosts, store, rates, settings, mode)
+        self._state = State(hosts, store, rates, settings, mode, expected)
         self._inbox = Inbox(settings.inbox, store)
         self._instant = InstantLoop(self._state)
         self._background = BackgroundLoop(self._state)
@@ -73,6 +77,18 @@ class Learner:
             self._tasks = None
         self._inbox.close()
 
+    async def attach(self, model: str, host: HiddenStateHost) -> None:
+        """A host is there that was not, or another model behind the same name: every version made for it is served
+        on it when this returns, no other one is, and feedback that waited for it is learned.
+        """
+        await self._state.attach(model, host)
+        self.retry(model)
+
+    def retry(self, model: str) -> None:
+        """The model's host answers again: try now what waited for it."""
+        self._inbox.retry()
+        self._background.retry(model)
+
     def resolve(self, request: Request) -> AdapterRef | None:
         """The finest served level of the request's key chain that was taught enough; None: the bare model."""
         if request.route is None or not request.adapt:
@@ -90,6 +106,8 @@ class Learner:
         """
         try:
             await self._instant.require_answer(feedback)
+        except HostAway:
+            return  # that is seen when it is back
         except CaptureGone as error:
             await self._give_up(feedback, error)
             raise
@@ -119,20 +137,24 @@ class Learner:
         self._background.request_new()
 
     async def pin(self, ref: AdapterRef, *, model: str | None = None, tenant: str | None = None) -> AdapterRef:
-        """Make exactly this version servable, as ``key@version``. Raises NotFound, NotPermitted."""
+        """Make exactly this version servable, as ``key@version``. Raises NotFound, NotPermitted, HostAway."""
+        named = ref.key.rsplit("/", 2)[0]
+        if named in self._state.expected:
+            self._state.host(named)
         return await self._state.versions.pin(ref, model=model, tenant=tenant)
 
     async def rollback(self, key: str, version: int, *, reason: str = "rollback") -> None:
         """Serve this version again (0: the base model). The feedback behind what is undone leaves replay.
 
-        Raises NotFound when the key or version is not known.
+        Raises NotFound when the key or version is not known, HostAway.
         """
         try:
             parsed = AdapterKey.parse(key)
         except ValueError as error:
             raise NotFound(str(error)) from error
-        if parsed.model not in self._state.hosts or version < 0:
+        if parsed.model not in self._state.expected or version < 0:
             raise NotFound(f"adapter {key}@{version} is not known")
+        self._state.host(parsed.model)
         undone = await self._state.versions.rollback(parsed, version, reason=reason)
         await self._state.withdraw(parsed, undone, everything=version == 0)
         self._background.forget(parsed)
@@ -197,6 +219,11 @@ class Learner:
             await store.record_outcome(outcome)
             self._inbox.finish(item, outcome=outcome)
             self._background.note(feedback.id, keys)
+        except HostAway as error:
+            self._state.counters["waited_for_host"] += 1
+            self._inbox.put_off(
+                item, None, _queued(feedback, f"the feedback is kept and will be learned later: {error}")
+            )
         except Exception as error:
             self._state.counters["failures"] += 1
             _log.exception("feedback %s could not be learned now; it is tried again later", feedback.id)

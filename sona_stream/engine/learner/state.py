@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AsyncExitStack
 from itertools import zip_longest
 from typing import Literal, Protocol
 
 import numpy as np
 
 from ...config.settings import LearningSettings
-from ...errors import HostError
-from ...lora import AdapterRecord, LoraWeights
+from ...errors import HostAway, HostError
+from ...lora import AdapterRecord, HiddenStatistics, LoraWeights
 from ...protocols import HiddenStateHost, Store
 from .evidence import Evidence, trust_of
 from .gates import Limits, Verdict, judge
-from .initial import hidden_rms, initial_weights
+from .initial import statistics_of, weights_at_birth
 from .keys import EVERYTHING, AdapterKey
 from .ledger import Ledger
 from .lessons import DEMONSTRATION, Lesson, LessonBook
 from .optimiser import Moments, contracted
+from .tenure import answering_since
 from .turns import TakingTurns
 from .versions import Line, Versions
 
@@ -54,8 +56,14 @@ class State:
         rates: Rates,
         settings: LearningSettings,
         mode: Mode,
+        expected: Collection[str] = (),
     ) -> None:
-        self.hosts = {model: TakingTurns(host) for model, host in hosts.items()}
+        """``expected``: models that will have a host; what is theirs waits for it."""
+        self._given = dict(hosts)
+        self.hosts: dict[str, TakingTurns] = {}
+        self.expected = {*expected, *hosts}
+        self.since: dict[str, float] = {}
+        """Model -> when it was first met behind its name (`time.time()`)."""
         self.store, self.rates, self.settings, self.mode = store, rates, settings, mode
         serve_new = mode != "observe"
         self.versions = Versions(self.hosts, store, keep=settings.keep_versions, serve_new=serve_new)
@@ -76,10 +84,32 @@ class State:
         return self.settings.step_kl * (self.rates.micro_lora_lr / DEFAULT_LR) ** 2
 
     async def restore(self) -> None:
-        """Serve what was served, and know again what was counted."""
-        await self.versions.restore()
-        for line in self.versions.lines():
+        """Serve what was served, and know again what was counted, on every host that was given."""
+        await self.versions.thawed()
+        for model, host in self._given.items():
+            await self.attach(model, host)
+
+    async def attach(self, model: str, host: HiddenStateHost) -> None:
+        """The model's host is there, or another one than before: serve on it what was made for it."""
+        since = await answering_since(self.store, model, host.fingerprint)
+        async with AsyncExitStack() as stack:
+            for line in self.versions.lines(model):  # what is under way for the host before ends first
+                await stack.enter_async_context(line.lock)
+            self.expected.add(model)
+            self.hosts[model], self.since[model] = TakingTurns(host), since
+            for key in [key for key in self._books if key.model == model]:
+                del self._books[key]
+            await self.versions.restore(model)
+        for line in self.versions.lines(model):
             await self.ledger(line.key)
+
+    def host(self, model: str) -> TakingTurns:
+        """Raises HostAway while the model's host is still to come, HostError when there will be none."""
+        if model in self.hosts:
+            return self.hosts[model]
+        if model in self.expected:
+            raise HostAway(f"the hidden states of model {model!r} are not in reach yet")
+        raise HostError(f"the hidden states of model {model!r} are out of reach")
 
     async def ledger(self, key: AdapterKey) -> Ledger:
         """That of the key's model and tenant."""
@@ -107,7 +137,7 @@ class State:
 
     async def _read_book(self, ledger: Ledger) -> LessonBook:
         book = LessonBook(self.settings.replay_capacity)
-        fingerprint = self.hosts[ledger.root.model].fingerprint
+        fingerprint = self.host(ledger.root.model).fingerprint
         for finest, groups in ledger.chains.items():
             rows = await self.store.captures(str(ledger.root.at(finest)), limit=self.settings.replay_capacity)
             for capture, signal, feedback_id in rows:
@@ -134,22 +164,25 @@ class State:
         ledger.withdraw(ids)
         await ledger.save(self.store)
 
-    def beginning(self, line: Line, lesson: Lesson) -> tuple[LoraWeights, Moments]:
+    async def beginning(self, line: Line, lesson: Lesson) -> tuple[LoraWeights, Moments]:
         """Where the line's next step starts: its own last fit, else its nearest parent's, else birth.
 
         Moments belong to one key: a child takes its parent's weights and evidence and starts its own moments.
         """
         if line.working is not None and "rms" in line.working.moments:
             return self.fitted(line.working), line.working.moments
-        if lesson.capture.hidden.shape[0] == 0:
-            raise HostError(f"the host of {line.key.model!r} gave no hidden states to begin an adapter from")
-        fresh = {"rms": np.asarray([hidden_rms(lesson.capture.hidden)], dtype=np.float32)}
+        statistics = await self._statistics(line.key, lesson)
+        fresh = {"rms": np.asarray([statistics.rms], dtype=np.float32)}
         for origin in (line, *self._parents(line, lesson)):
             if origin.working is not None:
                 known = origin.working.moments
                 return self.fitted(origin.working), Evidence.of(known).beside(fresh, trust_of(known))
-        weights = initial_weights(lesson.capture.hidden, self.rates.micro_lora_rank, str(line.key))
-        return weights, fresh
+        return weights_at_birth(statistics, self.rates.micro_lora_rank, str(line.key)), fresh
+
+    async def _statistics(self, key: AdapterKey, lesson: Lesson) -> HiddenStatistics:
+        if lesson.capture.hidden.shape[0]:
+            return statistics_of(lesson.capture.hidden)
+        return await self.host(key.model).statistics([lesson.capture])
 
     def fitted(self, record: AdapterRecord) -> LoraWeights:
         """The fit behind a version, which is the share of it that its evidence supported."""
@@ -174,7 +207,7 @@ class State:
         sample = [*first, *_up_to(mixed, int(tokens * INSTANT_SHARE) if first else tokens)]
         if not sample:
             return Verdict("no_evidence", "there is no answer to check the version on", {})
-        evaluation = await self.hosts[key.model].evaluate([one.capture for one in sample], weights)
+        evaluation = await self.host(key.model).evaluate([one.capture for one in sample], weights)
         limits = Limits(self.settings.max_kl_to_base, self.settings.max_delta_ratio, self.settings.max_logprob_drop)
         return judge(weights, evaluation, [self._accepted(one) for one in sample], limits)
 

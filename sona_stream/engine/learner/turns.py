@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import anyio
 
-from ...lora import I32, Capture, Evaluation, LoraGradient, LoraWeights, TokenSignal
+from ...lora import I32, Capture, Evaluation, HiddenStatistics, LoraGradient, LoraWeights, TokenSignal
 from ...protocols import HiddenStateHost
 
 __all__ = ["TakingTurns"]
@@ -77,6 +77,11 @@ class TakingTurns:
         """In turn."""
         async with self._turn:
             return await self._host.predicted_kl(captures, old, new)
+
+    async def statistics(self, captures: Sequence[Capture]) -> HiddenStatistics:
+        """In turn."""
+        async with self._turn:
+            return await self._host.statistics(captures)
 
     async def evaluate(self, captures: Sequence[Capture], weights: LoraWeights) -> Evaluation:
         """In turn."""

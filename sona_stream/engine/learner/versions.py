@@ -52,16 +52,20 @@ class Versions:
         self._lines: dict[AdapterKey, Line] = {}
         self._pinned: OrderedDict[str, HiddenStateHost] = OrderedDict()
         self.frozen = False
-        self.problems: list[str] = []
-        """What could not be served, and why."""
+        self._problems: dict[AdapterKey, str] = {}
 
     def line(self, key: AdapterKey) -> Line:
         """The key's line; a new one when there is none."""
         return self._lines.setdefault(key, Line(key))
 
-    def lines(self) -> list[Line]:
-        """All that are known."""
-        return list(self._lines.values())
+    def lines(self, model: str | None = None) -> list[Line]:
+        """All that are known, or those of one model."""
+        return [line for line in self._lines.values() if model in (None, line.key.model)]
+
+    @property
+    def problems(self) -> list[str]:
+        """What could not be served, and why."""
+        return list(self._problems.values())
 
     def served(self, key: AdapterKey) -> AdapterRef | None:
         """What requests get under this key now."""
@@ -70,9 +74,20 @@ class Versions:
             return None
         return AdapterRef(key=str(key), version=line.served.version)
 
-    async def restore(self) -> None:
-        """Puts every current version on its host. One made for another model is never served; it is reported."""
+    async def thawed(self) -> None:
+        """Know again whether publishing is frozen."""
         self.frozen = await self._store.get_blob(_FROZEN) == b"1"
+
+    async def restore(self, model: str) -> None:
+        """Puts every current version of this model on its host, which is new to us. One made for another model is
+        never served; it is reported.
+        """
+        for line in self.lines(model):
+            line.served = line.working = None
+            line.epoch += 1
+            self._problems.pop(line.key, None)
+        for name in [name for name in self._pinned if AdapterKey.parse(name.rpartition("@")[0]).model == model]:
+            del self._pinned[name]
         current = await self._store.current_versions()
         newest: dict[str, AdapterRecord] = {}
         records: dict[tuple[str, int], AdapterRecord] = {}
@@ -81,7 +96,7 @@ class Versions:
             records[record.key, record.version] = record
         for text, last in newest.items():
             key = AdapterKey.parse(text)
-            if key.model in self._hosts:
+            if key.model == model:
                 line = self.line(key)
                 line.latest = last.version
                 await self._restore(line, records.get((text, current.get(text, 0))))
@@ -93,11 +108,11 @@ class Versions:
             return
         host = self._hosts[line.key.model]
         if not self._fits(record):
-            self.problems.append(
+            self._problems[line.key] = (
                 f"adapter {record.key}@{record.version} was made for {record.fingerprint}, "
                 f"but the model is {host.fingerprint}: it is not served"
             )
-            _log.warning(self.problems[-1])
+            _log.warning("%s", self._problems[line.key])
             return
         await host.put_adapter(record.key, record.version, record.weights)
         line.served = line.working = record
