@@ -48,11 +48,13 @@ model = PeftModel.from_pretrained(model, "{name}")  # the path of this folder
 ## vLLM, without our plug-in
 
 ```
-vllm serve {model} --enable-lora --max-lora-rank {rank} --lora-target-modules {head} \\
-    --lora-modules {name}=/path/to/{name}
+vllm serve {model} --enable-lora --max-lora-rank {rank} --max-loras 2 \\
+    --lora-target-modules {head} --lora-modules {name}=/path/to/{name}
 ```
 Ask with `"model": "{name}"`. vLLM takes a LoRA on lm_head for architectures that allow it (Llama, Qwen3, Mixtral,
-Granite and others; not Qwen2 or Gemma 3) and for at most {vocabulary} tokens{beyond}.
+Granite and others; not Qwen2 or Gemma 3) and for at most {vocabulary} tokens{beyond}. On vLLM's CPU build let
+`--max-loras` be one more than the adapters you load: while every slot is taken, requests without adapter get the
+last slot's (seen in 0.32.0).
 """
 
 _TIED = """
