@@ -92,7 +92,7 @@ class Engine:
         return [self._answer(out, logits) for out in outputs]
 
     def tell_ends(self):
-        """Workers hear of a request's end with the next step, which an idle offline engine does not take by itself."""
+        """Workers hear of a request's end with the next step, which an idle offline engine does not take."""
         self.generate([[1]], tokens=1, logits=False)
 
     def _answer(self, out, logits):

@@ -9,9 +9,9 @@ import sys
 def interpret_on_cpu():
     os.environ["TRITON_INTERPRET"] = "1"
     import triton.backends
-    import triton.runtime.driver
     from triton.backends.compiler import BaseBackend, GPUTarget
     from triton.backends.driver import DriverBase
+    from triton.runtime import driver
 
     class CpuDriver(DriverBase):
         @staticmethod
@@ -50,5 +50,5 @@ def interpret_on_cpu():
             return True
 
     triton.backends.backends["cpu"] = triton.backends.Backend(compiler=BaseBackend, driver=Listed)
-    triton.runtime.driver.driver.set_active(CpuDriver())
+    driver.set_active(CpuDriver())
     assert "vllm" not in sys.modules

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine import Engine, adapter_arrays
-from engine import capture
+from engine import Engine, adapter_arrays, capture
 
 PROMPTS = [[5 + i, 6 + i, 7 + i, 8 + i] * 6 for i in range(4)]
 EXTRAS = [{"sona": "a", "sona_rid": "s0"}, None, {"sona": "a", "sona_rid": "s2"}, {"sona_rid": "s3"}]

@@ -1,4 +1,4 @@
-"""One worker among the ranks of its engine. Tensor parallelism: hidden states are the same on every rank, each holds
+"""One worker among the ranks of its engine. Tensor parallelism: hidden states are the same on every rank, each has
 a shard of the vocabulary, and a call reaches all of them. Only the last pipeline rank has hidden states at all.
 """
 
