@@ -8,7 +8,7 @@ each position enter (`SampledHead`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -68,7 +68,13 @@ def describe_head(
     bias = model_logits(torch.zeros(1, hidden_dim, dtype=dtype, device=device))[0, :vocab_size].float() / scale
     rows = _RowsOfModel(model_logits, hidden_dim, dtype, device, scale, bias)
     sampled = SampledHead(
-        model_logits, rows, hidden_dim=hidden_dim, vocab_size=vocab_size, device=device, bias=bias, scale=scale
+        lambda hidden: model_logits(hidden.to(dtype)),
+        rows,
+        hidden_dim=hidden_dim,
+        vocab_size=vocab_size,
+        device=device,
+        bias=bias,
+        scale=scale,
     )
     return Described(sampled, f"top-k mode: {reason}")
 
@@ -124,7 +130,7 @@ def _difference(head: DenseHead, probe: torch.Tensor, expected: torch.Tensor) ->
 
 
 class _RowsOfModel:
-    """Rows of a linear head from its answers to unit vectors, 64 of them at a time; kept for the next question."""
+    """Rows of a linear head, from its answers to unit vectors, 64 of them at a time."""
 
     def __init__(
         self,
@@ -138,8 +144,8 @@ class _RowsOfModel:
         self._model_logits, self._dim, self._dtype, self._device = model_logits, hidden_dim, dtype, device
         self._scale, self._bias = scale, bias
 
-    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        """(k,) -> (k, d) float32."""
+    def __call__(self, ids: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+        """(k,) -> (k, d) float32, a slice a product with the head."""
         out = torch.empty(len(ids), self._dim, device=self._device)
         for start in range(0, self._dim, 64):
             stop = min(start + 64, self._dim)
@@ -147,4 +153,5 @@ class _RowsOfModel:
             units[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
             logits = self._model_logits(units)
             out[:, start:stop] = (logits[:, ids].float() / self._scale - self._bias[ids]).T
+            yield
         return out

@@ -1,0 +1,201 @@
+"""Rows, steps and captures over a fake runner: no vLLM here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fake_vllm import RunnerV1, new_request, scheduled, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sona_stream_adapters.vllm_plugin.adapters import AdapterTable
+from sona_stream_adapters.vllm_plugin.captures import CaptureStore
+from sona_stream_adapters.vllm_plugin.counters import Counters
+from sona_stream_adapters.vllm_plugin.episodes import EpisodeStore
+from sona_stream_adapters.vllm_plugin.hook import Hook
+from sona_stream_adapters.vllm_plugin.ring import CaptureRing
+from sona_stream_adapters.vllm_plugin.runners import RunnerWraps, problems_of
+from sona_stream_adapters.vllm_plugin.settings import PluginSettings
+
+D, V = 12, 40
+
+
+class Stand:
+    def __init__(self, ring=64, max_delta=1e3, dtype=torch.float32, seed=0):
+        limits = PluginSettings(max_delta=max_delta)
+        self.counters = Counters()
+        self.table = AdapterTable(max_bytes=1 << 20)
+        self.episodes = EpisodeStore(max_bytes=1 << 20, hidden_dim=D, vocab_size=V)
+        self.ring = CaptureRing(ring, D, dtype)
+        self.captures = CaptureStore(self.ring, self.counters, max_bytes=1 << 20)
+        self.hook = Hook(
+            limits, self.counters, self.table, self.episodes, self.ring, self.captures, torch.device("cpu")
+        )
+        self.runner = RunnerV1(torch.randn(V, D, generator=torch.Generator().manual_seed(seed)), seed)
+        self.changed = 0
+        self.wraps = RunnerWraps(self.runner, self.hook, self._model_changed)
+        self.wraps.install()
+
+    def _model_changed(self):
+        self.changed += self.wraps.refresh()
+
+    def expected(self, factors):
+        """Logits of the last step, row i through factors[i]."""
+        hidden = self.runner.hidden.double().numpy()
+        moved = hidden.copy()
+        for i, own in enumerate(factors):
+            for pair in () if own is None else (own.micro, own.base):
+                if pair is not None:
+                    moved[i] += pair.scaling * pair.lora_B.astype(float) @ (pair.lora_A.astype(float) @ hidden[i])
+        return moved @ self.runner.model.W.double().numpy().T
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_every_row_is_its_own_requests(data):
+    """Requests come, go, are reordered and carry drafts; adapters are put and dropped in between."""
+    stand = Stand(ring=512)
+    served = {}
+    bound, seen = {}, 0
+    for step in range(data.draw(st.integers(1, 6))):
+        for key in data.draw(st.sets(st.sampled_from("xyz"), max_size=2)):
+            served[key] = (step + 1, weights(D, rank=1 + step % 3, seed=ord(key) + step, base_rank=step % 2))
+            stand.table.put(key, *served[key])
+        for key in data.draw(st.sets(st.sampled_from("xyz"), max_size=1)):
+            if served.pop(key, None):
+                stand.table.drop(key)
+        finished = data.draw(st.sets(st.sampled_from(sorted(bound)), max_size=2)) if bound else set()
+        new = []
+        for _ in range(data.draw(st.integers(0 if len(bound) > len(finished) else 1, 3))):
+            name, key = f"r{seen}", data.draw(st.sampled_from(["x", "y", "z", None]))
+            seen += 1
+            extra = {} if key is None else {"sona": key}
+            new.append(new_request(name, sona_rid=name, **extra))
+            bound[name] = key
+        for name in finished:
+            del bound[name]
+        order = data.draw(st.permutations(sorted(bound)))
+        drafts = {name: [1] * data.draw(st.integers(1, 2)) for name in order if data.draw(st.booleans())}
+        fresh = {n.req_id for n in new}
+        drafts = {name: tokens for name, tokens in drafts.items() if name not in fresh}
+        tokens = {name: 3 if name in fresh else 1 + len(drafts.get(name, ())) for name in order}
+        ids = torch.full((len(order), 3), -1, dtype=torch.int32)
+        for i, name in enumerate(order):
+            ids[i, : 1 + len(drafts.get(name, ()))] = step + 1
+        stand.runner.step(scheduled(tokens, new=new, finished=finished, drafts=drafts), ids)
+        owners = [name for name in order for _ in range(1 + len(drafts.get(name, ())))]
+        factors = [served[bound[name]][1] if bound[name] in served else None for name in owners]
+        assert np.allclose(stand.runner.drawn_from.double().numpy(), stand.expected(factors), atol=1e-3)
+        plain = stand.runner.hidden @ stand.runner.model.W.T
+        assert torch.equal(stand.runner.unadapted, plain)
+        for i, own in enumerate(factors):
+            assert own is not None or torch.equal(stand.runner.drawn_from[i], plain[i])
+        logp = torch.log_softmax(stand.runner.drawn_from, 1)[:, step + 1]
+        at = 0
+        for name in order:
+            count = 1 + len(drafts.get(name, ()))
+            rows = stand.ring.read(stand.hook.requests.live[name].rows[-count:])
+            assert torch.equal(rows.hidden, stand.runner.hidden[at : at + count])
+            assert torch.allclose(rows.logprobs, logp[at : at + count], atol=1e-5)
+            version = served[bound[name]][0] if bound[name] in served else 0
+            assert rows.versions.tolist() == [version] * count
+            at += count
+    assert stand.counters.mismatch == 0
+    assert stand.counters.disabled == ""
+
+
+def test_chunks_of_a_prompt_and_a_preempted_request_leave_no_tokens():
+    stand = Stand()
+    stand.runner.step(scheduled({"r": 4}, new=[new_request("r", range(10), sona_rid="r")]))
+    stand.runner.step(scheduled({"r": 4}, computed={"r": 4}))
+    tracked = stand.hook.requests.live["r"]
+    assert tracked.rows == []
+    stand.runner.step(scheduled({"r": 2}, computed={"r": 8}))
+    stand.runner.step(scheduled({"r": 1}, computed={"r": 10}, outputs={"r": 1}))
+    assert len(tracked.rows) == 2
+    stand.runner.step(scheduled({"r": 8}, computed={"r": 0}, outputs={"r": 2}, resumed=["r"]))
+    assert len(tracked.rows) == 2
+    stand.runner.step(scheduled({"r": 4}, computed={"r": 8}, outputs={"r": 2}))
+    assert len(tracked.rows) == 3
+    stand.runner.step(scheduled({}, finished=["r"]))
+    assert stand.captures.waiting("r") is tracked
+
+
+def test_several_answers_of_one_id_and_what_the_ring_has_overwritten():
+    stand = Stand(ring=16)
+    new = [new_request(f"{i}_r", sona_rid="r") for i in range(2)]
+    stand.runner.step(scheduled({"0_r": 3, "1_r": 3}, new=new))
+    stand.runner.step(scheduled({}, finished=["0_r", "1_r"]))
+    assert stand.captures.waiting("r") is not None
+    assert stand.captures.waiting("r#1") is not None
+    stand.runner.step(scheduled({"b": 3}, new=[new_request("b", sona_rid="b")]))
+    for i in range(20):
+        stand.runner.step(scheduled({"b": 1}, computed={"b": 3 + i}, outputs={"b": 1 + i}))
+    stand.runner.step(scheduled({}, finished=["b"]))
+    assert stand.captures.waiting("r") is None
+    assert stand.counters.lost_rows == 2
+    assert stand.ring.lost(stand.captures.waiting("b").rows) == 5
+
+
+def test_episode_rows_and_their_share():
+    stand = Stand()
+    rng = np.random.default_rng(0)
+    keys = rng.standard_normal((4, D)).astype(np.float32)
+    mean, spread = np.full(D, 0.2, np.float32), np.full(D, 1.5, np.float32)
+    stand.episodes.put("e", keys, np.array([7, 8, 7, 9], np.int32), mean, spread)
+    new = [
+        new_request("a", sona_rid="a", sona_episodes=["e"], sona_gates=[0.9]),
+        new_request("b", sona_rid="b", sona_episodes=["none"]),
+    ]
+    stand.runner.step(scheduled({"a": 3, "b": 3}, new=new), torch.tensor([[7], [7]], dtype=torch.int32))
+    plain = stand.runner.hidden @ stand.runner.model.W.T
+    assert torch.equal(stand.runner.drawn_from[1], plain[1])
+
+    h = ((stand.runner.hidden[0].numpy() - mean) / spread).astype(float)
+    k = ((keys - mean) / spread).astype(float)
+    s = 0.9 * (k @ h) / np.linalg.norm(k, axis=1) / np.linalg.norm(h)
+    w = np.exp(20 * s) / np.exp(20 * s).sum()
+    share = 0.9 / (1 + np.exp(-25 * (s.max() - 0.4)))
+    model = np.exp(torch.log_softmax(plain[0].double(), 0).numpy())
+    memory = np.zeros(V)
+    np.add.at(memory, [7, 8, 7, 9], w)
+    expected = (1 - share) * model + share * memory
+    assert np.allclose(np.exp(stand.runner.drawn_from[0].double().numpy()), expected, atol=2e-3)
+    rows = stand.ring.read([stand.hook.requests.live[name].rows[0] for name in "ab"])
+    assert rows.memory[1] == 0
+    assert float(rows.memory[0]) == pytest.approx(share * memory[7] / expected[7], abs=5e-3)
+
+
+def test_the_norm_cap_and_low_precision():
+    stand = Stand(max_delta=0.5)
+    own = weights(D, scale=9.0)
+    stand.table.put("x", 1, own)
+    stand.runner.step(scheduled({"r": 3}, new=[new_request("r", sona="x")]))
+    seen = stand.runner.model.seen[0]
+    moved = torch.linalg.vector_norm(seen - stand.runner.hidden) / torch.linalg.vector_norm(stand.runner.hidden)
+    assert float(moved) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_new_model_is_reported_before_its_first_step():
+    stand = Stand()
+    stand.table.put("x", 1, weights(D))
+    stand.runner.model = type(stand.runner.model)(stand.runner.model.W * 2)
+    stand.runner.step(scheduled({"r": 3}, new=[new_request("r", sona="x")]))
+    assert stand.changed == 1
+    assert stand.counters.adapted_rows == 1
+
+
+def test_what_cannot_be_served_is_named():
+    class Strange:
+        batch_sharder = object()
+        model = None
+
+        def execute_model(self, something_else):
+            raise NotImplementedError
+
+    text = " ".join(problems_of(Strange(), object()))
+    for part in ("sample is missing", "does not begin with", "compute_logits is missing", "batch-sharded"):
+        assert part in text
+    runner = RunnerV1(torch.zeros(V, D))
+    assert problems_of(runner, object()) == []

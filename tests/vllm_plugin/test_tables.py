@@ -1,0 +1,117 @@
+"""Adapters, ring and captures by themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fake_vllm import weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sona_stream_adapters.vllm_plugin.adapters import AdapterTable
+from sona_stream_adapters.vllm_plugin.refusal import Refusal
+from sona_stream_adapters.vllm_plugin.ring import CaptureRing
+from sona_stream_adapters.vllm_plugin.settings import SettingsError, is_enabled, read_settings
+
+D = 16
+SIZE = 2 * 2 * D * 4
+"""bytes of one rank-2 adapter"""
+
+
+def test_the_least_recently_used_goes_and_replaced_versions_go_first():
+    table = AdapterTable(max_bytes=3 * SIZE)
+    table.put("a", 1, weights(D))
+    table.put("b", 1, weights(D))
+    table.put("b", 2, weights(D))
+    table.put("c", 1, weights(D))
+    assert [(a.key, a.version) for a in table] == [("a", 1), ("b", 2), ("c", 1)]
+    table.hold("a", None)
+    table.release("a", None)
+    table.put("d", 1, weights(D))
+    assert {a.key for a in table} == {"a", "c", "d"}
+    assert table.evictions == 2
+
+
+def test_what_a_live_request_holds_stays_and_a_full_table_refuses():
+    table = AdapterTable(max_bytes=2 * SIZE)
+    table.put("a", 1, weights(D))
+    table.put("a", 2, weights(D))
+    table.hold("a", 1)
+    table.hold("a", None)
+    with pytest.raises(Refusal, match="SONA_VLLM_ADAPTER_MB"):
+        table.put("b", 1, weights(D))
+    table.release("a", 1)
+    table.put("b", 1, weights(D))
+    assert table.find("a", 1) is None
+    assert table.find("a", None).version == 2
+    table.put("b", 1, weights(D, seed=1))  # the same version again takes its own place
+    assert table.nbytes == 2 * SIZE
+
+
+def test_an_older_version_put_again_is_current_and_drops_are_counted():
+    table = AdapterTable(max_bytes=10 * SIZE)
+    for version in (1, 2, 1):
+        table.put("a", version, weights(D))
+    assert table.find("a", None).version == 1
+    assert table.drop("a", 1) == 1
+    assert table.find("a", None) is None
+    assert table.find("a", 2).version == 2
+    assert table.drop("a") == 1
+    assert table.nbytes == 0
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(0, 6), st.integers(0, 2**16))
+def test_the_gain_is_the_largest_a_row_can_move(rank, base_rank, seed):
+    both = weights(D, rank=rank, base_rank=base_rank, seed=seed)
+    adapter = AdapterTable(max_bytes=1 << 20).put("a", 1, both)
+    whole = sum(pair.lora_B.astype(float) @ pair.lora_A for pair in (both.micro, both.base) if pair is not None)
+    assert adapter.gain == pytest.approx(np.linalg.norm(whole, 2), rel=1e-5)
+    assert torch.allclose(adapter.B.T @ adapter.A, torch.tensor(whole).float(), atol=1e-5)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 5), max_size=40))
+def test_the_ring_gives_back_exactly_what_it_still_holds(sizes):
+    ring, told, value = CaptureRing(12, 3, torch.float32), {}, 0
+    for size in sizes:
+        first = ring.reserve(size)
+        rows = range(first, first + size)
+        values = torch.arange(value, value + size)
+        hidden = values[:, None].float().expand(size, 3)
+        ring.write_hidden(first, hidden, np.arange(value, value + size, dtype=np.int32))
+        ring.write_tokens(first, torch.where(values % 3 == 0, -1, values), values.float(), None)
+        told |= {row: int(v) for row, v in zip(rows, values, strict=True)}
+        value += size
+        for row, expected in told.items():
+            if ring.lost([row]):
+                continue
+            found = ring.read([row])
+            if expected % 3 == 0:
+                assert len(found.token_ids) == 0
+            else:
+                assert found.token_ids.tolist() == [expected] == found.versions.tolist()
+                assert found.hidden.tolist() == [[expected] * 3]
+    kept = [row for row in told if not ring.lost([row])]
+    assert len(kept) >= min(len(told), 12 - 4)
+    assert kept == sorted(told)[-len(kept) :] if kept else True
+    assert ring.reserve(13) is None
+
+
+def test_settings_name_the_variable():
+    assert read_settings({}).adapter_bytes == 64 << 20
+    assert read_settings({"SONA_VLLM_RING_TOKENS": "100"}).ring_tokens == 100
+    for name, value in (
+        ("SONA_VLLM_ADAPTER_MB", "-1"),
+        ("SONA_VLLM_RING_TOKENS", "many"),
+        ("SONA_VLLM_MAX_RANK", "0"),
+        ("SONA_VLLM_MAX_DELTA", "nan"),
+    ):
+        with pytest.raises(SettingsError, match=name):
+            read_settings({name: value})
+    assert is_enabled({"SONA_VLLM": "1"})
+    assert not is_enabled({})
+    with pytest.raises(SettingsError, match="SONA_VLLM"):
+        is_enabled({"SONA_VLLM": "yes"})
+    assert "secret" not in repr(read_settings({"SONA_VLLM_KEY": "secret"}))
