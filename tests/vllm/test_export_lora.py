@@ -99,6 +99,13 @@ def test_stock_vllm_serves_the_exported_folder(odd_folder, tmp_path):
     assert np.array_equal(other.logits, plain[1].logits)
 
 
+def test_the_models_name_in_vllm_is_known_outside(engine, model_folder):
+    from sona_stream_adapters.peft.checkpoint import Checkpoint
+    from sona_stream_adapters.peft.source import fingerprint_in_vllm
+
+    assert fingerprint_in_vllm(Checkpoint(model_folder)) == engine.info["fingerprint"]
+
+
 def test_stock_vllm_equals_the_hook(engine, model_folder, tmp_path):
     from sona_stream_adapters.peft.lora_folder import write_lora_folder
 

@@ -86,14 +86,28 @@ class Checkpoint:
         """(V,) float32, of the few models that have one."""
         return self._tensor(self._stored(f"{self.head_name}.bias")).float() if self.has_head_bias else None
 
-    def fingerprint(self) -> str:
-        """As the local backend computes it from the loaded model."""
+    def head_weight(self) -> torch.Tensor:
+        """(V, d) in the dtype of the file."""
+        return self._tensor(self._head)
+
+    def norms(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The vectors that scale normalised states, by name."""
+        for name, value in self._state.items():
+            if value.ndim == 1 and "norm" in name:
+                yield name, self._tensor(self._stored(name))
+
+    def tokenizer(self) -> Any:
+        """The folder's own. Raises ModelUnavailable."""
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder)
+            return AutoTokenizer.from_pretrained(self.folder)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelUnavailable(f"the tokenizer in {self.folder} cannot be loaded: {error}") from error
+
+    def fingerprint(self) -> str:
+        """As the local backend computes it from the loaded model."""
+        tokenizer = self.tokenizer()
         if all(self._find(name) is not None for name in self._state):
             return model_fingerprint(self._parameters(), self.config, tokenizer)
         from ..local.model import load_model  # weights under other names, converted on the way in

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,23 @@ Gather = Callable[[dict[int, bytes]], list[dict[int, bytes]]]
 """this rank's part -> every rank's parts"""
 
 
-def fingerprint_of(model: Any, layer: Any, model_config: Any, gather: Gather = lambda part: [part]) -> str:
-    """`layer` is the lm_head, or None. Reads a few MB of the model's files."""
+def fingerprint_of(
+    model: Any,
+    layer: Any,
+    model_config: Any,
+    gather: Gather = lambda part: [part],
+    vocabulary: Mapping[str, int] | None = None,
+) -> str:
+    """`layer` is the lm_head, or None. Reads a few MB of the model's files. `vocabulary`: the tokenizer's, where
+    this is asked of files outside vLLM.
+    """
     digest = hashlib.sha256()
     config = getattr(model_config, "hf_text_config", model_config.hf_config)
     numbers = {key: getattr(config, key, None) for key in _CONFIG_KEYS}
     numbers["rope"] = getattr(config, "rope_parameters", None)
     numbers["quantization"] = getattr(model_config, "quantization", None)
     digest.update(json.dumps(numbers, sort_keys=True, default=str).encode())
-    digest.update(_tokenizer(model_config))
+    digest.update(_tokenizer(model_config) if vocabulary is None else _hashed(vocabulary))
     digest.update(_files(model_config))
     for name, values in sorted(model.named_parameters()):
         if values.ndim == 1 and "norm" in name and values.numel():
@@ -91,6 +99,10 @@ def _tokenizer(model_config: Any) -> bytes:
     except Exception as error:
         logger.warning("sona: the tokenizer cannot be read for the fingerprint (%s); its name is used", error)
         return str(model_config.tokenizer).encode()
+    return _hashed(vocabulary)
+
+
+def _hashed(vocabulary: Mapping[str, int]) -> bytes:
     return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).digest()
 
 
