@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["F32", "in_range", "number", "require_finite", "rows", "vector"]
 
 F32 = NDArray[np.float32]
+_FLOAT = np.dtype(np.float32)
 
 
 def rows(value: ArrayLike, dim: int, name: str) -> F32:
@@ -24,8 +25,11 @@ def rows(value: ArrayLike, dim: int, name: str) -> F32:
         raise ValueError(f"{name} must hold real numbers only: {error}") from None
     if given.dtype.kind not in "fiub":
         raise ValueError(f"{name} must hold real numbers only, not {given.dtype}")
-    with np.errstate(over="ignore"):
-        array = given.astype(np.float32, copy=False)
+    if given.dtype == _FLOAT:
+        array = given
+    else:
+        with np.errstate(over="ignore"):
+            array = given.astype(np.float32)
     if array.ndim not in (1, 2) or array.shape[-1] != dim:
         raise ValueError(f"{name} must have shape ({dim},) or (n, {dim}), not {array.shape}")
     return array if array.flags.carray else np.array(array, dtype=np.float32, order="C")
@@ -33,6 +37,8 @@ def rows(value: ArrayLike, dim: int, name: str) -> F32:
 
 def vector(value: ArrayLike, dim: int, name: str) -> F32:
     """(d,) of any real dtype -> float32; raises ValueError naming the argument."""
+    if type(value) is np.ndarray and value.dtype == _FLOAT and value.shape == (dim,) and value.flags.carray:
+        return value
     array = rows(value, dim, name)
     if array.ndim != 1:
         raise ValueError(f"{name} must have shape ({dim},), not {array.shape}")

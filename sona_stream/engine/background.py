@@ -123,7 +123,7 @@ def _tell(result: CycleResult, buffer: TrajectoryBuffer, begin: int, end: int) -
     for number, record in enumerate(buffer.trajectories.slice(begin, end), begin):
         if record["pattern"] < 0:
             continue
-        query = buffer.queries.get([int(record["query"])])[0]
+        query = buffer.queries.get_one(int(record["query"]))
         outcome = Outcome(
             quality=float(record["quality"]),
             reward=float(record["reward"]),

@@ -8,10 +8,10 @@ observation weighs 2^(1/half_life) more than the one before, and the unit is tak
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from ..events import PATTERN_TYPES, PatternType
 from ..kernels import Kernels
 from .arrays import F32
+from .centroids import Centroids
 from .pattern import LearnedPattern, RouteStats
 from .trajectories import Outcome
 
 __all__ = ["PATTERN_ROW", "PatternBank", "Recorded", "RouteSums", "pattern_type_of"]
 
 _MERGE_SIMILARITY = 0.95
-_WARD_LIMIT = 256
-"""In a larger bank the pairwise search is left to the background cycle."""
 _MAX_MEMORY = 512.0
 """Members after which a centroid keeps moving at a constant rate."""
 
@@ -48,13 +47,30 @@ PATTERN_ROW = np.dtype(
         ("hits", "i8"),
     ]
 )
+_EMPTY = np.zeros((), PATTERN_ROW)
 _GENERAL = PATTERN_TYPES.index("General")
 RouteSums = NDArray[np.float64]
 """(6,): judged, sum of quality, costed, sum of cost, timed, sum of latency"""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Recorded:
+class _Columns(NamedTuple):
+    """The fields of the rows, each a view (room,): an element of one costs a third of a field of a row."""
+
+    serial: NDArray[np.int64]
+    size: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    length: NDArray[np.float64]
+    judged: NDArray[np.float64]
+    quality: NDArray[np.float64]
+    rewarded: NDArray[np.float64]
+    reward: NDArray[np.float64]
+    votes: NDArray[np.float64]
+    created: NDArray[np.float64]
+    accessed: NDArray[np.float64]
+    hits: NDArray[np.int64]
+
+
+class Recorded(NamedTuple):
     """The pattern a query joined, and what was known there before."""
 
     serial: int
@@ -83,10 +99,9 @@ class PatternBank:
         self.dim, self.limit = dim, limit
         self.open_similarity, self.half_life = open_similarity, half_life
         self.kernels = kernels
-        room = min(limit, 16)
-        self._centroids = np.zeros((room, dim), np.float32)
-        self._rows = np.zeros(room, PATTERN_ROW)
-        self._gram = np.zeros((room, room), np.float32)
+        self._growth = 2.0 ** (1.0 / half_life)
+        self._centroids = Centroids(dim, limit, kernels)
+        self._set_rows(np.zeros(min(limit, 16), PATTERN_ROW))
         self.routes: list[dict[str, RouteSums]] = []
         self.unit = 1.0
         self.learned = 0
@@ -100,7 +115,7 @@ class PatternBank:
     @property
     def centroids(self) -> F32:
         """(m, e) unit rows; a view"""
-        return self._centroids[: len(self)]
+        return self._centroids.rows
 
     @property
     def rows(self) -> NDArray[np.void]:
@@ -111,21 +126,19 @@ class PatternBank:
         """Unit vector (e,) of one judged query."""
         self._age()
         i = self._place(u)
-        row = self._rows[i]
+        of, unit = self._of, self.unit
+        judged, quality = of.judged.item(i), of.quality.item(i)
+        rewarded, reward = of.rewarded.item(i), of.reward.item(i)
         known = Recorded(
-            int(row["serial"]),
-            _mean(row["quality"], row["judged"]),
-            float(row["judged"]) / self.unit,
-            _mean(row["reward"], row["rewarded"]),
-            float(row["rewarded"]) / self.unit,
+            of.serial.item(i), _mean(quality, judged), judged / unit, _mean(reward, rewarded), rewarded / unit
         )
-        row["judged"] += self.unit
-        row["quality"] += self.unit * outcome.quality
+        of.judged[i] = judged + unit
+        of.quality[i] = quality + unit * outcome.quality
         if not math.isnan(outcome.reward):
-            row["rewarded"] += self.unit
-            row["reward"] += self.unit * outcome.reward
+            of.rewarded[i] = rewarded + unit
+            of.reward[i] = reward + unit * outcome.reward
         if outcome.vote >= 0:
-            row["votes"][outcome.vote] += self.unit * outcome.vote_weight
+            of.votes[i, outcome.vote] += unit * outcome.vote_weight
         if outcome.route is not None:
             self._count_route(i, outcome)
         self._merge_copy(i)
@@ -135,8 +148,8 @@ class PatternBank:
         """A labelled query (e,) without a judgement; -> serial of its pattern."""
         self._age()
         i = self._place(u)
-        self._rows[i]["votes"][vote] += self.unit * weight
-        serial = int(self._rows[i]["serial"])
+        self._of.votes[i, vote] += self.unit * weight
+        serial = self._of.serial.item(i)
         self._merge_copy(i)
         return serial
 
@@ -190,116 +203,89 @@ class PatternBank:
     def _place(self, u: F32) -> int:
         """Join, or open; -> index."""
         if not len(self):
-            return self._open(u)
-        cosines = self.kernels.scores(self.centroids, u)
-        nearest = int(cosines.argmax())
+            return self._open(u, None)
+        nearest, cosines = self._centroids.closest(u)
         if cosines[nearest] < self.open_similarity:
             if len(self) < self.limit:
-                return self._open(u)
-            if self.limit > 1 and len(self) <= _WARD_LIMIT and self._make_room(cosines):
-                return self._open(u)
-        self._join(nearest, u)
+                return self._open(u, cosines)
+            room = self._make_room(cosines)
+            if room is not None:
+                return self._open(u, room)
+        self._join(nearest, u, cosines)
         return nearest
 
-    def _join(self, i: int, u: F32) -> None:
-        row = self._rows[i]
-        memory = min(float(row["weight"]) / self.unit, _MAX_MEMORY)
-        moved = self._centroids[i] * np.float32(memory * float(row["length"])) + u
-        length = math.sqrt(float(moved @ moved))
-        if length > 0:
-            self._centroids[i] = moved / np.float32(length)
-        row["length"] = length / (memory + 1.0)
-        row["weight"] += self.unit
-        row["size"] += 1
-        self._refresh_gram(i)
+    def _join(self, i: int, u: F32, cosines: NDArray[np.float64]) -> None:
+        of = self._of
+        weight = of.weight.item(i)
+        memory = min(weight / self.unit, _MAX_MEMORY)
+        norm = self._centroids.join(i, memory * of.length.item(i), u, cosines)
+        of.length[i] = norm / (memory + 1.0)
+        of.weight[i] = weight + self.unit
+        of.size[i] += 1
 
-    def _open(self, u: F32) -> int:
-        i = self._append(u)
-        now = time.time()
-        row = self._rows[i]
-        row["serial"], row["size"], row["weight"], row["length"] = self.learned, 1, self.unit, 1.0
-        row["created"] = row["accessed"] = now
+    def _open(self, u: F32, cosines: NDArray[np.float64] | None) -> int:
+        i = self._append(u, cosines)
+        of = self._of
+        of.serial[i], of.size[i], of.weight[i], of.length[i] = self.learned, 1, self.unit, 1.0
+        of.created[i] = of.accessed[i] = time.time()
         self.learned += 1
         return i
 
-    def _append(self, centroid: F32) -> int:
-        i = len(self)
+    def _append(self, centroid: F32, cosines: NDArray[np.float64] | None = None) -> int:
+        i = self._centroids.append(centroid, cosines)
         if i == len(self._rows):
             room = min(self.limit, 2 * i)
-            self._centroids = np.concatenate([self._centroids, np.zeros((room - i, self.dim), np.float32)])
-            self._rows = np.concatenate([self._rows, np.zeros(room - i, PATTERN_ROW)])
-            if room <= _WARD_LIMIT:
-                self._gram = np.pad(self._gram, (0, room - i))
-        self._centroids[i] = centroid
-        self._rows[i] = np.zeros((), PATTERN_ROW)
+            self._set_rows(np.concatenate([self._rows, np.zeros(room - i, PATTERN_ROW)]))
+        self._rows[i] = _EMPTY
         self.routes.append({})
-        self._refresh_gram(i)
         return i
 
-    def _refresh_gram(self, i: int) -> None:
-        m = len(self)
-        if m <= len(self._gram):
-            self._gram[i, :m] = self._gram[:m, i] = self.kernels.scores(self.centroids, self._centroids[i])
+    def _make_room(self, cosines: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Merge the cheapest pair when that costs less than letting the stranger join its cheapest pattern.
 
-    def _make_room(self, cosines: F32) -> bool:
-        """Merge the cheapest pair when that costs less than letting the stranger join its cheapest pattern."""
-        m = len(self)
-        weight = self.rows["weight"] / self.unit
-        length = self.rows["length"]
-        join = weight / (weight + 1) * (1 + length**2 - 2 * length * cosines)
-        pair = np.multiply.outer(weight, weight) / np.add.outer(weight, weight)
-        pair *= np.add.outer(length**2, length**2) - 2 * np.multiply.outer(length, length) * self._gram[:m, :m]
-        np.fill_diagonal(pair, np.inf)
-        i, j = divmod(int(pair.argmin()), m)
-        if pair[i, j] >= join.min():
-            return False
-        self._merge(i, j)
-        return True
+        -> (m - 1,) the stranger's cosines to what there is then; None when nothing was merged.
+        """
+        pair = self._centroids.cheapest_merge(self._of.weight, self._of.length, cosines, self.unit)
+        if pair is None:
+            return None
+        i, a, j, b, norm = self._merge(*pair)
+        if norm > 0:
+            cosines[i] = (a * cosines[i] + b * cosines[j]) / norm
+        cosines[j] = cosines[-1]
+        return cosines[:-1]
 
     def _merge_copy(self, i: int) -> None:
-        m = len(self)
-        if m < 2 or m > len(self._gram):
-            return
-        near = self._gram[i, :m].copy()
-        near[i] = -1.0
-        j = int(near.argmax())
-        if near[j] >= _MERGE_SIMILARITY:
+        j, cosine = self._centroids.twin(i)
+        if cosine >= _MERGE_SIMILARITY:
             self._merge(i, j)
 
-    def _merge(self, i: int, j: int) -> None:
-        """The heavier of two patterns takes the other in; the last pattern moves into the free place."""
-        if self._rows[i]["weight"] < self._rows[j]["weight"]:
+    def _merge(self, i: int, j: int) -> tuple[int, float, int, float, float]:
+        """The heavier of two patterns takes the other in; the last pattern moves into the free place.
+
+        -> heavier, its share, lighter, its share, norm of the sum
+        """
+        of = self._of
+        if of.weight[i] < of.weight[j]:
             i, j = j, i
-        into, gone = self._rows[i], self._rows[j]
-        a, b = float(into["weight"] * into["length"]), float(gone["weight"] * gone["length"])
-        moved = np.float32(a) * self._centroids[i] + np.float32(b) * self._centroids[j]
-        norm = math.sqrt(float(moved @ moved))
-        if norm > 0:
-            self._centroids[i] = moved / np.float32(norm)
-        into["length"] = norm / float(into["weight"] + gone["weight"])
-        for field in ("size", "weight", "judged", "quality", "rewarded", "reward", "votes", "hits"):
-            into[field] += gone[field]
-        into["created"] = min(into["created"], gone["created"])
-        into["accessed"] = max(into["accessed"], gone["accessed"])
+        a, b = of.weight.item(i) * of.length.item(i), of.weight.item(j) * of.length.item(j)
+        norm = self._centroids.merge(i, j, a, b)
+        of.length[i] = norm / (of.weight.item(i) + of.weight.item(j))
+        for sums in (of.size, of.weight, of.judged, of.quality, of.rewarded, of.reward, of.votes, of.hits):
+            sums[i] += sums[j]
+        of.created[i] = min(of.created[i], of.created[j])
+        of.accessed[i] = max(of.accessed[i], of.accessed[j])
         for route, sums in self.routes[j].items():
             self.routes[i][route] = self.routes[i].get(route, np.zeros(6)) + sums
-        self.aliases[int(gone["serial"])] = int(into["serial"])
+        self.aliases[of.serial.item(j)] = of.serial.item(i)
         while len(self.aliases) > _MAX_ALIASES:
             del self.aliases[next(iter(self.aliases))]
-        self._refresh_gram(i)
-        self._remove(j)
-
-    def _remove(self, j: int) -> None:
-        last = len(self) - 1
-        self._centroids[j], self._rows[j], self.routes[j] = (
-            self._centroids[last],
-            self._rows[last],
-            self.routes[last],
-        )
-        if last < len(self._gram):
-            self._gram[j], self._gram[:, j] = self._gram[last], self._gram[:, last]
-            self._gram[j, j] = 1.0
+        self._rows[j], self.routes[j] = self._rows[len(self) - 1], self.routes[-1]
         self.routes.pop()
+        return i, a, j, b, norm
+
+    def _set_rows(self, rows: NDArray[np.void]) -> None:
+        self._rows = rows
+        self._of = _Columns(*(rows[name] for name in _Columns._fields))
 
     def _count_route(self, i: int, outcome: Outcome) -> None:
         assert outcome.route is not None
@@ -310,7 +296,7 @@ class PatternBank:
                 sums[at + 1] += self.unit * value
 
     def _age(self) -> None:
-        self.unit *= 2.0 ** (1.0 / self.half_life)
+        self.unit *= self._growth
         if self.unit > 1e6:
             for field in ("weight", "judged", "quality", "rewarded", "reward", "votes"):
                 self._rows[field] /= self.unit
@@ -323,7 +309,7 @@ class PatternBank:
         serial, size, weight, _, judged, quality, _, _, votes, created, accessed, hits = self._rows[i].item()
         return LearnedPattern(
             id=f"p{serial}",
-            centroid=self._centroids[i].copy(),
+            centroid=self.centroids[i].copy(),
             cluster_size=size,
             total_weight=weight / self.unit,
             avg_quality=_mean(quality, judged),

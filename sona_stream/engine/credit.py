@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..kernels import Kernels
 from .bank import Recorded
 from .baselines import RunningBaseline
 from .trajectories import Step
@@ -24,23 +25,20 @@ from .trajectories import Step
 __all__ = ["Credit", "attention_weight"]
 
 
-def attention_weight(attention: ArrayLike) -> float:
+def attention_weight(attention: ArrayLike, kernels: Kernels) -> float:
     """(n,) attention weights -> in [0.5, 1]: 1 - entropy / (2 log n), so a step that attended to one place counts
     twice as much as one that attended everywhere alike. Without weights: 1. Raises ValueError unless finite.
     """
     if isinstance(attention, (list, tuple)) and not attention:
         return 1.0
     try:
-        weights = np.abs(np.asarray(attention, dtype=np.float64)).ravel()
+        weights = np.array(attention, dtype=np.float64).ravel()
     except (TypeError, ValueError) as error:
         raise ValueError(f"attention_weights must hold real numbers only: {error}") from None
-    if not np.isfinite(weights).all():
-        raise ValueError("attention_weights must be finite (NaN or infinity found)")
-    total = weights.sum()
-    if len(weights) < 2 or total <= 0:
-        return 1.0
-    share = weights[weights > 0] / total
-    return 1.0 + float((share * np.log(share)).sum()) / (2.0 * math.log(len(weights)))
+    weight = kernels.attention_weight(weights)
+    if math.isnan(weight):
+        raise ValueError("attention_weights must be finite, and their sum too (NaN or infinity found)")
+    return weight
 
 
 _FINAL = 2.0
@@ -62,14 +60,10 @@ class Credit:
         """
         final = _FINAL * self._quality.advantage(quality, known.quality, known.judged)
         self._quality.observe(quality)
-        judged = [step for step in steps if step.kind == 0]
-        parts = {id(step): part for step, part in zip(judged, self._step_parts(judged, known), strict=True)}
-        out = np.ones(len(steps), np.float32)
-        for i, step in enumerate(steps):
-            if step.kind == 0:
-                value = step.weight * (parts[id(step)] + final)
-                out[i] = min(value, 0.0) if quality < self._threshold else value
-        return out
+        parts = iter(self._step_parts([step for step in steps if step.kind == 0], known))
+        most = 0.0 if quality < self._threshold else math.inf
+        out = [1.0 if step.kind else min(step.weight * (next(parts) + final), most) for step in steps]
+        return np.array(out, np.float32)
 
     def _step_parts(self, steps: Sequence[Step], known: Recorded) -> list[float]:
         if len(steps) == 1:

@@ -97,7 +97,7 @@ def _lesson(
     config: SonaConfig,
     kernels: Kernels,
 ) -> tuple[F32, F32, float] | None:
-    query = buffer.queries.get([int(record["query"])])[0]
+    query = buffer.queries.get_one(int(record["query"]))
     activations = buffer.vectors.get(own["slot"])
     with_extra = np.where(own["extra"] >= 0, own["extra"], own["slot"])
     extras = buffer.vectors.get(with_extra) if np.any(own["kind"]) else activations

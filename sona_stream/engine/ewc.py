@@ -87,7 +87,7 @@ class TaskMemory:
         """One step of the micro-LoRA back towards what each earlier task had, on a sample of its inputs; and the
         directions those inputs use, for its next own step to avoid.
         """
-        if self._pull_rate == 0:
+        if self._pull_rate == 0 or not self.done:
             return
         guard = np.zeros_like(micro.guard)
         for task in self.done:
@@ -116,8 +116,8 @@ class TaskMemory:
         One strange block may be a burst, or straddle the boundary; only a second one in a row is a switch.
         """
         block, self._block = self._block, []
-        X = self.pool.get(block)
-        U = X / np.linalg.norm(X, axis=1, keepdims=True)
+        U = self.pool.get(block)
+        U /= np.sqrt(np.einsum("ij,ij->i", U, U))[:, None]
         strange = not self._belongs(U, self.current)
         if strange and not self._suspect:
             self._suspect = block
@@ -128,7 +128,7 @@ class TaskMemory:
         if strange:
             self._consolidate()
             known = [task for task in self.done if self._belongs(U, task)]
-            self.current = known[0] if known else Task(np.zeros(X.shape[1], np.float32))
+            self.current = known[0] if known else Task(np.zeros(U.shape[1], np.float32))
         self._absorb(self.current, U, block)
         return True
 
@@ -162,23 +162,27 @@ class TaskMemory:
         if task.count == 0:
             task.variance = float(cosines.var())
         task.mean += share * (U.mean(axis=0) - task.mean)
-        for slot in block:
-            task.count += 1
-            self._reservoir(task, slot)
+        self._reservoir(task, block)
 
-    def _reservoir(self, task: Task, slot: int) -> None:
-        if len(task.slots) < _RESERVOIR:
-            task.slots.append(slot)
-            return
-        at = int(self._random.integers(task.count))
-        if at < _RESERVOIR:
-            slot, task.slots[at] = task.slots[at], slot
-        self.pool.free(slot)
+    def _reservoir(self, task: Task, block: list[int]) -> None:
+        """Every input so far has the same chance to be among the kept ones."""
+        room = _RESERVOIR - len(task.slots)
+        task.slots += block[:room]
+        late = block[room:]
+        counts = np.arange(task.count + len(block) - len(late), task.count + len(block)) + 1
+        for slot, at in zip(late, self._random.integers(counts).tolist(), strict=True):
+            kept = at < _RESERVOIR
+            self.pool.free(task.slots[at] if kept else slot)
+            if kept:
+                task.slots[at] = slot
+        task.count += len(block)
 
 
 def _outside_cosines(task: Task, U: F32) -> NDArray[np.float64]:
     """(n, d) -> (n,) cosine of each input to the mean of inputs it is not itself part of"""
-    others = task.mean if task.count else (U.sum(axis=0) - U) / np.float32(len(U) - 1)
+    if task.count:
+        return np.asarray(U @ task.mean / max(float(np.linalg.norm(task.mean)), 1e-30), dtype=np.float64)
+    others = (U.sum(axis=0) - U) / np.float32(len(U) - 1)
     norms = np.linalg.norm(others, axis=-1)
     return np.asarray((U * others).sum(axis=1) / np.maximum(norms, 1e-30), dtype=np.float64)
 

@@ -43,29 +43,42 @@ def lesson_of(
     kernels: Kernels,
 ) -> Lesson | None:
     """Query (e,), activations and extras (S, d), kinds and advantages (S,) -> the lesson, or None without steps."""
+    same = config.embedding_dim == config.hidden_dim
+    if not any(kinds):
+        return _judged_lesson(query if same else None, activations, advantages, served, kernels)
     inputs: list[F32] = []
     pushes: list[F32] = []
     squares: list[float] = []
     kind = np.asarray(kinds)
     judged = kind == 0
     if judged.any():
-        x = query if config.embedding_dim == config.hidden_dim else activations[judged].mean(axis=0)
-        out, _ = kernels.lora_row(x, *served)
-        weight = advantages[judged]
-        pushes.append((weight @ (activations[judged] - out)) / np.float32(len(weight)))
-        inputs.append(x)
-        squares.append(float(weight @ weight) / len(weight))
+        part = _judged_lesson(query if same else None, activations[judged], advantages[judged], served, kernels)
+        assert part is not None
+        inputs.append(part.X[0])
+        pushes.append(part.push[0])
+        squares.append(part.strength**2)
     for s in np.flatnonzero(~judged):
         x = activations[s]
         push = -extras[s] if kind[s] == 2 else extras[s] - kernels.lora_row(x, *served)[0]
         inputs.append(x)
         pushes.append(push)
         squares.append(_demonstration_strength(x, push, kind[s], config.micro_lora_lr) ** 2)
-    if not inputs:
-        return None
     X = np.ascontiguousarray(np.stack(inputs), dtype=np.float32)
     push_rows = np.ascontiguousarray(np.stack(pushes), dtype=np.float32)
     return Lesson(X, push_rows, math.sqrt(sum(squares) / len(squares)))
+
+
+def _judged_lesson(
+    query: F32 | None, activations: F32, advantages: NDArray[np.float32], served: tuple[F32, F32], kernels: Kernels
+) -> Lesson | None:
+    """One row: what rewards alone say of the steps."""
+    if not len(advantages):
+        return None
+    x = query if query is not None else activations.mean(axis=0)
+    weights = np.ascontiguousarray(advantages)
+    push = np.empty((1, len(x)), np.float32)
+    kernels.micro_push(x, activations, weights, *served, push[0])
+    return Lesson(x[None], push, math.sqrt(float(weights @ weights) / len(weights)))
 
 
 def _demonstration_strength(x: F32, push: F32, kind: int, lr: float) -> float:
@@ -93,7 +106,10 @@ class InstantLoop:
     def flush(self) -> int:
         """Step with what waits; -> how many trajectories it held."""
         waiting, self._waiting = self._waiting, []
-        if waiting:
+        if len(waiting) == 1:
+            lesson = waiting[0]
+            self._micro.step(lesson.X, lesson.push, lesson.strength)
+        elif waiting:
             X = np.concatenate([lesson.X for lesson in waiting])
             push = np.concatenate([lesson.push for lesson in waiting])
             strength = math.sqrt(sum(lesson.strength**2 for lesson in waiting) / len(waiting))

@@ -19,15 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels import Kernels
+from ..kernels import BROKEN, MOVED, UNTOUCHED, Kernels
 from .arrays import F32
 
 __all__ = ["MicroLora", "frozen"]
 
-_BETA1, _BETA2 = 0.98, 0.99
-_SEEN = 0.02
-"""Share of the newest batch in the running second moment of A x."""
-_DAMP = 1e-3
+_RATES = np.array([0.02, 0.01, 0.02, 1e-3])
+"""Share of the newest batch in the mean gradients, in their mean squares, in the moment of A x; and the damping."""
 _MIN_STRENGTH = 1e-3
 
 F64 = NDArray[np.float64]
@@ -52,15 +50,14 @@ class MicroLora:
         self.Bt = np.zeros((rank, dim), np.float32)
         self._mean_A = np.zeros((rank, dim), np.float32)
         self._mean_Bt = np.zeros((rank, dim), np.float32)
-        self._square_A = 0.0
-        self._square_Bt = 0.0
+        self._running: F64 = np.zeros(3)
+        """mean square of either factor's scaled gradients, and the typical change of the outputs"""
         self._seen: F64 = np.zeros((rank, rank))
         self.guard: F64 = np.zeros((rank, rank))
         """second moment of A x on inputs of earlier tasks, times its weight: steps avoid those directions of Bt"""
         self.born = False
         self.steps = 0
         self.rejected = 0
-        self._typical = 0.0
         self.served: tuple[F32, F32] = (frozen(self.A), frozen(self.Bt))
 
     def step(self, X: F32, push: F32, strength: float, trajectories: int = 1) -> bool:
@@ -68,43 +65,38 @@ class MicroLora:
 
         The predicted relative change of the outputs is at most lr * trajectories * min(1, strength).
         """
-        if self._lr == 0 or strength < _MIN_STRENGTH or not 0.0 < float(np.vdot(X, X)) < math.inf:
+        if self._lr == 0 or strength < _MIN_STRENGTH:
             return False
         if not self.born:
+            if not 0.0 < float(np.vdot(X, X)) < math.inf:
+                return False
             self._birth(X)
-        self.steps += 1
-        to_A, to_Bt = self._direction(X, push)
-        change = (X @ self.A.T) @ to_Bt + (X @ to_A.T) @ self.Bt
-        size = math.sqrt(float(np.vdot(change, change)) / max(float(np.vdot(X, X)), 1e-30))
-        if not math.isfinite(size):
-            return self._reject()
-        # A batch that happens to lie where the direction is flat must not license a long step elsewhere.
-        self._typical = max(size, 0.9 * self._typical + 0.1 * size)
-        if self._typical <= 0:
-            return False
-        scale = np.float32(min(self._lr * trajectories, self._max_ratio) * min(1.0, strength) / self._typical)
-        return self._accept(self.A + scale * to_A, self.Bt + scale * to_Bt, X)
-
-    def _direction(self, X: F32, push: F32) -> tuple[F32, F32]:
-        """-> dA (r, d), dBt (r, d), of no particular length"""
-        grad_A, grad_Bt = self._kernels.lora_gradients(push, X, self.A, self.Bt)
-        rank, size = len(self.A), float(np.vdot(X, X)) / len(X)
-        unit = np.eye(rank)
-        Z = (X @ self.A.T).astype(np.float64)
-        moment = Z.T @ Z / len(X)
-        self._seen += (1.0 if self.steps == 1 else _SEEN) * (moment - self._seen)
-        if self.steps == 1:
-            self._seen += 0.1 * np.trace(moment) / rank * unit
-        gram = (self.Bt @ self.Bt.T).astype(np.float64)
-        for_Bt = _inverse(self._seen + self.guard + (_DAMP * np.trace(self._seen) / rank + 1e-12) * unit)
-        for_A = _inverse(gram + (_DAMP * np.trace(gram) / rank + 1e-4 * size) * unit)
-        grad_Bt = for_Bt.astype(np.float32) @ grad_Bt
-        grad_A = for_A.astype(np.float32) @ grad_A / np.float32(size)
-        self._mean_A += np.float32(1 - _BETA1) * (grad_A - self._mean_A)
-        self._mean_Bt += np.float32(1 - _BETA1) * (grad_Bt - self._mean_Bt)
-        self._square_A += (1 - _BETA2) * (float(np.vdot(grad_A, grad_A)) / grad_A.size - self._square_A)
-        self._square_Bt += (1 - _BETA2) * (float(np.vdot(grad_Bt, grad_Bt)) / grad_Bt.size - self._square_Bt)
-        return _scaled(self._mean_A, self._square_A), _scaled(self._mean_Bt, self._square_Bt)
+        A, Bt = np.empty_like(self.A), np.empty_like(self.Bt)
+        # A batch that happens to lie where the direction is flat must not license a long step elsewhere: the length
+        # is over the typical change.
+        done = self._kernels.micro_step(
+            X,
+            push,
+            self.A,
+            self.Bt,
+            self._mean_A,
+            self._mean_Bt,
+            self._seen,
+            self.guard,
+            self._running,
+            _RATES,
+            min(self._lr * trajectories, self._max_ratio) * min(1.0, strength),
+            self._max_ratio,
+            self.steps == 0,
+            A,
+            Bt,
+        )
+        self.steps += done != UNTOUCHED
+        if done == MOVED:
+            self._publish(A, Bt)
+        elif done == BROKEN:
+            self._reject()
+        return done == MOVED
 
     def replace(self, A: F32, Bt: F32, X: F32) -> bool:
         """Take other weights (the EWC pull) under the same checks; moments stay."""
@@ -130,15 +122,20 @@ class MicroLora:
             Bt = Bt * np.float32(self._max_ratio / ratio)
         if not (math.isfinite(ratio) and np.isfinite(A).all() and np.isfinite(Bt).all()):
             return self._reject()
-        self.A, self.Bt = A, Bt
-        self.served = (frozen(A), frozen(Bt))
+        self._publish(np.array(A), np.array(Bt))
         return True
+
+    def _publish(self, A: F32, Bt: F32) -> None:
+        """These arrays are never written to again."""
+        A.setflags(write=False)
+        Bt.setflags(write=False)
+        self.A, self.Bt = self.served = (A, Bt)
 
     def _reject(self) -> bool:
         self.rejected += 1
         self._mean_A[...] = 0
         self._mean_Bt[...] = 0
-        self._square_A = self._square_Bt = 0.0
+        self._running[:2] = 0.0
         return False
 
     def state(self) -> tuple[dict[str, F32], dict[str, Any]]:
@@ -148,8 +145,8 @@ class MicroLora:
             "steps": self.steps,
             "rejected": self.rejected,
             "born": self.born,
-            "typical": self._typical,
-            "squares": [self._square_A, self._square_Bt],
+            "typical": float(self._running[2]),
+            "squares": self._running[:2].tolist(),
             "seen": self._seen.tolist(),
             "guard": self.guard.tolist(),
             "random": self._random.bit_generator.state,
@@ -160,21 +157,8 @@ class MicroLora:
         """Back from `state`."""
         self.A, self.Bt = np.array(arrays["A"]), np.array(arrays["Bt"])
         self._mean_A, self._mean_Bt = np.array(arrays["mean_A"]), np.array(arrays["mean_Bt"])
-        self._square_A, self._square_Bt = numbers["squares"]
+        self._running = np.array([*numbers["squares"], numbers["typical"]], dtype=np.float64)
         self._seen, self.guard = np.array(numbers["seen"]), np.array(numbers["guard"])
         self.steps, self.rejected, self.born = numbers["steps"], numbers["rejected"], numbers["born"]
-        self._typical = numbers["typical"]
         self._random.bit_generator.state = numbers["random"]
         self.served = (frozen(self.A), frozen(self.Bt))
-
-
-def _scaled(mean: F32, square: float) -> F32:
-    return mean / np.float32(math.sqrt(square)) if square > 0 else np.zeros_like(mean)
-
-
-def _inverse(matrix: F64) -> F64:
-    """Of a positive definite (1, 1) or (2, 2); ten times quicker than LAPACK at these sizes."""
-    if len(matrix) == 1:
-        return np.asarray(1.0 / matrix)
-    (a, b), (c, d) = matrix.tolist()
-    return np.asarray(np.array([[d, -b], [-c, a]]) / (a * d - b * c))

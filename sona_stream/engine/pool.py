@@ -58,7 +58,16 @@ class VectorPool:
 
     def get(self, slots: Sequence[int] | NDArray[np.integer[Any]]) -> F32:
         """-> (len(slots), dim) float32"""
-        return self._kernels.dequantize_rows(*self.take_out(slots))
+        out = np.empty((len(slots), self.dim), np.float32)
+        for i, slot in enumerate(slots):
+            self._kernels.dequantize_row(self._row(int(slot)), self._scales[int(slot)], out[i])
+        return out
+
+    def get_one(self, slot: int) -> F32:
+        """-> (dim,) float32"""
+        out = np.empty(self.dim, np.float32)
+        self._kernels.dequantize_row(self._row(slot), self._scales[slot], out)
+        return out
 
     def take_out(self, slots: Sequence[int] | NDArray[np.integer[Any]]) -> tuple[NDArray[np.int8], F32]:
         """-> copies: int8 (len(slots), dim), scales (len(slots),)"""

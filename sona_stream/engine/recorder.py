@@ -143,7 +143,7 @@ class Recorder:
             cost=opened.cost,
             latency=opened.latency,
         )
-        query = self._queries.get([opened.query])[0]
+        query = self._queries.get_one(opened.query)
         known = self._note_pattern(query, outcome) if learn else Recorded(-1, 0.0, 0.0, 0.0, 0.0)
         advantages = self.credit.advantages(opened.steps, quality, known)
         if learn and opened.steps:

@@ -45,7 +45,7 @@ class SonaEngine:
         self.config = config if config is not None else SonaConfig(hidden_dim=hidden_dim)
         c = self.config
         self._kernels = load(compiled=c.enable_simd)
-        self._lora_row = self._kernels.lora_row
+        self._lora_row_into = self._kernels.lora_row_into
         self._shape = (c.hidden_dim,)
         self._lock = threading.Lock()
         self._enabled = True
@@ -77,13 +77,13 @@ class SonaEngine:
         # The straight path of a float32 vector; everything else, and every doubt, goes the long way round.
         if (
             type(x) is np.ndarray
-            and x.dtype is _F32
+            and x.dtype == _F32
             and x.shape == self._shape
             and x.flags.carray
             and self._enabled
         ):
-            out, square = self._lora_row(x, A, Bt)
-            if square <= _LARGEST:
+            out: F32 = np.empty(self._shape, _F32)
+            if self._lora_row_into(x, A, Bt, out) <= _LARGEST:
                 return out
         return self._apply(x, A, Bt)
 
@@ -96,7 +96,9 @@ class SonaEngine:
         if not self._enabled:
             require_finite(array, "x")
             return array.copy()
-        out, square = (self._kernels.lora_row if array.ndim == 1 else self._kernels.lora_batch)(array, A, Bt)
+        out: F32 = np.empty(array.shape, _F32)
+        into = self._lora_row_into if array.ndim == 1 else self._kernels.lora_batch_into
+        square = into(array, A, Bt, out)
         if not square <= _LARGEST:
             require_finite(array, "x")
             if not np.isfinite(out).all():
@@ -138,7 +140,7 @@ class SonaEngine:
             kind, extra = 1, vector(target, d, "target")
         elif grad is not None:
             kind, extra = 2, vector(grad, d, "grad")
-        weight = 1.0 if attention_weights is None else attention_weight(attention_weights)
+        weight = 1.0 if attention_weights is None else attention_weight(attention_weights, self._kernels)
         value = number(reward, "reward")
         at = -1 if layer is None else _layer(layer)
         with self._lock:

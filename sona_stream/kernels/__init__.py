@@ -11,9 +11,9 @@ finiteness (any NaN or infinity in the input makes it non-finite).
 
 from __future__ import annotations
 
-from .contract import Kernels
+from .contract import BROKEN, FLAT, MOVED, UNTOUCHED, Kernels
 
-__all__ = ["Kernels", "load"]
+__all__ = ["BROKEN", "FLAT", "MOVED", "UNTOUCHED", "Kernels", "load"]
 
 
 def load(*, compiled: bool) -> Kernels:

@@ -52,6 +52,15 @@ def test_every_input_form_gives_the_same_float32(taught):
         assert apply(np.zeros((0, 48), np.float32)).shape == (0, 48)
 
 
+def test_an_output_is_as_quick_an_input_as_any(taught, monkeypatch):
+    """Layer after layer is applied to what the last one returned: none of them may go the long way round."""
+    x = np.ones(48, np.float32)
+    once = taught.apply_micro_lora(x)
+    twice = taught.apply_micro_lora(once.tolist())
+    monkeypatch.setattr(taught, "_apply", None)
+    np.testing.assert_array_equal(taught.apply_micro_lora(taught.apply_micro_lora(x)), twice)
+
+
 def test_the_input_is_never_changed_nor_returned(taught):
     x = np.ones(48, np.float32)
     for apply in appliers(taught):

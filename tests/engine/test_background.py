@@ -153,9 +153,9 @@ def test_consolidation_holds_the_base_too(tasks):
     assert left[2000] <= 0.5 * left[0]
 
 
-def filled(tasks, n, dim=512, k=50):
+def filled(tasks, n, dim=512, k=50, **changes):
     random = np.random.default_rng(14)
-    made = tasks.engine(hidden_dim=dim, pattern_clusters=k)
+    made = tasks.engine(hidden_dim=dim, pattern_clusters=k, **changes)
     centres = [tasks.direction(random, dim) for _ in range(16)]
     for i in range(n):
         v = tasks.member(centres[i % 16], 1.0, random)
@@ -177,7 +177,7 @@ def test_older_queries_are_kept_however_many_come_after_them(tasks):
 
 
 def test_recording_goes_on_during_a_cycle_and_nothing_is_lost(tasks):
-    made, centres, random = filled(tasks, 1500)
+    made, centres, random = filled(tasks, 1500, trajectory_capacity=1_000_000)
     text, sent = [], 0
     worker = threading.Thread(target=lambda: text.append(made.force_learn()))
     worker.start()

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from sona_stream.engine.credit import attention_weight
+from sona_stream.kernels import load
+
 
 def deltas(engine, X):
     return engine.apply_micro_lora(X) - X
@@ -177,8 +180,15 @@ def test_attention_weighs_a_step(tasks):
     full, diffuse, sharp = moved([]), moved([0.25] * 4), moved([1.0, 0.0, 0.0, 0.0])
     assert full == pytest.approx(sharp)
     assert diffuse <= full
-    from sona_stream.engine.credit import attention_weight
 
-    assert attention_weight([0.25] * 4) == pytest.approx(0.5)
-    assert 0.5 < attention_weight([0.7, 0.1, 0.1, 0.1]) < 1.0
-    assert attention_weight([1, 0, 0]) == attention_weight([]) == attention_weight([3.0]) == 1.0
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_attention_weights_count_by_their_concentration(compiled):
+    kernels = load(compiled=compiled)
+    assert attention_weight([0.25] * 4, kernels) == pytest.approx(0.5)
+    assert 0.5 < attention_weight([0.7, 0.1, 0.1, 0.1], kernels) < 1.0
+    for alone in ([1, 0, 0], [], [3.0], np.zeros(4), np.array([[0, -2]], np.float16)):
+        assert attention_weight(alone, kernels) == 1.0
+    for bad in ([np.nan], [1.0, np.inf], [1e308, 1e308, 1e308]):
+        with pytest.raises(ValueError, match="attention_weights"):
+            attention_weight(bad, kernels)

@@ -145,7 +145,9 @@ def test_codec_is_within_half_a_step(compiled, shape, exponent):
     X = draw(shape)[0] * np.float32(10.0**exponent)
     codes = np.empty(X.shape, np.int8)
     scales = np.array([kernels.quantize_row(x, code)[0] for x, code in zip(X, codes, strict=True)], np.float32)
-    back = kernels.dequantize_rows(codes, scales)
+    back = np.full_like(X, np.nan)
+    for code, scale, row in zip(codes, scales, back, strict=True):
+        kernels.dequantize_row(code, scale, row)
     assert (np.abs(back - X) <= 0.5001 * scales[:, None] + 1e-38).all()
 
 

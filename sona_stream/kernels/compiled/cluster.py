@@ -6,24 +6,28 @@ import numpy as np
 from numba import types
 
 from ..contract import F32, I8, I64
-from .jit import BLOCK, CODES, MATRIX, ROW, kernel
+from .jit import BLOCK, CODES, LINE, MATRIX, ROW, kernel
 
-__all__ = ["cosine_topk", "dequantize_rows", "kmeans_step", "quantize_row", "scores"]
+__all__ = ["cosine_topk", "dequantize_row", "kmeans_step", "quantize_row", "scores"]
 
-_LINE = types.Array(types.float32, 1, "C", readonly=True)
-_CODE_ROWS = types.Array(types.int8, 2, "C", readonly=True)
+_CODES = types.Array(types.int8, 1, "C", readonly=True)
 _FOUND = types.Array(types.int64, 1, "C")
 
 
-@kernel(types.UniTuple(types.float64, 2)(_LINE, CODES), nogil=False)
+@kernel(types.UniTuple(types.float64, 2)(LINE, CODES), nogil=False)
 def quantize_row(x: F32, out: I8, /) -> tuple[float, float]:
     """(d,) into int8 (d,)"""
-    top = np.float32(0.0)
     square = np.float32(0.0)
     for j in range(x.shape[0]):
         square += x[j] * x[j]
-        top = max(top, abs(x[j]))
-    if not (np.isfinite(square) or np.isfinite(top)) or top / np.float32(127.0) <= 0:
+    # The greatest magnitude by its bits, which order as the magnitudes do (NaN above infinity): unlike a maximum of
+    # floats, which must treat NaN specially, that one is vectorised.
+    bits = x.view(np.int32)
+    greatest = np.zeros(1, np.int32)
+    for j in range(x.shape[0]):
+        greatest[0] = max(greatest[0], bits[j] & np.int32(0x7FFFFFFF))
+    top = greatest.view(np.float32)[0]
+    if not np.isfinite(top) or top / np.float32(127.0) <= 0:
         out[:] = 0
         return 0.0, float(square)
     factor = np.float32(127.0) / top
@@ -32,17 +36,14 @@ def quantize_row(x: F32, out: I8, /) -> tuple[float, float]:
     return float(top / np.float32(127.0)), float(square)
 
 
-@kernel(MATRIX(_CODE_ROWS, _LINE), nogil=True)
-def dequantize_rows(codes: I8, scales: F32, /) -> F32:
-    """int8 (n, d), (n,) -> (n, d)"""
-    out = np.empty(codes.shape, np.float32)
-    for i in range(codes.shape[0]):
-        for j in range(codes.shape[1]):
-            out[i, j] = np.float32(codes[i, j]) * scales[i]
-    return out
+@kernel(types.void(_CODES, types.float32, ROW), nogil=False)
+def dequantize_row(codes: I8, scale: float, out: F32, /) -> None:
+    """int8 (d,) into (d,)"""
+    for j in range(codes.shape[0]):
+        out[j] = np.float32(codes[j]) * scale
 
 
-@kernel(ROW(BLOCK, _LINE), nogil=False)
+@kernel(ROW(BLOCK, LINE), nogil=False)
 def scores(C: F32, q: F32, /) -> F32:
     """(m, d), (d,) -> (m,)"""
     out = np.empty(C.shape[0], np.float32)
@@ -54,7 +55,7 @@ def scores(C: F32, q: F32, /) -> F32:
     return out
 
 
-@kernel(types.Tuple((_FOUND, ROW))(BLOCK, _LINE, types.int64), nogil=False)
+@kernel(types.Tuple((_FOUND, ROW))(BLOCK, LINE, types.int64), nogil=False)
 def cosine_topk(C: F32, q: F32, k: int, /) -> tuple[I64, F32]:
     """(m, d), (d,) -> (k,), (k,)"""
     square = np.float32(0.0)
@@ -81,7 +82,7 @@ def cosine_topk(C: F32, q: F32, k: int, /) -> tuple[I64, F32]:
     return found, best
 
 
-@kernel(types.float64(BLOCK, _LINE, BLOCK, MATRIX, ROW), nogil=True)
+@kernel(types.float64(BLOCK, LINE, BLOCK, MATRIX, ROW), nogil=True)
 def kmeans_step(X: F32, weights: F32, scores: F32, sums: F32, counts: F32, /) -> float:
     """(n, d), (n,), (n, k) into (k, d), (k,)"""
     quality = 0.0

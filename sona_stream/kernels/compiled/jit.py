@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numba as nb
 from numba import types
 
-__all__ = ["BLOCK", "CODES", "INDEX", "MATRIX", "ROW", "STACK", "WEIGHTS", "kernel"]
+__all__ = ["BLOCK", "CODES", "INDEX", "LINE", "LINE64", "MATRIX", "ROW", "SMALL", "STACK", "WEIGHTS", "kernel"]
 
 ROW = types.Array(types.float32, 1, "C")
 MATRIX = types.Array(types.float32, 2, "C")
@@ -22,6 +22,9 @@ STACK = types.Array(types.float32, 3, "C", readonly=True)
 BLOCK = types.Array(types.float32, 2, "C", readonly=True)
 INDEX = types.Array(types.int64, 1, "C", readonly=True)
 CODES = types.Array(types.int8, 1, "C")
+LINE = types.Array(types.float32, 1, "C", readonly=True)
+LINE64 = types.Array(types.float64, 1, "C", readonly=True)
+SMALL = types.Array(types.float64, 2, "C")
 
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 F = TypeVar("F", bound=Callable[..., Any])

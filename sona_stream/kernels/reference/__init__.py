@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .cluster import cosine_topk, dequantize_rows, kmeans_step, quantize_row, scores
+from .bank import attention_weight, blend, cheapest_merge, closest
+from .cluster import cosine_topk, dequantize_row, kmeans_step, quantize_row, scores
 from .lora import (
     fisher_accumulate,
     lora_batch,
@@ -12,11 +13,16 @@ from .lora import (
     lora_row,
     lora_row_into,
 )
+from .micro import micro_push, micro_step
 from .reductions import kl_rows, log_probabilities, softmax_minus_onehot, variance_rows
 
 __all__ = [
+    "attention_weight",
+    "blend",
+    "cheapest_merge",
+    "closest",
     "cosine_topk",
-    "dequantize_rows",
+    "dequantize_row",
     "fisher_accumulate",
     "kl_rows",
     "kmeans_step",
@@ -27,6 +33,8 @@ __all__ = [
     "lora_many",
     "lora_row",
     "lora_row_into",
+    "micro_push",
+    "micro_step",
     "quantize_row",
     "scores",
     "softmax_minus_onehot",

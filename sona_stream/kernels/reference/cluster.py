@@ -6,7 +6,7 @@ import numpy as np
 
 from ..contract import F32, I8, I64
 
-__all__ = ["cosine_topk", "dequantize_rows", "kmeans_step", "quantize_row", "scores"]
+__all__ = ["cosine_topk", "dequantize_row", "kmeans_step", "quantize_row", "scores"]
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -21,9 +21,9 @@ def quantize_row(x: F32, out: I8, /) -> tuple[float, float]:
     return float(scale), float(x @ x)
 
 
-def dequantize_rows(codes: I8, scales: F32, /) -> F32:
-    """int8 (n, d), (n,) -> (n, d)"""
-    return np.asarray(codes * scales[:, None], dtype=np.float32)
+def dequantize_row(codes: I8, scale: float, out: F32, /) -> None:
+    """int8 (d,) into (d,)"""
+    np.multiply(codes, np.float32(scale), out=out)
 
 
 def scores(C: F32, q: F32, /) -> F32:
