@@ -26,6 +26,7 @@ from .engines import Engines, Result, require
 from .locating import Part, parts_of
 from .merging import merge_evaluations, merge_gradients, merge_kls, merge_statistics
 from .messages import (
+    PREFIX,
     Answer,
     Question,
     Receive,
@@ -39,11 +40,10 @@ from .messages import (
     reply,
 )
 
-__all__ = ["PREFIX", "Control"]
+__all__ = ["Control"]
 
 _log = logging.getLogger(__name__)
 
-PREFIX = "/v1/sona"
 _JSON_LIMIT = 16 << 20
 _PER_CAPTURE = ("advantages_", "logprobs_")
 

@@ -10,10 +10,11 @@ from argparse import Namespace
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .control import PREFIX, Control
+from .control import Control
 from .encoding import Encoder
 from .engines import Engines
 from .guard import Guard
+from .messages import PREFIX
 from .settings import SettingsError, is_enabled, read_settings
 
 __all__ = ["SonaEndpoint", "plugin"]

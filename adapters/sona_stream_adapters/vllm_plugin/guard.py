@@ -15,6 +15,7 @@ from typing import Any
 from .messages import (
     CONTROL_HEADER,
     INSTANCE_HEADER,
+    PREFIX,
     App,
     Message,
     Receive,
@@ -33,7 +34,7 @@ __all__ = ["Guard", "Stripped", "replaying", "stripped", "with_body"]
 _ARGUMENTS = ("vllm_xargs", "extra_args")
 _PREFIX = "sona"
 # JSON may spell any of these letters as \u00XX; a body in UTF-16 or UTF-32 has zero bytes.
-_HINTS = re.compile(rb"sona|\\u00[67]|\x00", re.IGNORECASE)
+_HINTS = re.compile(rb"sona|\\u00[4-7]|\x00", re.IGNORECASE)
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 Stripped = tuple[bytes, bool]
@@ -58,7 +59,7 @@ class Guard:
         self._instance, self._models, self._count = instance, models, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope.get("method") not in _WITH_BODY:
+        if scope["type"] != "http" or scope.get("method") not in _WITH_BODY or _is_control(scope):
             await self._app(scope, receive, send)
             return
         try:
@@ -92,6 +93,12 @@ class Guard:
             cleaned = cleaned if named is None else named
             return with_body(scope, cleaned), cleaned
         return scope, body
+
+
+def _is_control(scope: Scope) -> bool:
+    """Whether this goes to our own routes, which look at the key themselves."""
+    path = str(scope["path"]).removeprefix(str(scope.get("root_path") or ""))
+    return path.startswith(f"{PREFIX}/")
 
 
 def stripped(body: bytes, *, multipart: bool = False) -> Stripped:

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 __all__ = [
     "CONTROL_HEADER",
     "INSTANCE_HEADER",
+    "PREFIX",
     "TENSORS",
     "Answer",
     "App",
@@ -39,6 +40,8 @@ CONTROL_HEADER = b"x-sona-control"
 """Bears the key of those who may bind and write adapters."""
 INSTANCE_HEADER = b"x-sona-instance"
 """The engine start that a caller believes to speak to."""
+PREFIX = "/v1/sona"
+"""Where our own routes are."""
 TENSORS = b"application/vnd.safetensors"
 
 
