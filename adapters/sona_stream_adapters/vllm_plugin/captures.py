@@ -16,7 +16,7 @@ from .refusal import Refusal
 from .requests import Tracked
 from .ring import CaptureRing
 
-__all__ = ["CaptureStore", "Kept"]
+__all__ = ["CaptureStore", "Kept", "handle_of"]
 
 MAX_FINISHED = 4096
 """finished requests whose rows wait in the ring"""

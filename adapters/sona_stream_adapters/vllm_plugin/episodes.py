@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .refusal import Refusal
 
-__all__ = ["ActiveEpisodes", "EpisodeStore", "Mixture", "mix"]
+__all__ = ["ActiveEpisodes", "Episode", "EpisodeStore", "Mixture", "Space", "mix"]
 
 NEIGHBOURS = 32
 SHARPNESS = 20.0

@@ -13,7 +13,7 @@ from .counters import Counters
 from .episodes import ActiveEpisodes, EpisodeStore
 from .requests import Tracked
 
-__all__ = ["Plan", "Planner"]
+__all__ = ["Adapted", "Captured", "Mixed", "Plan", "Planner"]
 
 
 @dataclasses.dataclass(slots=True, eq=False)
