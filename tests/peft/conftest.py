@@ -13,10 +13,11 @@ from sona_stream.lora import AdapterRecord
 from sona_stream_adapters.peft.checkpoint import Checkpoint
 
 
-@pytest.fixture(scope="session", params=["untied", "tied"])
+@pytest.fixture(scope="session")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, with a head of its own and without."""
-    return save_tiny_model(tmp_path_factory.mktemp(request.param), tie_word_embeddings=request.param == "tied")
+    """A tiny model with a head of its own; parametrised indirectly with "tied": without one."""
+    name = getattr(request, "param", "untied")
+    return save_tiny_model(tmp_path_factory.mktemp(name), tie_word_embeddings=name == "tied")
 
 
 @pytest.fixture(scope="session")

@@ -19,12 +19,14 @@ from sona_stream.lora import AdapterRecord
 from sona_stream_adapters.local.model import load_model
 from sona_stream_adapters.peft.checkpoint import Checkpoint
 from sona_stream_adapters.peft.lora_folder import lora_factors, write_lora_folder
+from sona_stream_adapters.peft.source import fingerprint_in_vllm
 
 # peft asks transformers by a name that is going away; and it warns of merging into tied weights.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*:UserWarning"),
 ]
+both = pytest.mark.parametrize("folder", ["untied", "tied"], indirect=True)
 
 
 def through_peft(folder, out):
@@ -37,6 +39,7 @@ def through_peft(folder, out):
         return model(torch.tensor([PROMPT])).logits[0], model
 
 
+@both
 def test_peft_computes_what_the_adapter_computes(folder, model, make_record, tmp_path):
     record = make_record()
     said = write_lora_folder(record, model=str(folder), out=tmp_path / "out")
@@ -71,6 +74,7 @@ def test_the_files_are_the_standard_ones(folder, make_record, tmp_path):
     assert not tensors["base_model.model.lm_head.lora_B.weight"][:, 6:].any()
 
 
+@both
 def test_the_card_says_where_it_came_from(folder, make_record, tmp_path):
     record = make_record()
     write_lora_folder(record, model=str(folder), out=tmp_path / "out")
@@ -105,6 +109,7 @@ def test_the_factors_multiply_to_w_times_the_adapter(folder, model, rank, base, 
     assert np.abs(got - wanted).max() <= 2e-6 * max(1.0, np.abs(wanted).max())
 
 
+@both
 def test_sharded_weights_are_read(folder, model, make_record, tmp_path):
     model.save_pretrained(tmp_path / "sharded", max_shard_size="60KB")
     for path in folder.glob("*token*"):
@@ -116,6 +121,7 @@ def test_sharded_weights_are_read(folder, model, make_record, tmp_path):
     assert files[0] == files[1]
 
 
+@both
 def test_the_fingerprint_is_the_local_backends(folder):
     assert Checkpoint(folder).fingerprint() == load_model(folder, name="tiny").fingerprint
 
@@ -131,6 +137,7 @@ def test_another_model_is_refused_and_both_are_named(folder, make_record, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@both
 def test_one_changed_weight_is_another_model(folder, make_record, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     tensors = load_file(other / "model.safetensors")
@@ -181,6 +188,7 @@ def test_models_that_cannot_be_used_say_why(folder, make_record, tmp_path):
         write_lora_folder(make_record(), model=str(bare), out=tmp_path / "out")
 
 
+@both
 def test_a_quantised_head_is_refused(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     tensors = load_file(other / "model.safetensors")
@@ -216,3 +224,11 @@ def test_smollm2_through_peft(tmp_path):
     with torch.no_grad():
         assert (plain(torch.tensor([PROMPT])).logits[0] - wanted).abs().max() > 1
     assert (logits - wanted).abs().max() < 1e-4
+
+
+@both
+def test_an_adapter_that_was_learned_inside_vllm(folder, make_record, tmp_path):
+    record = make_record(fingerprint=fingerprint_in_vllm(Checkpoint(folder)))
+    assert record.fingerprint != Checkpoint(folder).fingerprint()
+    write_lora_folder(record, model=str(folder), out=tmp_path / "out")
+    assert record.fingerprint in (tmp_path / "out" / "README.md").read_text()

@@ -118,3 +118,26 @@ def test_stock_vllm_equals_the_hook(engine, model_folder, tmp_path):
     error = np.abs(adapted.logits - hooked[0].logits).max()
     print(f"stock LoRA against the hook: {error:.2g}")
     assert error < 1e-4
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_smollm2_in_stock_vllm(tmp_path):
+    """Within twice the error that the engine has without any adapter."""
+    from sona_stream_adapters.local.weights import pull_model
+    from sona_stream_adapters.peft.lora_folder import write_lora_folder
+
+    folder = pull_model("smollm2-135m-instruct")
+    arrays = adapter_arrays(576, seed=1, base_rank=5, scale=0.2)
+    write_lora_folder(learned(folder, arrays), model="smollm2-135m-instruct", out=tmp_path / "out")
+    prompts = [[504, 2365, 282, 4649, 314], [1, 4093, 198, 28120]]
+    plain, (adapted, other) = stock(folder, tmp_path / "out", prompts)
+    reference = Reference(folder)
+    noise = np.abs(plain[0].logits - reference.logits(prompts[0], plain[0].ids)).max()
+    expected = reference.logits(prompts[0], adapted.ids, arrays, {"base": 0.5})
+    error = np.abs(adapted.logits - expected).max()
+    effect = np.abs(expected - reference.logits(prompts[0], adapted.ids)).max()
+    print(f"SmolLM2: stock LoRA {error:.2g}, without adapter {noise:.2g}, effect {effect:.2g}")
+    assert effect > 1
+    assert error <= 2 * noise
+    assert np.array_equal(other.logits, plain[1].logits)
