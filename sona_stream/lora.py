@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 __all__ = [
     "AdapterRecord",
     "Capture",
+    "Curvature",
     "Evaluation",
     "HiddenStatistics",
     "LoraGradient",
     "LoraWeights",
     "LowRank",
+    "Spectrum",
     "TokenSignal",
 ]
 
@@ -178,6 +180,42 @@ class Evaluation:
     """mean over tokens of |h' - h| / |h|"""
     max_delta_ratio: float
     finite: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Spectrum:
+    """A symmetric positive (d, d) matrix by its largest eigenpairs, and one value for all other directions."""
+
+    vectors: F32
+    """(k, d), orthonormal rows, the largest first"""
+    values: F32
+    """(k,) > 0"""
+    rest: float
+    """mean of the other eigenvalues"""
+
+    def solve(self, columns: F32, ridge: float) -> F32:
+        """(M + ridge * largest * I)^-1 `columns`, (d, n) -> (d, n)."""
+        floor = ridge * float(self.values[0])
+        outside = 1.0 / (self.rest + floor)
+        inside = 1.0 / (self.values.astype(np.float64) + floor) - outside
+        along = inside[:, None] * (self.vectors @ columns)
+        return np.asarray(self.vectors.T @ along + outside * columns, dtype=np.float32)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Curvature:
+    """How the unadapted policy answers to changes of its hidden states: what steps are measured by."""
+
+    tokens: int
+    rms: float
+    """root mean square over all entries of the hidden states"""
+    constant: F32
+    """(d,) a, with a . h as near to 1 on every token as a ridge regression gets: what a bias is made of"""
+    outputs: Spectrum
+    """of E[g g^T], g_t = d log p(y_t) / d h_t (Fisher information): a change u of the hidden states costs
+    1/2 u^T E[g g^T] u nats per token"""
+    scores: F32
+    """(n, d), one row a capture: the mean of its g_t"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

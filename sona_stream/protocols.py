@@ -27,7 +27,16 @@ from .events import (
     RouteDecision,
     Trajectory,
 )
-from .lora import AdapterRecord, Capture, Evaluation, HiddenStatistics, LoraGradient, LoraWeights, TokenSignal
+from .lora import (
+    AdapterRecord,
+    Capture,
+    Curvature,
+    Evaluation,
+    HiddenStatistics,
+    LoraGradient,
+    LoraWeights,
+    TokenSignal,
+)
 
 __all__ = [
     "AdapterResolver",
@@ -108,6 +117,10 @@ class HiddenStateHost(Protocol):
         ...
 
     async def evaluate(self, captures: Sequence[Capture], weights: LoraWeights) -> Evaluation: ...
+    async def curvature(self, captures: Sequence[Capture]) -> Curvature:
+        """Of the unadapted policy on these captures, about 1,000 tokens of them."""
+        ...
+
     async def statistics(self, captures: Sequence[Capture]) -> HiddenStatistics:
         """Of these captures' hidden states, which need not be at hand here."""
         ...

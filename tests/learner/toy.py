@@ -12,7 +12,7 @@ import numpy as np
 
 from sona_stream.errors import CaptureGone, HostError
 from sona_stream.events import Feedback, FeedbackOutcome, RouteDecision, Sampling, Trajectory
-from sona_stream.lora import Capture, Evaluation, LoraGradient, LoraWeights
+from sona_stream.lora import Capture, Curvature, Evaluation, LoraGradient, LoraWeights, Spectrum
 
 V, D, T = 13, 8, 6
 
@@ -161,6 +161,22 @@ class ToyHost:
             mean_kl_to_base=float(kl_sum / tokens),
             mean_logprob=float(logp_sum / tokens),
         )
+
+    async def curvature(self, captures):
+        self.calls.append("curvature")
+        scores = []
+        for capture in captures:
+            temperature = capture.temperature or 1.0
+            p = np.exp(self.logp(capture.hidden.astype(np.float64), None, temperature))
+            scores.append((np.eye(V)[capture.token_ids] - p) @ self.W / temperature)
+        means = np.stack([rows.mean(axis=0) for rows in scores]).astype(np.float32)
+        scores, hidden = np.concatenate(scores), np.concatenate([c.hidden for c in captures]).astype(np.float64)
+        values, vectors = np.linalg.eigh(scores.T @ scores / len(scores))
+        mean, ridge = hidden.mean(axis=0), 1e-2 * (hidden**2).sum() / D
+        row = np.linalg.solve(hidden.T @ hidden + ridge * np.eye(D), mean)
+        spectrum = Spectrum(vectors.T[::-1].astype(np.float32), values[::-1].clip(1e-9).astype(np.float32), 0.0)
+        rms = float(np.sqrt((hidden**2).mean()))
+        return Curvature(len(hidden), rms, (row / (row @ mean)).astype(np.float32), spectrum, means)
 
     async def predicted_kl(self, captures, old, new):
         self.calls.append("predicted_kl")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .batch import Batch, CapturedTokens, Segment, TokenRows
 from .checks import check_captures, check_signal, check_top_k
+from .curvature import curvature
 from .evaluation import evaluate, predicted_kl, unusable
 from .factors import MAX_RANK, Factors, check_weights, stack_factors
 from .gradient import gradient
@@ -35,6 +36,7 @@ __all__ = [
     "check_signal",
     "check_top_k",
     "check_weights",
+    "curvature",
     "evaluate",
     "gradient",
     "predicted_kl",

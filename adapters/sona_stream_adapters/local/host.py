@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sona_stream.errors import HostError
 from sona_stream.lora import (
     Capture,
+    Curvature,
     Evaluation,
     HiddenStatistics,
     LoraGradient,
@@ -27,6 +28,7 @@ from sona_stream_adapters.head import (
     check_signal,
     check_top_k,
     check_weights,
+    curvature,
     evaluate,
     gradient,
     predicted_kl,
@@ -156,6 +158,10 @@ class LocalHost:
         hidden = np.concatenate([capture.hidden for capture in captures])
         rms = float(np.sqrt(np.mean(np.square(hidden, dtype=np.float64))))
         return HiddenStatistics(len(hidden), hidden.mean(axis=0, dtype=np.float64).astype(np.float32), rms)
+
+    async def curvature(self, captures: Sequence[Capture]) -> Curvature:
+        """See `Curvature`: one product with lm_head and one with its transpose for these tokens."""
+        return await self._run(captures, lambda batch: curvature(self._logits, batch, self._scratch))
 
     async def _run(self, captures: Sequence[Capture], begin: Callable[[Batch], Generator[None, None, T]]) -> T:
         self._check_captures(captures)

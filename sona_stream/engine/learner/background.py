@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import deque
 from collections.abc import Sequence
@@ -11,18 +12,19 @@ import numpy as np
 
 from ...errors import HostAway, HostError
 from ...lora import AdapterRecord, LoraWeights
-from .evidence import Evidence, agreements
+from .evidence import Evidence
 from .gates import Verdict
 from .keys import AdapterKey
 from .lessons import Lesson
-from .optimiser import shifted
-from .replay import Fit, Plan, Weighed, fit, weigh
+from .optimiser import Moments, shifted
+from .replay import Fit, Plan, fit, weigh
 from .state import State
 from .versions import Line
 
 __all__ = ["BackgroundLoop"]
 
 _log = logging.getLogger(__name__)
+_REPLAYED = "replayed"
 _BACKTRACK = (1.0, 0.5, 0.25)  # shares of a refit that are offered to the gates
 
 
@@ -105,57 +107,56 @@ class BackgroundLoop:
         off = state.mode == "off" or state.rate == 0 or state.settings.replay_steps == 0
         if off or state.versions.frozen:
             return None
-        plan = self._plan()
         lessons = (await state.book(key)).of(key)
+        plan = self._plan(len(lessons))
         weighed = weigh(lessons, plan)
         if not weighed:
             return None
         line = state.versions.line(key)
-        epoch, origin = line.epoch, await state.beginning(line, lessons[-1])
-        products = await self._test(key, weighed, plan)
-        result = await fit(state.host(key.model), weighed, *origin, plan, seed=line.latest)
+        epoch, before = line.epoch, line.working
+        start = await self._start(line, lessons)
+        evidence = await state.evidence(key, lessons, _evidence(line))
+        pace = state.pace(await state.curvature(key, lessons), evidence, len(lessons))
+        result = await fit(state.host(key.model), weighed, *start, plan, pace, seed=line.latest)
         state.counters["replays"] += 1
         state.counters["replay_steps"] += result.steps
         async with line.lock:
             if line.epoch != epoch or state.versions.frozen:
                 return None
-            return await self._publish(line, origin[0], result, products, lessons[-1])
+            return await self._publish(line, start[0], result, before, evidence.z)
 
-    async def _test(self, key: AdapterKey, weighed: Sequence[Weighed], plan: Plan) -> list[float]:
-        """The last replay's fit on the answers that came since, none of which it has seen; on no more tokens than
-        the refit reads.
+    async def _start(self, line: Line, lessons: Sequence[Lesson]) -> tuple[LoraWeights, Moments]:
+        """Where the last replay ended; instant steps since then are of lessons that this one sees itself. The first
+        replay begins anew, from all that is known by now.
         """
-        fit, new = self._fits.get(key), set(self._new.get(key, ()))
-        unseen = [item for item in weighed if item.lesson.feedback_id in new]
-        room, chosen = plan.steps * plan.tokens, list[Weighed]()
-        for item in reversed(unseen):
-            room -= len(item.lesson.capture)
-            if room < 0:
-                break
-            chosen.append(item)
-        if fit is None or not chosen:
-            return []
-        evaluation = await self._state.host(key.model).evaluate([item.lesson.capture for item in chosen], fit)
-        pairs = zip(evaluation.logprobs, evaluation.base_logprobs, strict=True)
-        gains = [float(np.mean(now - base)) for now, base in pairs]
-        return agreements([item.judged for item in chosen], gains)
+        if line.working is None or _REPLAYED not in line.working.moments:
+            return self._state.birth(line, lessons[-1], await self._state.curvature(line.key, lessons))
+        fit = self._fits.get(line.key)
+        return self._state.fitted(line.working) if fit is None else fit, line.working.moments
 
     async def _publish(
-        self, line: Line, start: LoraWeights, result: Fit, products: Sequence[float], last: Lesson
+        self,
+        line: Line,
+        start: LoraWeights,
+        result: Fit,
+        before: AdapterRecord | None,
+        z: float,
     ) -> AdapterRecord | None:
-        """What instant steps learned meanwhile stays: the refit's change is added to the version of now."""
-        state = self._state
-        now, moments = await state.beginning(line, last)
-        evidence = Evidence.of(moments).plus(products)
+        """What instant steps learned while the replay ran (since the version `before`) is added to its result."""
+        state, now = self._state, line.working
+        evidence = dataclasses.replace(_evidence(line), z=z)
+        moments = {**result.moments, _REPLAYED: np.ones(1, dtype=np.float32)}
         verdict = Verdict("", "", {})
         for share in _BACKTRACK:
-            moved = shifted(start, result.weights, now, share)
-            served, kept = state.version(moved, result.moments, evidence)
+            fit = whole = shifted(start, result.weights, start, share)
+            if now is not None and before is not None and now is not before:
+                whole = shifted(state.fitted(before), state.fitted(now), fit)
+            served, kept = state.version(whole, moments, evidence)
             verdict = await state.gate(line.key, served, None)
             if verdict.ok:
-                self._fits[line.key] = moved
+                self._fits[line.key] = fit
                 news = tuple(self._new.pop(line.key, ()))
-                metrics = {**verdict.metrics, "share": share, "steps": float(result.steps), "evidence": evidence.t}
+                metrics = {**verdict.metrics, "share": share, "steps": float(result.steps), "evidence": z}
                 return await state.versions.publish(
                     line, served, kept, reason="replay", metrics=metrics, feedback_ids=news
                 )
@@ -169,16 +170,19 @@ class BackgroundLoop:
         self._due.pop(key, None)
         self._fits.pop(key, None)
 
-    def _plan(self) -> Plan:
+    def _plan(self, lessons: int) -> Plan:
         settings = self._state.settings
         return Plan(
             steps=settings.replay_steps,
             tokens=settings.replay_tokens,
             top_k=settings.replay_top_k or None,
-            anchor=settings.anchor,
+            anchor=self._state.anchor(lessons),
             ratio_clip=settings.ratio_clip,
-            rate=self._state.rate,
             shrinkage=settings.baseline_shrinkage,
             quality_threshold=self._state.rates.quality_threshold,
             max_kl_to_base=settings.max_kl_to_base,
         )
+
+
+def _evidence(line: Line) -> Evidence:
+    return Evidence() if line.working is None else Evidence.of(line.working.moments)

@@ -1,17 +1,17 @@
-"""Whether what an adapter learned holds on answers it has not seen, and how much of it is served.
+"""Whether ratings are about the answers at all, and how much of what was learned from them is served.
 
 Ratings are few and noisy, and a rank-2 pair has thousands of entries: a fit follows meaningless ratings as
-willingly as meaningful ones. So every replay first tests what the replay before it found, on the answers that came
-since. An answer rated above expectation should have become likelier, one rated below less likely:
+willingly as meaningful ones. So every replay first asks whether answers that pull the policy the same way were
+rated alike:
 
-    x_i = a_i (g_i - mean g)      g_i = mean over tokens of log p(y_t) - log p_base(y_t)
-    t   = sum x_i / sqrt(sum x_i^2)
+    T = sum_{i != j} a_i a_j s_i^T M^-1 s_j      s_i = mean over tokens of d log p(y_t) / d h_t, centred
 
-a_i the advantage, the mean over the answers tested together; a correction has x_i = g_i. When ratings do not depend
-on the answers, t has mean 0 and spread 1 whatever the adapter (a self-normalised sum: de la Peña, Lai and Shao,
-Self-Normalized Processes, 2009). Prequential: Dawid, Statistical Theory: The Prequential Approach, 1984.
+a_i the advantage, M the policy's curvature. T / n^2 is the squared length of the natural gradient less each
+answer's agreement with itself: a kernel test of independence (HSIC: Gretton et al. 2007,
+https://papers.nips.cc/paper/3201-a-kernel-statistical-test-of-independence). Shuffled ratings give its mean and
+spread when there is nothing to learn, whatever the answers were, so ``z`` needs no model of either.
 
-The share of the fit that is served is t^2 / (t^2 + 4) of the way from a floor to 1: at two standard deviations half
+The share of the fit that is served is z^2 / (z^2 + 4) of the way from a floor to 1: at two standard deviations half
 of it. The fit itself goes on at full length behind it. The floor is ``least`` for ratings and 1 for corrections,
 which say what is wanted instead of hinting at it; in between where both came.
 """
@@ -19,53 +19,46 @@ which say what is wanted instead of hinting at it; in between where both came.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ...lora import F32
+from ...lora import F32, Spectrum
 
-__all__ = ["Evidence", "agreements", "trust_of"]
+__all__ = ["Evidence", "dependence", "trust_of"]
 
 _HALF = 4.0
+_FEWEST = 8
+_SHUFFLES = 400
 _NAME, _TRUST = "evidence", "trust"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evidence:
-    """The sums so far over all answers that tested one adapter key, and how many lessons of each kind it had."""
+    """What the last test of one adapter key said, and how many lessons of each kind the key had."""
 
-    products: float = 0.0
-    squares: float = 0.0
+    z: float = 0.0
+    """standard deviations above what shuffled ratings give; 0 before any test"""
     ratings: float = 0.0
     corrections: float = 0.0
-
-    @property
-    def t(self) -> float:
-        """In standard deviations; 0 before any test."""
-        return self.products / math.sqrt(self.squares) if self.squares > 0 else 0.0
 
     def trust(self, least: float) -> float:
         """Share of the adapter to serve, in [least, 1]."""
         taught = self.ratings + self.corrections
         floor = (least * self.ratings + self.corrections) / taught if taught else least
-        support = max(self.t, 0.0) ** 2
+        support = max(self.z, 0.0) ** 2
         return floor + (1.0 - floor) * support / (support + _HALF)
 
+    @property
+    def freedom(self) -> float:
+        """Share of a full step that the less certain parts of a fit may take, in [0, 1]."""
+        return self.trust(0.0)
+
     def counting(self, *, correction: bool) -> Evidence:
-        """After one more lesson, which it has not been tested on."""
+        """After one more lesson, which no test has seen yet."""
         if correction:
             return dataclasses.replace(self, corrections=self.corrections + 1)
         return dataclasses.replace(self, ratings=self.ratings + 1)
-
-    def plus(self, products: Sequence[float]) -> Evidence:
-        """With more x_i."""
-        return dataclasses.replace(
-            self,
-            products=self.products + math.fsum(products),
-            squares=self.squares + math.fsum(x * x for x in products),
-        )
 
     @classmethod
     def of(cls, moments: Mapping[str, F32]) -> Evidence:
@@ -74,8 +67,8 @@ class Evidence:
 
     def beside(self, moments: Mapping[str, F32], trust: float) -> dict[str, F32]:
         """These moments with this evidence, and the share that was served on it."""
-        sums = np.asarray(dataclasses.astuple(self), dtype=np.float32)
-        return {**moments, _NAME: sums, _TRUST: np.asarray([trust], dtype=np.float32)}
+        values = np.asarray(dataclasses.astuple(self), dtype=np.float32)
+        return {**moments, _NAME: values, _TRUST: np.asarray([trust], dtype=np.float32)}
 
 
 def trust_of(moments: Mapping[str, F32]) -> float:
@@ -83,14 +76,19 @@ def trust_of(moments: Mapping[str, F32]) -> float:
     return float(moments[_TRUST][0]) if _TRUST in moments else 1.0
 
 
-def agreements(advantages: Sequence[float | None], gains: Sequence[float]) -> list[float]:
-    """The x_i of answers tested together; None: a correction. One judged answer alone has no mean to differ from
-    and gives none.
-    """
-    judged = [gain for advantage, gain in zip(advantages, gains, strict=True) if advantage is not None]
-    mean = math.fsum(judged) / len(judged) if judged else 0.0
-    return [
-        gain if advantage is None else advantage * (gain - mean)
-        for advantage, gain in zip(advantages, gains, strict=True)
-        if advantage is None or len(judged) > 1
-    ]
+def dependence(advantages: Sequence[float], scores: Sequence[F32], metric: Spectrum, ridge: float) -> float:
+    """``z`` of n judged answers; `scores` are n rows (d,). 0 for fewer than 8 answers and for equal ratings."""
+    n = len(advantages)
+    if n < _FEWEST:
+        return 0.0
+    a = np.asarray(advantages, dtype=np.float64)
+    a -= a.mean()
+    rows = np.stack(scores).astype(np.float64)
+    rows -= rows.mean(axis=0)
+    gram = rows @ metric.solve(rows.T.astype(np.float32), ridge)
+    np.fill_diagonal(gram, 0.0)
+    rng = np.random.default_rng(n)
+    shuffled = rng.permuted(np.broadcast_to(a, (_SHUFFLES, n)), axis=1)
+    null = np.sum((shuffled @ gram) * shuffled, axis=1)
+    spread = float(null.std())
+    return float((a @ gram @ a - null.mean()) / spread) if spread > 0 else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from ...errors import CaptureGone, HostError
@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 class InstantLoop:
     """Turns feedback into versions. `Learner` calls it with one feedback at a time."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, state: State, whose: Callable[[Trajectory], str]) -> None:
+        self._state, self._whose = state, whose
 
     async def process(
         self, feedback: Feedback, *, resumed: bool = False
@@ -40,7 +40,7 @@ class InstantLoop:
         reason = self._nothing_to_do(feedback, trajectory)
         if trajectory is None or reason:
             return _outcome(feedback, "skipped", reason), ()
-        keys = chain(trajectory.model, trajectory.tenant, trajectory.route)
+        keys = chain(trajectory.model, self._whose(trajectory), trajectory.route)
         self._require_same_model(trajectory)
         lesson = await find_lesson(
             self._state.host(trajectory.model),
@@ -139,6 +139,8 @@ class InstantLoop:
     async def _step(self, feedback: Feedback, line: Line, lesson: Lesson, advantage: float) -> FeedbackOutcome:
         state, settings = self._state, self._state.settings
         weights, moments = await state.beginning(line, lesson)
+        evidence = Evidence.of(moments)
+        taught = len((await state.book(line.key)).of(line.key))
         step = await instant_step(
             state.host(line.key.model),
             lesson.capture,
@@ -147,12 +149,12 @@ class InstantLoop:
             advantage=advantage,
             demonstration=lesson.quality is None,
             anchor=settings.anchor,
-            rate=state.rate,
+            pace=state.pace(await state.metric(line.key, lesson), evidence, taught),
             step_kl=state.step_kl,
         )
         if step is None:
             return self._gated(feedback, "budget", "no step within step_kl was found")
-        evidence = Evidence.of(moments).counting(correction=lesson.quality is None)
+        evidence = evidence.counting(correction=lesson.quality is None)
         served, kept = state.version(step.weights, step.moments, evidence)
         verdict = await state.gate(line.key, served, lesson)
         if not verdict.ok:

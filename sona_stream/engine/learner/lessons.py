@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from ...lora import Capture
 from .keys import AdapterKey
 
-__all__ = ["DEMONSTRATION", "Lesson", "LessonBook"]
+__all__ = ["DEMONSTRATION", "Lesson", "LessonBook", "up_to"]
 
 DEMONSTRATION = 2.0
 """How the store's one number a capture says "correction": qualities end at 1."""
@@ -68,3 +68,14 @@ class LessonBook:
     def nbytes(self) -> int:
         """Memory held by the captures."""
         return sum(lesson.capture.nbytes for lesson in self._lessons.values())
+
+
+def up_to(lessons: Iterable[Lesson], tokens: int) -> list[Lesson]:
+    """Lessons from the front until `tokens` tokens are reached; at least one where there is one."""
+    chosen: list[Lesson] = []
+    for lesson in lessons:
+        if tokens <= 0:
+            break
+        chosen.append(lesson)
+        tokens -= len(lesson.capture)
+    return chosen

@@ -1,8 +1,15 @@
-"""Adam (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980) over the micro pair, in units of the hidden state.
+"""How far, and which way, a gradient moves the micro pair.
 
-``rate`` is relative: with A h of order 1, one step moves each entry of h' by about ``rate`` times the root mean
-square of h's entries, whatever the model. So B steps by rate * rms; A steps by rate / (rms * sqrt(d)), which moves
-A h by about ``rate`` on an unrelated state and by up to sqrt(d) times that on one that agrees in every sign.
+**B** takes natural-gradient steps (Amari 1998, https://doi.org/10.1162/089976698300017746), in the metric of the
+unadapted policy: M = E[g g^T] says what a change of the hidden states costs in nats. A few directions of M are
+loud: nearly every answer's gradient lies along them, whatever it was rated for. A step that measures all directions
+by the same yardstick (plain, or Adam's, which looks at coordinates) follows them, and with them the noise of the
+ratings. A part of the largest eigenvalue is added to M: directions quieter than that are not worth more.
+
+**A** decides on which tokens B acts. Its first row is a constant at birth (see `initial`), so that B's first column
+is a bias, the part that needs the fewest ratings. The other columns, and every step of A (Adam, Kingma & Ba 2015,
+https://arxiv.org/abs/1412.6980, ``rate`` relative to A h of order 1), move in proportion to ``freedom``: how far
+answers not seen support what was learned so far.
 """
 
 from __future__ import annotations
@@ -12,14 +19,28 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...lora import F32, LoraGradient, LoraWeights, LowRank
+from ...lora import F32, Curvature, LoraGradient, LoraWeights, LowRank
 
-__all__ = ["Direction", "Moments", "adam", "contracted", "moved", "shifted"]
+__all__ = ["RIDGE", "Direction", "Moments", "Pace", "contracted", "moved", "shifted", "step_of"]
 
 Moments = Mapping[str, F32]
-"""Optimiser state by name, as an `AdapterRecord` keeps it: m and v of both factors, the count, h's rms."""
+"""Optimiser state by name, as an `AdapterRecord` keeps it: m and v of A, the count, h's rms; beside it what
+`evidence` keeps."""
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.99, 1e-12
+RIDGE = 0.03
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Pace:
+    """What steps are measured by. ``stride`` multiplies the natural gradient of B: 1 / anchor would be the whole
+    way to the optimum of a policy that is linear in B.
+    """
+
+    curvature: Curvature
+    stride: float
+    rate: float
+    freedom: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -30,27 +51,30 @@ class Direction:
     lora_B: F32
 
 
-def adam(gradient: LoraGradient, moments: Moments, *, rate: float) -> tuple[Direction, Moments]:
+def step_of(gradient: LoraGradient, moments: Moments, pace: Pace) -> tuple[Direction, Moments]:
     """The step for a gradient (mean over tokens is taken here) and the moments after it.
 
     ``moments["rms"]`` (1,) must be there; everything else starts at zero.
     """
-    tokens = max(gradient.tokens, 1)
-    count = float(moments["count"][0]) + 1.0 if "count" in moments else 1.0
+    tokens = np.float32(max(gradient.tokens, 1))
+    B = pace.stride * pace.curvature.outputs.solve(gradient.micro_B / tokens, RIDGE)
+    B[:, 1:] *= pace.freedom
+    unit, after = _adam(gradient.micro_A / tokens, moments)
     rms, d = float(moments["rms"][0]), gradient.micro_A.shape[1]
-    after: dict[str, F32] = {"rms": moments["rms"], "count": np.asarray([count], dtype=np.float32)}
-    steps: dict[str, F32] = {}
-    units = {"A": rate / (rms * d**0.5), "B": rate * rms}
-    for name, summed in (("A", gradient.micro_A), ("B", gradient.micro_B)):
-        g = np.asarray(summed, dtype=np.float32) / np.float32(tokens)
-        zero = np.zeros_like(g)
-        m = _BETA1 * moments.get(f"m_{name}", zero) + (1 - _BETA1) * g
-        v = _BETA2 * moments.get(f"v_{name}", zero) + (1 - _BETA2) * g * g
-        root = np.sqrt(v / (1 - _BETA2**count))
-        unit = (m / (1 - _BETA1**count)) / np.maximum(root, _EPSILON)
-        after[f"m_{name}"], after[f"v_{name}"] = m.astype(np.float32), v.astype(np.float32)
-        steps[name] = (units[name] * unit).astype(np.float32)
-    return Direction(steps["A"], steps["B"]), after
+    A = pace.freedom * pace.rate / (rms * d**0.5) * unit
+    return Direction(A.astype(np.float32), B.astype(np.float32)), after
+
+
+def _adam(g: F32, moments: Moments) -> tuple[F32, Moments]:
+    """Adam's unit step on A (r, d), and all moments after it."""
+    count = float(moments["count"][0]) + 1.0 if "count" in moments else 1.0
+    zero = np.zeros_like(g)
+    m = _BETA1 * moments.get("m_A", zero) + (1 - _BETA1) * g
+    v = _BETA2 * moments.get("v_A", zero) + (1 - _BETA2) * g * g
+    unit = (m / (1 - _BETA1**count)) / np.maximum(np.sqrt(v / (1 - _BETA2**count)), _EPSILON)
+    kept = {"count": np.asarray([count], dtype=np.float32), "m_A": m, "v_A": v}
+    after = {**moments, **{name: value.astype(np.float32) for name, value in kept.items()}}
+    return unit, after
 
 
 def moved(weights: LoraWeights, direction: Direction, scale: float = 1.0) -> LoraWeights:

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ...lora import LoraGradient, LoraWeights, TokenSignal
+from ...lora import F32, LoraGradient, LoraWeights, TokenSignal
 from ...protocols import HiddenStateHost
 from .baseline import advantages
 from .lessons import Lesson
-from .optimiser import Moments, adam, contracted, moved
+from .optimiser import Moments, Pace, contracted, moved, step_of
 from .step import NO_STEP
 
 __all__ = ["Fit", "Plan", "Weighed", "fit", "minibatches", "weigh"]
@@ -34,7 +34,6 @@ class Plan:
     top_k: int | None
     anchor: float
     ratio_clip: tuple[float, float]
-    rate: float
     shrinkage: float
     quality_threshold: float
     max_kl_to_base: float
@@ -46,11 +45,6 @@ class Weighed:
 
     lesson: Lesson
     advantage: float
-
-    @property
-    def judged(self) -> float | None:
-        """The advantage of a judgement; None for a correction."""
-        return None if self.lesson.quality is None else self.advantage
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -107,10 +101,11 @@ async def fit(
     weights: LoraWeights,
     moments: Moments,
     plan: Plan,
+    pace: Pace,
     *,
     seed: int,
 ) -> Fit:
-    """`plan.steps` Adam steps from `weights`. A step that finds the policy beyond the KL bound takes it back to the
+    """`plan.steps` steps from `weights`. A step that finds the policy beyond the KL bound takes it back to the
     bound instead: KL grows with the square of B.
     """
     batches = minibatches(weighed, plan.tokens, seed)
@@ -121,7 +116,7 @@ async def fit(
         if kl > plan.max_kl_to_base:
             weights = contracted(weights, _INSIDE * math.sqrt(plan.max_kl_to_base / kl))
         else:
-            direction, moments = adam(gradient, moments, rate=plan.rate)
+            direction, moments = step_of(gradient, moments, pace)
             weights = moved(weights, direction)
     return Fit(weights, moments, plan.steps, kl)
 
@@ -129,20 +124,29 @@ async def fit(
 async def _gradient(
     host: HiddenStateHost, batch: Sequence[Weighed], weights: LoraWeights, plan: Plan
 ) -> LoraGradient:
-    """Judged answers with the clipped ratio; corrections without, for they were never drawn."""
+    """Judged answers with the clipped ratio; corrections without, for they were never drawn. Every answer counts
+    the same: a long one would drown a short one, and says no more about what was liked.
+    """
     parts = []
+    length = sum(len(item.lesson.capture) for item in batch) / len(batch)
     for corrected in (False, True):
         part = [item for item in batch if (item.lesson.quality is None) is corrected]
         if part:
             signal = TokenSignal(
                 weights=weights,
-                advantages=[np.full(len(i.lesson.capture), i.advantage, dtype=np.float32) for i in part],
+                advantages=[_spread(item, length) for item in part],
                 anchor=plan.anchor,
                 ratio_clip=None if corrected else plan.ratio_clip,
                 top_k=plan.top_k,
             )
             parts.append(await host.gradient([i.lesson.capture for i in part], signal))
     return parts[0] if len(parts) == 1 else _sum(*parts)
+
+
+def _spread(item: Weighed, length: float) -> F32:
+    """(T,): the advantage of each token, where a token of an answer of `length` has the answer's."""
+    tokens = len(item.lesson.capture)
+    return np.full(tokens, item.advantage * length / tokens, dtype=np.float32)
 
 
 def _sum(one: LoraGradient, other: LoraGradient) -> LoraGradient:

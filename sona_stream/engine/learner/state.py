@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import zip_longest
 from typing import Literal, Protocol
@@ -12,15 +13,17 @@ import numpy as np
 
 from ...config.settings import LearningSettings
 from ...errors import HostAway, HostError
-from ...lora import AdapterRecord, HiddenStatistics, LoraWeights
+from ...lora import AdapterRecord, Curvature, LoraWeights
 from ...protocols import HiddenStateHost, Store
-from .evidence import Evidence, trust_of
+from .baseline import advantages
+from .evidence import Evidence, dependence, trust_of
 from .gates import Limits, Verdict, judge
-from .initial import statistics_of, weights_at_birth
+from .initial import initial_weights
 from .keys import EVERYTHING, AdapterKey
 from .ledger import Ledger
-from .lessons import DEMONSTRATION, Lesson, LessonBook
-from .optimiser import Moments, contracted
+from .lessons import DEMONSTRATION, Lesson, LessonBook, up_to
+from .measurements import Measurements
+from .optimiser import RIDGE, Moments, Pace, contracted
 from .tenure import answering_since
 from .turns import TakingTurns
 from .versions import Line, Versions
@@ -29,6 +32,11 @@ __all__ = ["Mode", "Rates", "State"]
 
 DEFAULT_LR = 1e-3
 RATE_PER_LR = 2.0
+STRIDE_PER_LR = 100.0
+"""At the default rate a step goes a tenth of the way that one step could go."""
+LEAST_ANCHOR = 0.05
+FEW = 64
+"""Lessons at which a fit is pulled to the base model twice as hard as in the end."""
 INSTANT_SHARE = 0.25
 """Of the gates' tokens for one bounded step: a refit moves further and is checked on all of them."""
 
@@ -69,12 +77,22 @@ class State:
         self.versions = Versions(self.hosts, store, keep=settings.keep_versions, serve_new=serve_new)
         self.ledgers: dict[AdapterKey, Ledger] = {}
         self._books: OrderedDict[AdapterKey, LessonBook] = OrderedDict()
+        self.measurements = Measurements(store)
         self.counters: Counter[str] = Counter()
 
     @property
     def rate(self) -> float:
-        """Relative length of an Adam step (see `optimiser`): `micro_lora_lr` times `RATE_PER_LR`."""
-        return self.rates.micro_lora_lr * RATE_PER_LR
+        """`micro_lora_lr`; at 0 nothing moves."""
+        return self.rates.micro_lora_lr
+
+    def anchor(self, lessons: int) -> float:
+        """Weight of the pull to the base model in a fit to so many lessons: what a few say is mostly noise."""
+        return self.settings.anchor * (1.0 + FEW / max(lessons, 1))
+
+    def pace(self, curvature: Curvature, evidence: Evidence, lessons: int) -> Pace:
+        """How steps are measured in a fit to so many lessons."""
+        stride = min(1.0, self.rate * STRIDE_PER_LR) / max(self.anchor(lessons), LEAST_ANCHOR)
+        return Pace(curvature, stride, self.rate * RATE_PER_LR, evidence.freedom)
 
     @property
     def step_kl(self) -> float:
@@ -99,6 +117,7 @@ class State:
             self.hosts[model], self.since[model] = TakingTurns(host), since
             for key in [key for key in self._books if key.model == model]:
                 del self._books[key]
+            self.measurements.forget(model)
             await self.versions.restore(model)
         for line in self.versions.lines(model):
             await self.ledger(line.key)
@@ -171,18 +190,34 @@ class State:
         """
         if line.working is not None and "rms" in line.working.moments:
             return self.fitted(line.working), line.working.moments
-        statistics = await self._statistics(line.key, lesson)
-        fresh = {"rms": np.asarray([statistics.rms], dtype=np.float32)}
-        for origin in (line, *self._parents(line, lesson)):
+        return self.birth(line, lesson, await self.metric(line.key, lesson))
+
+    def birth(self, line: Line, lesson: Lesson, curvature: Curvature) -> tuple[LoraWeights, Moments]:
+        """A start without the line's own steps: the nearest parent's fit, else an adapter that changes nothing."""
+        fresh = {"rms": np.asarray([curvature.rms], dtype=np.float32)}
+        for origin in self._parents(line, lesson):
             if origin.working is not None:
                 known = origin.working.moments
                 return self.fitted(origin.working), Evidence.of(known).beside(fresh, trust_of(known))
-        return weights_at_birth(statistics, self.rates.micro_lora_rank, str(line.key)), fresh
+        return initial_weights(curvature, self.rates.micro_lora_rank, str(line.key)), fresh
 
-    async def _statistics(self, key: AdapterKey, lesson: Lesson) -> HiddenStatistics:
-        if lesson.capture.hidden.shape[0]:
-            return statistics_of(lesson.capture.hidden)
-        return await self.host(key.model).statistics([lesson.capture])
+    async def curvature(self, key: AdapterKey, lessons: Sequence[Lesson]) -> Curvature:
+        """Of the key's model on its tenant's answers, these among them."""
+        return await self.measurements.curvature(self.host(key.model), key.at(EVERYTHING), lessons)
+
+    async def metric(self, key: AdapterKey, lesson: Lesson) -> Curvature:
+        """The same as it is known, measured only when it is not."""
+        return await self.measurements.metric(self.host(key.model), key.at(EVERYTHING), lesson)
+
+    async def evidence(self, key: AdapterKey, lessons: Sequence[Lesson], before: Evidence) -> Evidence:
+        """What the ratings among these lessons say by now."""
+        root, metric = key.at(EVERYTHING), (await self.curvature(key, lessons)).outputs
+        self.measurements.keep(root, {one.feedback_id for one in await self.book(key)})
+        judged = [(one, one.quality, row) for one, row in self.measurements.scored(root, lessons)]
+        known = [(one, quality, row) for one, quality, row in judged if quality is not None]
+        patterns = [one.groups[-1] for one, _, _ in known]
+        values = advantages([quality for _, quality, _ in known], patterns, self.settings.baseline_shrinkage)
+        return dataclasses.replace(before, z=dependence(values, [row for _, _, row in known], metric, RIDGE))
 
     def fitted(self, record: AdapterRecord) -> LoraWeights:
         """The fit behind a version, which is the share of it that its evidence supported."""
@@ -204,7 +239,7 @@ class State:
         mixed = _alternating(known, [self._accepted(one) for one in known])
         tokens = self.settings.gate_tokens
         first = [] if lesson is None else [lesson]
-        sample = [*first, *_up_to(mixed, int(tokens * INSTANT_SHARE) if first else tokens)]
+        sample = [*first, *up_to(mixed, int(tokens * INSTANT_SHARE) if first else tokens)]
         if not sample:
             return Verdict("no_evidence", "there is no answer to check the version on", {})
         evaluation = await self.host(key.model).evaluate([one.capture for one in sample], weights)
@@ -222,14 +257,3 @@ def _alternating(lessons: list[Lesson], accepted: list[bool]) -> list[Lesson]:
     others = [lessons[int(i)] for i in order if not accepted[int(i)]]
     pairs = zip_longest(good, others)
     return [one for pair in pairs for one in pair if one is not None]
-
-
-def _up_to(lessons: Iterable[Lesson], tokens: int) -> list[Lesson]:
-    """Lessons from the front until `tokens` tokens are reached; at least one where there is one."""
-    chosen: list[Lesson] = []
-    for lesson in lessons:
-        if tokens <= 0:
-            break
-        chosen.append(lesson)
-        tokens -= len(lesson.capture)
-    return chosen

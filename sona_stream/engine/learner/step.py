@@ -10,7 +10,7 @@ import numpy as np
 
 from ...lora import Capture, LoraGradient, LoraWeights, TokenSignal
 from ...protocols import HiddenStateHost
-from .optimiser import Direction, Moments, adam, moved
+from .optimiser import Direction, Moments, Pace, moved, step_of
 
 __all__ = ["NO_STEP", "Step", "instant_step", "within_budget"]
 
@@ -41,7 +41,7 @@ async def instant_step(
     advantage: float,
     demonstration: bool,
     anchor: float,
-    rate: float,
+    pace: Pace,
     step_kl: float,
 ) -> Step | None:
     """The step for one judged answer; None when the host finds no direction inside the budget.
@@ -55,7 +55,7 @@ async def instant_step(
         ratio_clip=None if demonstration else _OFF_POLICY,
     )
     gradient = await host.gradient([capture], signal)
-    direction, after = adam(gradient, moments, rate=rate)
+    direction, after = step_of(gradient, moments, pace)
     budget = step_kl * min(1.0, advantage * advantage)
     found = await within_budget(host, [capture], weights, direction, budget)
     return None if found is None else Step(found[0], after, found[1], gradient)

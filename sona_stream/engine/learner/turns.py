@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import anyio
 
-from ...lora import I32, Capture, Evaluation, HiddenStatistics, LoraGradient, LoraWeights, TokenSignal
+from ...lora import I32, Capture, Curvature, Evaluation, HiddenStatistics, LoraGradient, LoraWeights, TokenSignal
 from ...protocols import HiddenStateHost
 
 __all__ = ["TakingTurns"]
@@ -77,6 +77,11 @@ class TakingTurns:
         """In turn."""
         async with self._turn:
             return await self._host.predicted_kl(captures, old, new)
+
+    async def curvature(self, captures: Sequence[Capture]) -> Curvature:
+        """In turn."""
+        async with self._turn:
+            return await self._host.curvature(captures)
 
     async def statistics(self, captures: Sequence[Capture]) -> HiddenStatistics:
         """In turn."""

@@ -1,0 +1,77 @@
+"""How sensitive the unadapted policy is to changes of its hidden states, measured on captured answers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import numpy as np
+import torch
+
+from sona_stream.lora import F32, Curvature, Spectrum
+
+from .batch import Batch
+from .logits import BaseLogits
+from .policy import Scratch, apply_policy
+
+__all__ = ["curvature"]
+
+DIRECTIONS = 32
+"""eigenpairs kept: the loud directions of a policy are few"""
+
+_RIDGE = 1e-2
+
+
+def curvature(source: BaseLogits, batch: Batch, scratch: Scratch) -> Generator[None, None, Curvature]:
+    """In slices of at most `batch.chunk` tokens. The captured tokens are draws from the policy (or nearly), so the
+    outer products of their own gradients g_t = d log p(y_t) / d h_t estimate its Fisher information.
+    """
+    prepared = yield from source.prepare(batch, None)
+    gradients = torch.empty(len(batch), batch.hidden.shape[1], device=batch.hidden.device)
+    nothing = torch.zeros(1, len(prepared.rows), device=batch.hidden.device)
+    yield
+    for segment, base in source.segments(prepared):
+        Z = torch.zeros(len(segment), 1, device=batch.hidden.device)
+        policy = apply_policy(prepared, segment, base, Z, nothing, scratch)
+        E = prepared.subtract(policy.p, torch.ones_like(policy.kl), segment)
+        if policy.slope is not None:
+            E.mul_(policy.slope)
+        scale = prepared.head.scale / batch.temperatures[segment.capture]
+        gradients[segment.start : segment.stop] = prepared.head.shard.sum(prepared.rows.product(E)).mul_(scale)
+        yield
+    hidden = torch.cat([batch.rows(segment) for segment in batch.segments]).double()
+    yield
+    constant = _constant(hidden)
+    yield
+    rms = float(hidden.square().mean().sqrt())
+    lengths = [len(capture) for capture in batch.captures]
+    scores = torch.stack([part.mean(0) for part in torch.split(gradients, lengths)])
+    return Curvature(len(batch), rms, constant, _spectrum(gradients.double()), _array(scores))
+
+
+def _constant(hidden: torch.Tensor) -> F32:
+    """(d,) ridge regression of 1 on the states (n, d), scaled to 1 on their mean; solved on the shorter side."""
+    n, d = hidden.shape
+    mean = hidden.mean(0)
+    ridge = _RIDGE * hidden.square().sum() / d
+    if n < d:
+        inner = torch.linalg.solve(hidden @ hidden.T + ridge * torch.eye(n).to(hidden), hidden @ mean)
+        row = mean - hidden.T @ inner
+    else:
+        row = torch.linalg.solve(hidden.T @ hidden + ridge * torch.eye(d).to(hidden), mean)
+    along = row @ mean
+    scaled = row / along if float(along) > 0 else torch.zeros_like(row)
+    return np.ascontiguousarray(scaled.float().cpu().numpy())
+
+
+def _spectrum(gradients: torch.Tensor) -> Spectrum:
+    """Of E[g g^T], from the gradients (n, d)."""
+    n, d = gradients.shape
+    _, sizes, vectors = torch.linalg.svd(gradients, full_matrices=False)
+    values = sizes.square() / n
+    k = max(1, min(DIRECTIONS, int((values > 1e-12 * values[0]).sum())))
+    rest = float(values[k:].sum()) / max(1, d - k)
+    return Spectrum(_array(vectors[:k]), _array(values[:k].clamp_min(1e-12)), rest)
+
+
+def _array(values: torch.Tensor) -> F32:
+    return np.ascontiguousarray(values.float().cpu().numpy())

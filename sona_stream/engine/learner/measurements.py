@@ -1,0 +1,98 @@
+"""What is known of each model's curvature on each tenant's answers, and every answer's score in it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+
+from ...lora import F32, Curvature, Spectrum
+from ...protocols import HiddenStateHost, Store
+from .keys import AdapterKey
+from .lessons import Lesson, up_to
+
+__all__ = ["Measurements"]
+
+TOKENS = 2048
+"""Most tokens that one measurement takes."""
+
+
+class Measurements:
+    """By model and tenant (`root`). The curvature survives a restart; scores are measured again when asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._curvatures: dict[AdapterKey, Curvature] = {}
+        self._scores: dict[AdapterKey, dict[str, F32]] = {}
+
+    def forget(self, model: str) -> None:
+        """Its host changed."""
+        for root in [root for root in self._scores if root.model == model]:
+            del self._scores[root]
+        for root in [root for root in self._curvatures if root.model == model]:
+            del self._curvatures[root]
+
+    async def metric(self, host: HiddenStateHost, root: AdapterKey, lesson: Lesson) -> Curvature:
+        """The one known, else one measured on this lesson."""
+        known = await self._known(host, root)
+        return known if known is not None else await self._measure(host, root, [lesson])
+
+    async def curvature(self, host: HiddenStateHost, root: AdapterKey, lessons: Sequence[Lesson]) -> Curvature:
+        """The measurement on most tokens so far, after measuring those of these lessons that have no score: the
+        newest first, at most `TOKENS` tokens at once.
+        """
+        known, scores = await self._known(host, root), self._scores.get(root, {})
+        new = up_to((one for one in reversed(lessons) if one.feedback_id not in scores), TOKENS)
+        if new:
+            return await self._measure(host, root, new)
+        return known if known is not None else await self._measure(host, root, lessons[-1:])
+
+    def scored(self, root: AdapterKey, lessons: Iterable[Lesson]) -> list[tuple[Lesson, F32]]:
+        """Those of them that have a score, with it."""
+        scores = self._scores.get(root, {})
+        return [(one, scores[one.feedback_id]) for one in lessons if one.feedback_id in scores]
+
+    def keep(self, root: AdapterKey, feedback_ids: Collection[str]) -> None:
+        """Drop the scores of all other lessons."""
+        scores = self._scores.get(root, {})
+        for gone in [feedback_id for feedback_id in scores if feedback_id not in feedback_ids]:
+            del scores[gone]
+
+    async def _measure(self, host: HiddenStateHost, root: AdapterKey, lessons: Sequence[Lesson]) -> Curvature:
+        found = await host.curvature([one.capture for one in lessons])
+        scores = self._scores.setdefault(root, {})
+        scores |= {one.feedback_id: row for one, row in zip(lessons, found.scores, strict=True)}
+        known = self._curvatures.get(root)
+        if known is not None and known.tokens > found.tokens:
+            return known
+        self._curvatures[root] = found
+        await self._store.put_blob(_blob(host, root), _packed(found))
+        return found
+
+    async def _known(self, host: HiddenStateHost, root: AdapterKey) -> Curvature | None:
+        if root not in self._curvatures:
+            kept = await self._store.get_blob(_blob(host, root))
+            if kept is None:
+                return None
+            self._curvatures[root] = _unpacked(kept)
+        return self._curvatures[root]
+
+
+def _blob(host: HiddenStateHost, root: AdapterKey) -> str:
+    return f"learner/curvature/{root}/{host.fingerprint}"
+
+
+def _packed(curvature: Curvature) -> bytes:
+    """Without the scores."""
+    file, outputs = io.BytesIO(), curvature.outputs
+    scalars = np.asarray([curvature.tokens, curvature.rms, outputs.rest], dtype=np.float64)
+    np.savez(file, constant=curvature.constant, vectors=outputs.vectors, values=outputs.values, scalars=scalars)
+    return file.getvalue()
+
+
+def _unpacked(data: bytes) -> Curvature:
+    with np.load(io.BytesIO(data), allow_pickle=False) as held:
+        tokens, rms, rest = (float(value) for value in held["scalars"])
+        constant, spectrum = held["constant"], Spectrum(held["vectors"], held["values"], rest)
+    return Curvature(int(tokens), rms, constant, spectrum, np.zeros((0, constant.shape[0]), dtype=np.float32))
