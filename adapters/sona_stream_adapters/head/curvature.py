@@ -36,7 +36,7 @@ def curvature(source: BaseLogits, batch: Batch, scratch: Scratch) -> Generator[N
         if policy.slope is not None:
             E.mul_(policy.slope)
         scale = prepared.head.scale / batch.temperatures[segment.capture]
-        gradients[segment.start : segment.stop] = prepared.head.shard.sum(prepared.rows.product(E)).mul_(scale)
+        gradients[segment.start : segment.stop] = prepared.head.shard.sum(prepared.rows.product(E)).mul_(-scale)
         yield
     hidden = torch.cat([batch.rows(segment) for segment in batch.segments]).double()
     yield
