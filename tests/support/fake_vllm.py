@@ -132,6 +132,10 @@ class Worker:
         rms = float(np.sqrt((hidden.astype(np.float64) ** 2).mean()))
         return {"blob": codec.pack({"mean": hidden.mean(axis=0)}, {"rms": rms, "tokens": len(hidden)})}
 
+    def curvature_(self, handles, blob, options):
+        found = _run(self.toy.curvature(self._find(handles)))
+        return self._later({"blob": codec.pack(*codec.curvature_parts(found))})
+
     def _later(self, answer):
         self.jobs = {"job-1": [{"done": False}, {"done": True, **answer}]}
         return {"job": "job-1"}
@@ -255,19 +259,21 @@ async def _send(send, status, body, kind):
     await send({"type": "http.response.body", "body": body})
 
 
+class Endpoint(SonaEndpoint):
+    sampling = dict  # as vLLM's SamplingParams, without vLLM
+
+
 def environ(**more):
     return {"SONA_VLLM": "1", "SONA_VLLM_KEY": KEY, **more}
 
 
 async def build(worker, env=None, client=None):
     """The whole application over a worker."""
-    plugin = SonaEndpoint(environ() if env is None else env)
+    plugin = Endpoint(environ() if env is None else env)
     app = FakeApp(worker)
     plugin.attach_router(app)
     client = client or Client(worker)
     await plugin.init_state(client, SimpleNamespace(), SimpleNamespace(served_model_name=[MODEL], model="x"))
-    if plugin._control is not None and plugin._control._encoder is not None:
-        plugin._control._encoder._params = lambda **fields: fields
     return app
 
 

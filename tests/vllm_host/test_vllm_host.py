@@ -77,6 +77,10 @@ async def test_what_it_computes_is_what_the_model_computes(vllm, fetch):
         evaluation, expected = await host.evaluate([capture], w), await toy.evaluate([own], w)
         np.testing.assert_array_equal(evaluation.logprobs[0], expected.logprobs[0])
         assert evaluation.max_kl_to_base == expected.max_kl_to_base
+        curvature, expected = await host.curvature([capture]), await toy.curvature([own])
+        np.testing.assert_array_equal(curvature.scores, expected.scores)
+        np.testing.assert_array_equal(curvature.outputs.vectors, expected.outputs.vectors)
+        assert (curvature.tokens, curvature.rms) == (T, expected.rms)
         statistics = await host.statistics([capture])
         np.testing.assert_allclose(statistics.mean, own.hidden.mean(axis=0), rtol=1e-6)
         assert statistics.rms == pytest.approx(np.sqrt((own.hidden**2).mean()), rel=1e-6)

@@ -414,6 +414,10 @@ async def test_captures_of_two_engines_are_one_batch(parallel):
     hidden = np.concatenate([capture.hidden for capture in captures])
     np.testing.assert_allclose(statistics.mean, hidden.mean(axis=0), rtol=1e-5)
     assert statistics.rms == pytest.approx(float(np.sqrt((hidden.astype(float) ** 2).mean())), rel=1e-6)
+    _, _, body = await call(app, "POST", "/v1/sona/curvature", codec.pack({}, told), control())
+    curvature, whole = codec.curvature_from(*codec.unpack(body)), await workers[0].toy.curvature(captures)
+    np.testing.assert_allclose(curvature.scores, whole.scores, rtol=1e-5)
+    assert curvature.tokens == 2 * T
     asked = codec.pack({}, {"handles": [*handles, "lost"], "tokens": [T] * 5})
     status, _, body = await call(app, "POST", "/v1/sona/statistics", asked, control())
     assert (status, error(body)["gone"]) == (410, ["lost"])

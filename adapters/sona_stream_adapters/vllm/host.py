@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from sona_stream.errors import CaptureGone, HostAway, HostError
 from sona_stream.events import AdapterRef
-from sona_stream.lora import Capture, Evaluation, HiddenStatistics, LoraGradient, LoraWeights, TokenSignal
+from sona_stream.lora import (
+    Capture,
+    Curvature,
+    Evaluation,
+    HiddenStatistics,
+    LoraGradient,
+    LoraWeights,
+    TokenSignal,
+)
 from sona_stream_adapters.vllm_plugin import codec
 
 from .link import Gone, Link
@@ -158,6 +166,11 @@ class VllmHost:
             return Evaluation(np.nan, np.nan, nan, nan, np.nan, np.nan, finite=False)
         told = await self._ask("evaluate", captures, *codec.weights_parts(weights))
         return self._read(lambda: codec.evaluation_from(*codec.unpack(told), len(captures)))
+
+    async def curvature(self, captures: Sequence[Capture]) -> Curvature:
+        """Of the unadapted policy on these captures."""
+        told = await self._ask("curvature", captures, {}, {})
+        return self._read(lambda: codec.curvature_from(*codec.unpack(told)))
 
     async def statistics(self, captures: Sequence[Capture]) -> HiddenStatistics:
         """Mean and root mean square of these captures' hidden states."""

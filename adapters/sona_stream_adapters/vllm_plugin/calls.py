@@ -178,6 +178,11 @@ class Calls:
         self._working()
         return self._learning.evaluate(handles, blob, options or {})
 
+    def curvature(self, handles: Sequence[str], blob: bytes = b"", options: Answer | None = None) -> Answer:
+        """How the unadapted policy answers to changes of its hidden states."""
+        self._working()
+        return self._learning.curvature(handles, options or {})
+
     def statistics(self, handles: Sequence[str]) -> Answer:
         """Mean and size of the hidden states."""
         self._working()

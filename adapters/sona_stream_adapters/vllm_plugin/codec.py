@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_stream.lora import Capture, Evaluation, HiddenStatistics, LoraGradient, LoraWeights, LowRank, TokenSignal
+from sona_stream.lora import (
+    Capture,
+    Curvature,
+    Evaluation,
+    HiddenStatistics,
+    LoraGradient,
+    LoraWeights,
+    LowRank,
+    Spectrum,
+    TokenSignal,
+)
 
 __all__ = [
     "Arrays",
@@ -22,6 +32,8 @@ __all__ = [
     "Facts",
     "capture_from",
     "capture_parts",
+    "curvature_from",
+    "curvature_parts",
     "evaluation_from",
     "evaluation_parts",
     "gradient_from",
@@ -339,3 +351,22 @@ def statistics_parts(statistics: HiddenStatistics) -> tuple[Arrays, Facts]:
 def statistics_from(arrays: Arrays, facts: Facts) -> HiddenStatistics:
     """Inverse of `statistics_parts`. Raises CodecError."""
     return HiddenStatistics(int(_number(facts, "tokens")), _taken(arrays, "mean", 1), _number(facts, "rms"))
+
+
+def curvature_parts(curvature: Curvature) -> tuple[Arrays, Facts]:
+    """``constant`` (d,), ``vectors`` (k, d), ``values`` (k,), ``scores`` (n, d); the scalars among the facts."""
+    outputs = curvature.outputs
+    arrays = {"constant": curvature.constant, "vectors": outputs.vectors, "values": outputs.values}
+    whole = {name: np.asarray(array, np.float32) for name, array in {**arrays, "scores": curvature.scores}.items()}
+    return whole, {"tokens": curvature.tokens, "rms": curvature.rms, "rest": outputs.rest}
+
+
+def curvature_from(arrays: Arrays, facts: Facts) -> Curvature:
+    """Inverse of `curvature_parts`. Raises CodecError."""
+    return Curvature(
+        tokens=int(_number(facts, "tokens")),
+        rms=_number(facts, "rms"),
+        constant=_taken(arrays, "constant", 1),
+        outputs=Spectrum(_taken(arrays, "vectors", 2), _taken(arrays, "values", 1), _number(facts, "rest")),
+        scores=_taken(arrays, "scores", 2),
+    )

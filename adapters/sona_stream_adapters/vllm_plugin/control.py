@@ -11,6 +11,8 @@ from .codec import (
     Arrays,
     CodecError,
     Facts,
+    curvature_from,
+    curvature_parts,
     evaluation_from,
     evaluation_parts,
     gradient_from,
@@ -24,7 +26,7 @@ from .codec import (
 from .encoding import Encoder
 from .engines import Engines, Result, require
 from .locating import Part, parts_of
-from .merging import merge_evaluations, merge_gradients, merge_kls, merge_statistics
+from .merging import merge_curvatures, merge_evaluations, merge_gradients, merge_kls, merge_statistics
 from .messages import (
     PREFIX,
     Answer,
@@ -216,6 +218,14 @@ class Control:
             found.append(statistics_from(arrays, {"tokens": part.tokens, **said}))
         return Answer(pack(*statistics_parts(merge_statistics(found))))
 
+    async def _curvature(self, asked: Question) -> Answer:
+        _, facts = unpack(asked.body)
+        parts = await self._parts(_handles(facts), _tokens(facts))
+        found = [
+            curvature_from(*_unpacked(await self._computed(one, "sona_curvature", asked.body))) for one in parts
+        ]
+        return Answer(pack(*curvature_parts(merge_curvatures(found, [part.places for part in parts]))))
+
     async def _parts(self, handles: Sequence[str], tokens: Sequence[int]) -> list[Part]:
         return await parts_of(self.engines, handles, tokens)
 
@@ -283,5 +293,6 @@ _ROUTES: dict[str, dict[str, tuple[Handle, str]]] = {
     "evaluate": {"POST": (Control._evaluate, "adapter")},
     "predicted_kl": {"POST": (Control._predicted_kl, "adapter")},
     "statistics": {"POST": (Control._statistics, "none")},
+    "curvature": {"POST": (Control._curvature, "none")},
 }
 """Name -> method -> (handler, which limit its body has)."""

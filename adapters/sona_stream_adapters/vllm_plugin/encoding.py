@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import logging
 import math
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,8 @@ from .engines import Engines, Result, require
 from .messages import Unanswered
 
 __all__ = ["Encoder", "Generating", "sampling_params"]
+
+_log = logging.getLogger(__name__)
 
 _TRIES = 100
 _PAUSE_S = 0.01
@@ -49,6 +52,15 @@ class Encoder:
         self._client, self._engines, self._context, self._params = client, engines, max_tokens, params
         self._numbers = itertools.count()
         self._start = secrets.token_hex(4)
+
+    async def warm_up(self) -> None:
+        """The first prompt whose log-probabilities are asked for takes seconds: not at a lesson."""
+        rid = f"sona-warm-up-{self._start}"
+        try:
+            await self._prefill([0, 0], [0, 0], rid, 1.0)
+            await self._engines.all("sona_release", rid)
+        except Exception as error:
+            _log.warning("sona: the first encoded answer will be slow: %s", error or type(error).__name__)
 
     async def encode(self, asked: Facts, info: Result) -> bytes:
         """Fields: ``prompt_ids``, ``answer_ids`` or ``answer`` (a text, which gets the end token), ``temperature``,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from .control import Control
-from .encoding import Encoder
+from .encoding import Encoder, sampling_params
 from .engines import Engines
 from .guard import Guard
 from .messages import PREFIX
@@ -29,6 +29,8 @@ class SonaEndpoint:
 
     name = "sona_http"
     required_tasks = ("generate",)
+    sampling: Callable[..., Any] = staticmethod(sampling_params)
+    """Makes the parameters of an encoded answer."""
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         enabled = is_enabled() if environ is None else is_enabled(environ)
@@ -67,7 +69,10 @@ class SonaEndpoint:
         for problem in info["problems"]:
             _log.warning("sona: %s", problem)
         config = getattr(engine_client, "model_config", None)
-        encoder = Encoder(engine_client, engines, max_tokens=getattr(config, "max_model_len", None))
+        context = getattr(config, "max_model_len", None)
+        encoder = Encoder(engine_client, engines, max_tokens=context, params=self.sampling)
+        if info.get("ok", True):
+            await encoder.warm_up()
         control.attach(engines, encoder, {**info, "served": list(self._models)})
         _log.info("sona: the hook runs on %s engine(s), model %s", info["engines"], info.get("model"))
 

@@ -13,9 +13,28 @@ import torch
 from sona_stream.errors import HostError
 from sona_stream.lora import Evaluation, HiddenStatistics, LoraGradient
 
-from ..head import Batch, Job, Scratch, check_captures, check_signal, evaluate, gradient, predicted_kl, statistics
+from ..head import (
+    Batch,
+    Job,
+    Scratch,
+    check_captures,
+    check_signal,
+    curvature,
+    evaluate,
+    gradient,
+    predicted_kl,
+    statistics,
+)
 from .captures import Kept
-from .codec import CodecError, evaluation_parts, gradient_parts, pack, signal_from, statistics_parts
+from .codec import (
+    CodecError,
+    curvature_parts,
+    evaluation_parts,
+    gradient_parts,
+    pack,
+    signal_from,
+    statistics_parts,
+)
 from .door import checked_weights, opened
 from .refusal import Refusal
 from .service import Service
@@ -80,6 +99,11 @@ class Learning:
             return {"blob": pack(*evaluation_parts(evaluation))}
 
         return self._run(task, answer, options)
+
+    def curvature(self, handles: Sequence[str], options: Answer) -> Answer:
+        """`Curvature` of these captures."""
+        task = curvature(self._source, self._batch(self._find(handles)), self._scratch)
+        return self._run(task, lambda found: {"blob": pack(*curvature_parts(found))}, options)
 
     def statistics(self, handles: Sequence[str]) -> Answer:
         """Where the hidden states lie."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from sona_stream.lora import F32, Evaluation, HiddenStatistics, LoraGradient
+from sona_stream.lora import F32, Curvature, Evaluation, HiddenStatistics, LoraGradient
 
-__all__ = ["merge_evaluations", "merge_gradients", "merge_kls", "merge_statistics"]
+__all__ = ["merge_curvatures", "merge_evaluations", "merge_gradients", "merge_kls", "merge_statistics"]
 
 
 def merge_gradients(parts: Sequence[LoraGradient]) -> LoraGradient:
@@ -32,6 +33,17 @@ def merge_gradients(parts: Sequence[LoraGradient]) -> LoraGradient:
         fisher_A=_sum([part.fisher_A for part in parts]),
         fisher_B=_sum([part.fisher_B for part in parts]),
     )
+
+
+def merge_curvatures(parts: Sequence[Curvature], places: Sequence[Sequence[int]]) -> Curvature:
+    """Of the part with the most tokens, since eigenpairs do not add up; ``scores`` of all, each row in its place."""
+    if len(parts) == 1:
+        return parts[0]
+    scores = np.zeros((sum(map(len, places)), parts[0].constant.shape[0]), np.float32)
+    for part, rows in zip(parts, places, strict=True):
+        scores[list(rows)] = part.scores
+    largest = max(parts, key=lambda part: part.tokens)
+    return dataclasses.replace(largest, scores=scores)
 
 
 def merge_evaluations(parts: Sequence[Evaluation]) -> Evaluation:

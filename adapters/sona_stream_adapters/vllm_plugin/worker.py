@@ -31,6 +31,7 @@ METHODS = (
     "gradient",
     "predicted_kl",
     "evaluate",
+    "curvature",
     "statistics",
     "advance",
     "stats",
