@@ -7,6 +7,7 @@ name says otherwise.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +36,7 @@ __all__ = [
     "Score",
     "Trajectory",
     "Usage",
+    "pupil",
 ]
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -63,6 +65,16 @@ class Principal:
     trusted_gateway: bool = False
     user: str | None = None
     """The end user, only as asserted by a trusted gateway."""
+
+
+def pupil(tenant: str, user: str | None) -> str:
+    """Whose an answer's lessons are: the tenant's, or one end user's of it, by a name that does not show the person.
+
+    No tenant's own name holds a colon.
+    """
+    if user is None:
+        return tenant
+    return f"{tenant}:{hashlib.blake2b(user.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,7 +141,15 @@ class Application:
     def _new_learner(self) -> Learner:
         sona = self.settings.sona
         rates = engine_config(self.settings, 1)  # of which the learner reads nothing that depends on a width
-        return Learner({}, self.store, rates, sona.learner, sona.learning, expected=self._adaptable)
+        return Learner(
+            {},
+            self.store,
+            rates,
+            sona.learner,
+            sona.learning,
+            expected=self._adaptable,
+            whose=self.trajectories.whose,
+        )
 
     async def shutdown(self) -> None:
         """Stops the learner and the backends, keeps the patterns, closes the store."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import SonaEngine
-from ..events import Feedback, Trajectory
+from ..events import Feedback, Trajectory, pupil
 from ..protocols import Store
 from .patterns import PatternBanks
 
@@ -17,6 +18,7 @@ __all__ = ["TrajectoryFanOut"]
 
 _log = logging.getLogger(__name__)
 
+_PUPILS = 65_536
 CORRECTED_QUALITY = 0.0
 """What a correction says about the answer it replaces."""
 
@@ -36,9 +38,15 @@ class TrajectoryFanOut:
         whose score is to move weights.
         """
         self._store, self._patterns, self._learn, self._teach = store, patterns, learn, teach
+        self._pupils: OrderedDict[str, str] = OrderedDict()
+        """Request id -> whose lesson it is, where an end user was named: a store may not keep that."""
 
     def submit(self, trajectory: Trajectory) -> None:
         """Keep the trajectory; a judged one moves its pattern's statistics."""
+        if trajectory.user is not None:
+            self._pupils[trajectory.request_id] = pupil(trajectory.tenant, trajectory.user)
+            while len(self._pupils) > _PUPILS:
+                self._pupils.popitem(last=False)
         self._store.submit_trajectory(trajectory)
         quality = trajectory.score.value
         if quality is None or trajectory.outcome != "complete":
@@ -46,6 +54,10 @@ class TrajectoryFanOut:
         self._learn_route(trajectory, quality, latency_s=trajectory.duration_s)
         if self._teach is not None and trajectory.learn:
             self._teach(trajectory)
+
+    def whose(self, trajectory: Trajectory) -> str:
+        """The `pupil` of a recorded answer."""
+        return self._pupils.get(trajectory.request_id) or pupil(trajectory.tenant, trajectory.user)
 
     async def judge(self, feedback: Feedback) -> None:
         """A person's judgement moves the same statistics as a score."""

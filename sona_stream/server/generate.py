@@ -56,7 +56,7 @@ async def _request(call: Call, endpoint: Endpoint) -> Request:
     decoded = decode_request(endpoint, body)
     settings = call.app.services.settings.sona
     principal = asserted_user(call.principal, call.headers, settings.user_header, decoded.user)
-    adapt, pinned = parse_adapt(call.headers, decoded.model, principal.tenant)
+    adapt, pinned = parse_adapt(call.headers, decoded.model, principal)
     sent_id = call.headers.get(b"x-request-id", b"").decode("utf-8", "replace")[:256]
     return Request(
         id=call.id,

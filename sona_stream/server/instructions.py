@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from urllib.parse import unquote
 
 from ..errors import InvalidRequest, NotFound
-from ..events import AdapterRef
+from ..events import AdapterRef, Principal, pupil
 
 __all__ = ["parse_adapt", "parse_learn"]
 
 _PIN = re.compile(r"(?P<model>.+)/(?P<tenant>[^/@]+)/(?P<group>[^/@]+)@(?P<version>[1-9][0-9]{0,8})")
 
 
-def parse_adapt(headers: Mapping[bytes, bytes], model: str, tenant: str) -> tuple[bool, AdapterRef | None]:
-    """(adapt at all, the version that is pinned). Raises `InvalidRequest`; `NotFound` for another tenant's key."""
+def parse_adapt(headers: Mapping[bytes, bytes], model: str, principal: Principal) -> tuple[bool, AdapterRef | None]:
+    """(adapt at all, the version that is pinned). Raises `InvalidRequest`; `NotFound` for somebody else's key."""
     value = headers.get(b"x-sona-adapt", b"on").decode("latin-1").strip()
     if value.lower() in ("on", ""):
         return True, None
@@ -28,7 +28,7 @@ def parse_adapt(headers: Mapping[bytes, bytes], model: str, tenant: str) -> tupl
             param="x-sona-adapt",
         )
     key = value.rpartition("@")[0]
-    if unquote(match["tenant"]) != tenant:
+    if unquote(match["tenant"]) not in (principal.tenant, pupil(principal.tenant, principal.user)):
         raise NotFound(f"there is no adapter {value}")
     if match["model"] != model:
         raise InvalidRequest(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..config.settings import Storage
 from ..errors import StateError
+from ..events import pupil
 from . import adapters
 from .privacy import text_bytes
 from .schema import BACKUPS
@@ -129,7 +130,7 @@ def enforce(connection: sqlite3.Connection, storage: Storage) -> Removed:
 
 
 def forget(connection: sqlite3.Connection, tenant: str, user: str | None) -> Removed:
-    """Delete every row of an end user, or of a whole tenant with its adapters (user None)."""
+    """Delete every row of an end user or of a whole tenant (user None), with the adapters that are theirs alone."""
     out = Removed()
     who = text_bytes(user)
     mine = "tenant = ?1 AND (?2 IS NULL OR user = ?2)"
@@ -151,12 +152,25 @@ def forget(connection: sqlite3.Connection, tenant: str, user: str | None) -> Rem
         who,
     )
     out.run(connection, "trajectories", f"DELETE FROM trajectories WHERE {mine}", tenant, who)
-    if user is None:
-        gone = adapters.delete_tenant(connection, tenant)
-        out.rows["adapters"] = len(gone)
+    out.rows["adapters"] = out.rows["blobs"] = 0
+    for whose in _pupils(connection, tenant, user):
+        out.take_files(connection, "captures", "DELETE FROM captures WHERE tenant = ?1 RETURNING file", whose)
+        gone = adapters.delete_tenant(connection, whose)
+        out.rows["adapters"] += len(gone)
         out.files += gone
-        out.rows["blobs"] = adapters.delete_blobs(connection, tenant)
+        out.rows["blobs"] += adapters.delete_blobs(connection, whose)
     return out
+
+
+def _pupils(connection: sqlite3.Connection, tenant: str, user: str | None) -> list[str]:
+    """Whose lessons go: one end user's own, or the tenant's and all its end users'."""
+    if user is not None:
+        return [pupil(tenant, user)]
+    names = [row[0] for row in connection.execute("SELECT DISTINCT key FROM adapters")]
+    names += [row[0] for row in connection.execute("SELECT name FROM blobs WHERE name LIKE '%/%/%'")]
+    known = {adapters.tenant_of(name) for name in names}
+    known |= {row[0] for row in connection.execute("SELECT DISTINCT tenant FROM captures")}
+    return [tenant, *sorted(one for one in known if one.startswith(f"{tenant}:"))]
 
 
 def remove_backups(directory: Path, *, before: float | None = None) -> int:

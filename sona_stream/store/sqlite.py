@@ -239,8 +239,8 @@ class SqliteStore:
         """Delete everything of an end user, or of a tenant with its adapters and the blobs named
         ``.../tenant/group``; returns rows removed by kind.
 
-        Adapters learned from the person's feedback together with others' stay. The automatic copies that
-        migrations made are deleted too; copies made with `maintenance.backup` are the operator's.
+        Adapters learned from the person's feedback alone go; those learned from others', too, stay. The automatic
+        copies that migrations made are deleted; copies made with `maintenance.backup` are the operator's.
         """
         session = self._open()
         self._said = {

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from sona_stream.events import FeedbackOutcome, Sampling
+from sona_stream.events import FeedbackOutcome, Sampling, pupil
 from sona_stream.store import privacy, retention
 from sona_stream.store.schema import BACKUPS
 
@@ -197,6 +197,22 @@ async def test_a_person_is_forgotten_and_no_one_else(open_store, make, folder):
     assert not found(folder, "acme-")
     assert not found(folder, "m/acme/")
     assert found(folder, "other-alice-mark")
+
+
+async def test_what_one_person_taught_goes_with_the_person(open_store, make):
+    keys = {who: f"m/{pupil('acme', who)}/*" for who in ("alice", "bob", None)}
+    async with open_store("features") as store:
+        for i, key in enumerate(keys.values()):
+            await store.put_adapter(make.record(key=key))
+            await store.put_blob(f"learner/{key}", b"ledger")
+            await store.put_capture(key, make.capture(f"r{i}", seed=i, fingerprint="f"), 1.0, feedback_id=f"f{i}")
+        removed = await store.forget(tenant="acme", user="alice")
+        assert (removed["adapters"], removed["captures"], removed["blobs"]) == (1, 1, 1)
+        assert {record.key for record in await store.adapters()} == {keys["bob"], keys[None]}
+        assert await store.get_blob(f"learner/{keys['alice']}") is None
+        await store.forget(tenant="acme")
+        assert await store.adapters() == []
+        assert await store.captures(keys["bob"], limit=9) == []
 
 
 async def test_each_class_expires_by_its_own_ttl(open_store, make):

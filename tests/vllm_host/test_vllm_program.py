@@ -1,6 +1,7 @@
 """`sona-stream serve` in front of the fake vLLM: what a person sees of feedback, restarts and missing servers."""
 
 import json
+import re
 import signal
 import time
 
@@ -75,15 +76,33 @@ def test_feedback_reaches_the_next_answer_and_no_other_tenant(started, vllm):
     assert "sona" not in vllm.app.seen[-1]["vllm_xargs"]
 
 
-def test_two_users_of_one_trusted_key_are_told_apart(started):
-    """LiteLLM in front: one key, the end user in a header. Feedback for somebody else's answer finds nothing."""
-    program = started()
+@pytest.mark.parametrize("storage", ["features", "none"])
+def test_two_users_of_one_trusted_key_are_told_apart(started, storage):
+    """A gateway in front: one key, the end user in a header. What one of them teaches never reaches the other."""
+    program = started(storage=storage)
     gateway = talk(program, "gateway")
-    gateway.http.headers["x-sona-user"] = "ann"
+
+    def speaks(who):
+        gateway.http.headers["x-sona-user"] = who
+
+    speaks("ann@example.org")
     answer = asked(gateway)
-    gateway.http.headers["x-sona-user"] = "eve"
-    status, _ = teach(gateway, answer, rating=1)
-    assert status == 404
+    if storage != "none":
+        speaks("eve")
+        assert teach(gateway, answer, rating=1)[0] == 404
+        speaks("ann@example.org")
+    status, outcome = teach(gateway, answer, rating=1)
+    assert (status, outcome.get("status")) == (200, "published"), outcome
+    hers = asked(gateway).headers["x-sona-adapter"]
+    assert re.fullmatch(r"m/shared:[0-9a-f]{16}/\*@1", hers)
+    speaks("eve")
+    assert asked(gateway).headers["x-sona-adapter"] == "none"
+    assert asked(gateway, user="ann@example.org").headers["x-sona-adapter"] == "none"  # the header comes first
+    del gateway.http.headers["x-sona-user"]
+    assert asked(gateway).headers["x-sona-adapter"] == "none"
+    assert asked(gateway, user="ann@example.org").headers["x-sona-adapter"] == hers
+    bob = talk(program, "bob")
+    assert asked(bob, user="ann@example.org").headers["x-sona-adapter"] == "none"
 
 
 def test_late_feedback_is_encoded_again(started, vllm):

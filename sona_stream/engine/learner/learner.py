@@ -8,7 +8,7 @@ token.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 
 from ...config.settings import LearningSettings
 from ...errors import CaptureGone, HostAway, NotFound
-from ...events import AdapterRef, Feedback, FeedbackOutcome, Request
+from ...events import AdapterRef, Feedback, FeedbackOutcome, Request, Trajectory, pupil
 from ...protocols import HiddenStateHost, Store
 from .background import BackgroundLoop
 from .inbox import Inbox, Item
@@ -46,14 +46,16 @@ class Learner:
         mode: Mode = "feedback",
         *,
         expected: Collection[str] = (),
+        whose: Callable[[Trajectory], str] | None = None,
     ) -> None:
         """`hosts` by ``model_name``; `rates` is a `SonaConfig` or anything with its three learning fields.
-        `expected`: models whose hosts `attach` will bring; feedback on their answers waits.
+        `expected`: models whose hosts `attach` will bring; feedback on their answers waits. `whose`: the `pupil` of
+        an answer, by default that of the tenant and end user it was recorded for.
         """
         settings = settings or LearningSettings()
         self._state = State(hosts, store, rates, settings, mode, expected)
         self._inbox = Inbox(settings.inbox, store)
-        self._instant = InstantLoop(self._state)
+        self._instant = InstantLoop(self._state, whose or _whose)
         self._background = BackgroundLoop(self._state)
         self._tasks: TaskGroup | None = None
         self._progress = anyio.Event()
@@ -93,8 +95,9 @@ class Learner:
         """The finest served level of the request's key chain that was taught enough; None: the bare model."""
         if request.route is None or not request.adapt:
             return None
+        whose = pupil(request.principal.tenant, request.principal.user)
         # Not the route's model: a fallback may have taken its place.
-        for key in reversed(chain(request.model, request.principal.tenant, request.route)):
+        for key in reversed(chain(request.model, whose, request.route)):
             served = self._state.versions.served(key)
             if served is not None and self._state.active(key):
                 return served
@@ -232,6 +235,10 @@ class Learner:
     async def _give_up(self, feedback: Feedback, error: CaptureGone) -> None:
         self._state.counters["capture_gone"] += 1
         await self._state.store.record_outcome(gone(feedback, error))
+
+
+def _whose(trajectory: Trajectory) -> str:
+    return pupil(trajectory.tenant, trajectory.user)
 
 
 def _queued(feedback: Feedback, reason: str) -> FeedbackOutcome:

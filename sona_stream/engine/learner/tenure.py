@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from urllib.parse import quote
 
 from ...protocols import Store
 
@@ -12,7 +13,7 @@ __all__ = ["answering_since"]
 
 async def answering_since(store: Store, model: str, fingerprint: str) -> float:
     """``time.time()`` of the first meeting with this fingerprint; 0 when no other was met before it."""
-    name = f"learner/model/{model}"
+    name = f"tenure:{quote(model, safe='')}"
     blob = await store.get_blob(name)
     if blob is not None:
         known = json.loads(blob)
