@@ -68,7 +68,7 @@ class Principal:
 
 
 def pupil(tenant: str, user: str | None) -> str:
-    """Whose an answer's lessons are: the tenant's, or one end user's of it, by a name that does not show the person.
+    """Whose an answer's lessons are: the tenant's, or one end user's, by a name that does not show the person.
 
     No tenant's own name holds a colon.
     """

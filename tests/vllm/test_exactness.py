@@ -125,7 +125,8 @@ def test_gradients_equal_autograd(engine, reference):
     import torch
 
     from sona_stream.lora import LoraWeights, LowRank, TokenSignal
-    from sona_stream_adapters.vllm_plugin.codec import gradient_from, pack, signal_parts, unpack
+    from sona_stream_adapters.vllm_plugin.codec import pack, unpack
+    from sona_stream_adapters.vllm_plugin.codec_computed import gradient_from, signal_parts
 
     arrays = adapter_arrays(engine.d, seed=11)
     engine.put("a", 1, arrays)

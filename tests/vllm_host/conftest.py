@@ -1,5 +1,5 @@
 import pytest
-from fake_vllm import FakeVllm
+from fake_vllm_server import FakeVllm
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from fake_vllm import KEY, MODEL, D, T
+from fake_vllm_server import KEY, MODEL, D, T
 from toy import ToyHost
 
 from sona_stream.config.settings import Deployment, SonaSettings

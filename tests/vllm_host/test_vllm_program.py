@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from fake_vllm import KEY, MODEL
+from fake_vllm_server import KEY, MODEL
 from program import QUICK, until
 
 from sona_stream.config.load import hash_key

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_vllm import KEY, MODEL, Client, D, FakeApp, T, Worker, build, environ
+from fake_vllm_server import KEY, MODEL, Client, D, FakeApp, T, Worker, build, environ
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sona_stream.lora import LoraWeights, LowRank, TokenSignal
-from sona_stream_adapters.vllm_plugin import codec
+from sona_stream_adapters.vllm_plugin import codec, codec_computed
 from sona_stream_adapters.vllm_plugin.endpoint import SonaEndpoint, plugin
 from sona_stream_adapters.vllm_plugin.guard import stripped
 from sona_stream_adapters.vllm_plugin.messages import Unanswered
@@ -381,13 +381,13 @@ async def test_captures_of_two_engines_are_one_batch(parallel):
         handles.append(capture.handle)
         captures.append(capture)
     signal = TokenSignal(weights(), [np.full(T, i - 1.5, np.float32) for i in range(4)], 0.2, (0.5, 2.0))
-    arrays, facts = codec.signal_parts(signal)
+    arrays, facts = codec_computed.signal_parts(signal)
     for i, capture in enumerate(captures):
         arrays[f"logprobs_{i}"] = capture.logprobs
     asked = codec.pack(arrays, {**facts, "handles": handles})
     status, headers, body = await call(app, "POST", "/v1/sona/gradient", asked, control())
     assert (status, headers[b"content-type"]) == (200, b"application/vnd.safetensors")
-    gradient = codec.gradient_from(*codec.unpack(body))
+    gradient = codec_computed.gradient_from(*codec.unpack(body))
     whole = await workers[0].toy.gradient(captures, signal)
     np.testing.assert_allclose(gradient.micro_B, whole.micro_B, rtol=1e-5)
     assert gradient.tokens == whole.tokens
@@ -397,7 +397,7 @@ async def test_captures_of_two_engines_are_one_batch(parallel):
     arrays, facts = codec.weights_parts(weights())
     _, _, body = await call(app, "POST", "/v1/sona/evaluate", codec.pack(arrays, {**facts, **told}), control())
     evaluation, whole = (
-        codec.evaluation_from(*codec.unpack(body), 4),
+        codec_computed.evaluation_from(*codec.unpack(body), 4),
         await workers[0].toy.evaluate(captures, weights()),
     )
     for one, other in zip(evaluation.logprobs, whole.logprobs, strict=True):
@@ -410,12 +410,12 @@ async def test_captures_of_two_engines_are_one_batch(parallel):
     kl = await workers[0].toy.predicted_kl(captures, weights(1), weights(2))
     assert json.loads(body)["kl"] == pytest.approx(kl, rel=1e-6)
     _, _, body = await call(app, "POST", "/v1/sona/statistics", codec.pack({}, told), control())
-    statistics = codec.statistics_from(*codec.unpack(body))
+    statistics = codec_computed.statistics_from(*codec.unpack(body))
     hidden = np.concatenate([capture.hidden for capture in captures])
     np.testing.assert_allclose(statistics.mean, hidden.mean(axis=0), rtol=1e-5)
     assert statistics.rms == pytest.approx(float(np.sqrt((hidden.astype(float) ** 2).mean())), rel=1e-6)
     _, _, body = await call(app, "POST", "/v1/sona/curvature", codec.pack({}, told), control())
-    curvature, whole = codec.curvature_from(*codec.unpack(body)), await workers[0].toy.curvature(captures)
+    curvature, whole = codec_computed.curvature_from(*codec.unpack(body)), await workers[0].toy.curvature(captures)
     np.testing.assert_allclose(curvature.scores, whole.scores, rtol=1e-5)
     assert curvature.tokens == 2 * T
     asked = codec.pack({}, {"handles": [*handles, "lost"], "tokens": [T] * 5})

@@ -23,7 +23,7 @@ from sona_stream.lora import (
     LoraWeights,
     TokenSignal,
 )
-from sona_stream_adapters.vllm_plugin import codec
+from sona_stream_adapters.vllm_plugin import codec, codec_computed
 
 from .link import Gone, Link
 from .served import Entry, ServedAdapters
@@ -146,11 +146,11 @@ class VllmHost:
 
     async def gradient(self, captures: Sequence[Capture], signal: TokenSignal) -> LoraGradient:
         """See `TokenSignal` for the loss."""
-        arrays, facts = codec.signal_parts(signal)
+        arrays, facts = codec_computed.signal_parts(signal)
         for i, capture in enumerate(captures):  # of the policy that drew it, whoever encoded it since
             arrays[f"logprobs_{i}"] = np.asarray(capture.logprobs, np.float32)
         told = await self._ask("gradient", captures, arrays, facts)
-        return self._read(lambda: codec.gradient_from(*codec.unpack(told)))
+        return self._read(lambda: codec_computed.gradient_from(*codec.unpack(told)))
 
     async def predicted_kl(self, captures: Sequence[Capture], old: LoraWeights, new: LoraWeights) -> float:
         """Mean over tokens of 1/2 Var_{p_old}(W (h'_new - h'_old) / T)."""
@@ -165,17 +165,17 @@ class VllmHost:
             nan = [np.full(len(capture), np.nan, np.float32) for capture in captures]
             return Evaluation(np.nan, np.nan, nan, nan, np.nan, np.nan, finite=False)
         told = await self._ask("evaluate", captures, *codec.weights_parts(weights))
-        return self._read(lambda: codec.evaluation_from(*codec.unpack(told), len(captures)))
+        return self._read(lambda: codec_computed.evaluation_from(*codec.unpack(told), len(captures)))
 
     async def curvature(self, captures: Sequence[Capture]) -> Curvature:
         """Of the unadapted policy on these captures."""
         told = await self._ask("curvature", captures, {}, {})
-        return self._read(lambda: codec.curvature_from(*codec.unpack(told)))
+        return self._read(lambda: codec_computed.curvature_from(*codec.unpack(told)))
 
     async def statistics(self, captures: Sequence[Capture]) -> HiddenStatistics:
         """Mean and root mean square of these captures' hidden states."""
         told = await self._ask("statistics", captures, {}, {})
-        return self._read(lambda: codec.statistics_from(*codec.unpack(told)))
+        return self._read(lambda: codec_computed.statistics_from(*codec.unpack(told)))
 
     # ---- how
 

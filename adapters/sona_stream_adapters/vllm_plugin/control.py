@@ -7,21 +7,17 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from .codec import (
-    Arrays,
-    CodecError,
-    Facts,
+from .codec import Arrays, CodecError, Facts, pack, unpack
+from .codec_computed import (
     curvature_from,
     curvature_parts,
     evaluation_from,
     evaluation_parts,
     gradient_from,
     gradient_parts,
-    pack,
     signal_from,
     statistics_from,
     statistics_parts,
-    unpack,
 )
 from .encoding import Encoder
 from .engines import Engines, Result, require
@@ -221,9 +217,8 @@ class Control:
     async def _curvature(self, asked: Question) -> Answer:
         _, facts = unpack(asked.body)
         parts = await self._parts(_handles(facts), _tokens(facts))
-        found = [
-            curvature_from(*_unpacked(await self._computed(one, "sona_curvature", asked.body))) for one in parts
-        ]
+        results = [await self._computed(part, "sona_curvature", asked.body) for part in parts]
+        found = [curvature_from(*_unpacked(one)) for one in results]
         return Answer(pack(*curvature_parts(merge_curvatures(found, [part.places for part in parts]))))
 
     async def _parts(self, handles: Sequence[str], tokens: Sequence[int]) -> list[Part]:

@@ -26,15 +26,8 @@ from ..head import (
     statistics,
 )
 from .captures import Kept
-from .codec import (
-    CodecError,
-    curvature_parts,
-    evaluation_parts,
-    gradient_parts,
-    pack,
-    signal_from,
-    statistics_parts,
-)
+from .codec import CodecError, pack
+from .codec_computed import curvature_parts, evaluation_parts, gradient_parts, signal_from, statistics_parts
 from .door import checked_weights, opened
 from .refusal import Refusal
 from .service import Service

@@ -36,7 +36,7 @@ def merge_gradients(parts: Sequence[LoraGradient]) -> LoraGradient:
 
 
 def merge_curvatures(parts: Sequence[Curvature], places: Sequence[Sequence[int]]) -> Curvature:
-    """Of the part with the most tokens, since eigenpairs do not add up; ``scores`` of all, each row in its place."""
+    """That of the part with the most tokens, for eigenpairs do not add up; ``scores`` of all, in their places."""
     if len(parts) == 1:
         return parts[0]
     scores = np.zeros((sum(map(len, places)), parts[0].constant.shape[0]), np.float32)
