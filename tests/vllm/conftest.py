@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,7 @@ RUNNERS = ("v1", "v2")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runner", choices=RUNNERS, default="v1", help="vLLM's model runner")
+    parser.addoption("--no-skips", action="store_true", help="a test that skips itself has failed")
     parser.addoption("--compiled", action="store_true", help="the engine with torch.compile, not eager")
 
 
@@ -42,6 +44,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
         interpret_on_cpu()
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    report = yield
+    if item.config.getoption("--no-skips") and report.skipped and not item.get_closest_marker("slow"):
+        report.outcome, report.longrepr = "failed", f"skipped, which --no-skips forbids: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")
