@@ -1,8 +1,8 @@
 """The learner: feedback in, adapter versions out. It holds moments, baselines, gates and versions; never lm_head.
 
-``micro_lora_lr`` sets the pace twice: an Adam step is at most about 2 * micro_lora_lr of a hidden state's length
-(see `optimiser`), and one judgement may move the policy by at most ``step_kl * (micro_lora_lr / 1e-3)^2`` nats per
-token.
+``micro_lora_lr`` sets the pace three times: a replay's step of B goes 100 * micro_lora_lr of the way to where its
+answers point, an entry of A h moves by 2 * micro_lora_lr, and one judgement may move the policy by at most
+``step_kl * (micro_lora_lr / 1e-3)^2`` nats per token.
 """
 
 from __future__ import annotations
