@@ -11,9 +11,9 @@ answer's agreement with itself: a kernel test of independence (HSIC: Gretton et 
 https://papers.nips.cc/paper/3201-a-kernel-statistical-test-of-independence). Shuffled ratings give its mean and
 spread when there is nothing to learn, whatever the answers were, so ``z`` needs no model of either.
 
-The share of the fit that is served is z^2 / (z^2 + 9) of the way from a floor to 1: at three standard deviations half
-of it. The fit itself goes on at full length behind it. The floor is ``least`` for ratings and 1 for corrections,
-which say what is wanted instead of hinting at it; in between where both came.
+The share of the fit that is served is z^2 / (z^2 + 9) of the way from a floor to 1: at three standard deviations
+half of it. The fit itself goes on at full length behind it. The floor is ``least`` for ratings and 1 for
+corrections, which say what is wanted instead of hinting at it; in between where both came.
 """
 
 from __future__ import annotations
