@@ -13,10 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+INSIDE_VLLM = (ROOT / "adapters/sona_stream_adapters/vllm_plugin/README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-YAML = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+YAML = re.findall(r"```yaml\n(.*?)```", README + INSIDE_VLLM, re.DOTALL)
 
 
 @pytest.mark.model
@@ -42,6 +44,7 @@ def test_the_configuration_of_the_readme_loads(tmp_path: Path, monkeypatch: pyte
     from sona_stream.config.load import read_settings
 
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    monkeypatch.setenv("SONA_VLLM_KEY", "k" * 24)
     for number, text in enumerate(YAML):
         file = tmp_path / f"{number}.yaml"
         file.write_text(text)
@@ -68,3 +71,19 @@ def test_ci_runs_the_tests_with_the_readmes_command():
     (tests,) = [block for block in BASH if "pytest" in block]
     for part in tests.strip().split(" && "):
         assert part.replace("pip install ", "") in ci
+
+
+def test_the_settings_inside_vllm_are_those_of_the_table():
+    from sona_stream_adapters.vllm_plugin.settings import MIB, PluginSettings
+
+    told = dict(re.findall(r"^\| `SONA_VLLM_(\w+)` \| ([\d.]+) \|", INSIDE_VLLM, re.MULTILINE))
+    default = PluginSettings()
+    assert {name: float(value) for name, value in told.items()} == {
+        "ADAPTER_MB": default.adapter_bytes / MIB,
+        "MAX_RANK": default.max_rank,
+        "MAX_DELTA": default.max_delta,
+        "CAPTURE_MB": default.capture_bytes / MIB,
+        "RING_TOKENS": default.ring_tokens,
+        "GRADIENT_TOKENS": default.gradient_tokens,
+        "EPISODE_MB": default.episode_bytes / MIB,
+    }
