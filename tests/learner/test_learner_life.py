@@ -279,8 +279,7 @@ async def test_a_crash_anywhere_loses_nothing_and_learns_nothing_twice(crash, ca
     assert len(steps) == 1
     weights = plain.store.records[KEY, 2].weights
     assert same(steps[0].weights, weights), "resuming makes the step that would have been made"
-    if crash != "set_current":  # then the version is kept, but was never served: the first one still is
-        assert same(crashed.host.adapters[KEY][1], weights)
+    assert same(crashed.host.adapters[KEY][1], weights), "and serves it"
 
 
 async def test_flood_overflows_the_inbox_but_loses_nothing():

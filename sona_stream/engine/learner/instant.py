@@ -96,10 +96,14 @@ class InstantLoop:
         return outcome, taught
 
     async def _already(self, feedback: Feedback, keys: Sequence[AdapterKey]) -> FeedbackOutcome | None:
-        """The step that this feedback made before a crash: the finest level's."""
+        """The step that this feedback made before a crash: the finest level's. One that never came to be served,
+        because the crash came in between or the host was away, is served now.
+        """
+        versions = self._state.versions
         for key in reversed(keys):
             for record in reversed(await self._state.store.adapters(str(key))):
                 if feedback.id in record.feedback_ids:
+                    await versions.finish(versions.line(key), record)
                     status: Status = "published" if record.status == "published" else "accepted"
                     return _outcome(feedback, status, "learned before a restart", _ref(key, record.version))
         return None

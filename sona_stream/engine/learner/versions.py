@@ -148,13 +148,24 @@ class Versions:
         )
         await self._store.put_adapter(record)
         line.latest = record.version
+        await self._serve(line, record)
+        return record
+
+    async def _serve(self, line: Line, record: AdapterRecord) -> None:
         if self._serve_new:
-            await host.put_adapter(record.key, record.version, weights)
+            await self._hosts[line.key.model].put_adapter(record.key, record.version, record.weights)
             line.served = record
-            await self._store.set_current(record.key, record.version, reason=reason)
+            await self._store.set_current(record.key, record.version, reason=record.reason)
         line.working = record
         await self._store.prune_adapters(record.key, keep=self._keep)
-        return record
+
+    async def finish(self, line: Line, record: AdapterRecord) -> None:
+        """Serve a version whose publishing was interrupted: the newest, kept, and never served."""
+        async with line.lock:
+            served = 0 if line.served is None else line.served.version
+            unserved = record.status == "published" and record.version == line.latest > served
+            if unserved and self._serve_new and not self.frozen and self._fits(record):
+                await self._serve(line, record)
 
     async def rollback(self, key: AdapterKey, version: int, *, reason: str) -> list[str]:
         """Serve `version` again, bit for bit; 0 is the base model. Returns the feedback ids of what was undone.
