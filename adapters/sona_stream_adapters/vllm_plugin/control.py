@@ -1,32 +1,12 @@
-"""The routes under ``/v1/sona/``: what a proxy's learner asks of this server. Each call needs the control key."""
+"""The routes under ``/v1/sona/``, over HTTP. Each call needs the control key."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
-from .codec import Arrays, CodecError, Facts, pack, unpack
-from .codec_computed import (
-    curvature_from,
-    curvature_parts,
-    evaluation_from,
-    evaluation_parts,
-    gradient_from,
-    gradient_parts,
-    signal_from,
-    statistics_from,
-    statistics_parts,
-)
-from .encoding import Encoder
-from .engines import Engines, Result, require
-from .locating import Part, parts_of
-from .merging import merge_curvatures, merge_evaluations, merge_gradients, merge_kls, merge_statistics
 from .messages import (
     PREFIX,
     Answer,
-    Question,
     Receive,
     Scope,
     Send,
@@ -37,35 +17,22 @@ from .messages import (
     read_body,
     reply,
 )
+from .routes import Routes
 
 __all__ = ["Control"]
 
 _log = logging.getLogger(__name__)
 
 _JSON_LIMIT = 16 << 20
-_PER_CAPTURE = ("advantages_", "logprobs_")
-
-Handle = Callable[["Control", Question], Awaitable[Answer]]
 
 
-class Control:
-    """ASGI. ``attach`` gives it the engines once they are there; until then it answers 503."""
+class Control(Routes):
+    """ASGI."""
 
     def __init__(self, key: bytes, *, adapter_bytes: int, capture_bytes: int) -> None:
+        super().__init__()
         self.key = key
         self._limits = {"adapter": adapter_bytes + _JSON_LIMIT, "capture": capture_bytes + _JSON_LIMIT}
-        self._engines: Engines | None = None
-        self._encoder: Encoder | None = None
-        self.info: Result = {}
-        self.counters: dict[str, int] = {"calls": 0, "refused_keys": 0, "stripped_requests": 0}
-
-    def attach(self, engines: Engines, encoder: Encoder, info: Result) -> None:
-        """From here on calls are answered."""
-        self._engines, self._encoder, self.info = engines, encoder, info
-
-    def count(self, name: str) -> None:
-        """One more of these."""
-        self.counters[name] = self.counters.get(name, 0) + 1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,8 +41,6 @@ class Control:
             answer = await self._answer(scope, receive)
         except Unanswered as refusal:
             answer = failure(refusal)
-        except CodecError as error:
-            answer = failure(Unanswered(400, str(error), param="body"))
         except ConnectionError:
             return
         except Exception as error:
@@ -93,201 +58,6 @@ class Control:
                 "the control key is missing or wrong: send `x-sona-control: SONA_VLLM_KEY`",
                 kind="invalid_control_key",
             )
-        name = str(scope["path"]).rpartition(f"{PREFIX}/")[2].strip("/")
-        methods = _ROUTES.get(name)
-        if methods is None:
-            raise Unanswered(
-                404, f"there is no {PREFIX}/{name[:50]}; there are: {', '.join(_ROUTES)}", kind="not_found"
-            )
-        found = methods.get(str(scope["method"]))
-        if found is None:
-            raise Unanswered(405, f"{PREFIX}/{name} takes {' and '.join(methods)}", kind="method_not_allowed")
-        if self._engines is None:
-            raise Unanswered(503, "the engine is not there yet", kind="not_ready")
-        handle, limit = found
-        body = await read_body(receive, self._limits.get(limit, _JSON_LIMIT))
-        self.count("calls")
-        return await handle(self, question(scope, body))
-
-    @property
-    def engines(self) -> Engines:
-        """Those attached."""
-        assert self._engines is not None
-        return self._engines
-
-    # ---- about this server
-
-    async def _info(self, _: Question) -> Answer:
-        """Looks again: a model that was loaded anew is wrapped anew."""
-        self.info = await self.engines.install()
-        return Answer(self.info)
-
-    async def _stats(self, _: Question) -> Answer:
-        return Answer({"engines": await self.engines.all("sona_stats"), "endpoint": dict(self.counters)})
-
-    # ---- adapters and episodes
-
-    async def _adapters(self, _: Question) -> Answer:
-        return Answer(await self.engines.everywhere("sona_adapters"))
-
-    async def _put_adapter(self, asked: Question) -> Answer:
-        return Answer(
-            await self.engines.everywhere("sona_put", asked.text("key"), asked.number("version"), asked.body)
-        )
-
-    async def _drop_adapter(self, asked: Question) -> Answer:
-        version = asked.number("version") if "version" in asked.query else None
-        return Answer(await self.engines.everywhere("sona_drop", asked.text("key"), version))
-
-    async def _put_episode(self, asked: Question) -> Answer:
-        return Answer(await self.engines.everywhere("sona_put_episode", asked.text("key"), asked.body))
-
-    async def _drop_episode(self, asked: Question) -> Answer:
-        return Answer(await self.engines.everywhere("sona_drop_episode", asked.text("key")))
-
-    # ---- captures
-
-    async def _capture(self, asked: Question) -> Answer:
-        rid, hidden = asked.text("rid"), bool(asked.number("hidden", 0))
-        results = [require(one) for one in await self.engines.all("sona_capture", rid, hidden)]
-        for state in ("done", "running"):
-            for result in results:
-                if result.get("state") == state:
-                    blob = result.get("blob")
-                    return Answer(bytes(blob)) if blob else Answer({"state": state})
-        reason = next((str(one["reason"]) for one in results if one.get("reason")), "it is no longer held")
-        raise Unanswered(410, f"request {rid!r}: {reason}", kind="capture_gone", gone=[rid])
-
-    async def _release(self, asked: Question) -> Answer:
-        return Answer(await self.engines.everywhere("sona_release", asked.text("rid")))
-
-    async def _keep(self, asked: Question) -> Answer:
-        """On one engine: what belongs to a capture is computed where it lies."""
-        return Answer(require(await self.engines.one(0, "sona_keep", asked.body)))
-
-    async def _encode(self, asked: Question) -> Answer:
-        assert self._encoder is not None
-        return Answer(await self._encoder.encode(_json(asked.body), self.info))
-
-    # ---- what is computed from captures
-
-    async def _gradient(self, asked: Question) -> Answer:
-        arrays, facts = unpack(asked.body)
-        handles = _handles(facts)
-        signal = signal_from(arrays, facts, len(handles))
-        parts = await self._parts(handles, [len(one) for one in signal.advantages])
-        found = []
-        for part in parts:
-            blob = asked.body if len(parts) == 1 else pack(_own(arrays, part), facts)
-            found.append(gradient_from(*_unpacked(await self._computed(part, "sona_gradient", blob))))
-        return Answer(pack(*gradient_parts(merge_gradients(found))))
-
-    async def _evaluate(self, asked: Question) -> Answer:
-        _, facts = unpack(asked.body)
-        handles, tokens = _handles(facts), _tokens(facts)
-        rows: dict[int, tuple[Any, Any]] = {}
-        found = []
-        for part in await self._parts(handles, tokens):
-            arrays, said = _unpacked(await self._computed(part, "sona_evaluate", asked.body))
-            one = evaluation_from(arrays, said, len(part.places))
-            found.append(one)
-            rows |= dict(zip(part.places, zip(one.logprobs, one.base_logprobs, strict=True), strict=True))
-        arrays, said = evaluation_parts(merge_evaluations(found))
-        for place, (logprobs, base) in rows.items():  # in the order of the question, whoever computed them
-            arrays[f"logprobs_{place}"], arrays[f"base_logprobs_{place}"] = logprobs, base
-        return Answer(pack(arrays, said))
-
-    async def _predicted_kl(self, asked: Question) -> Answer:
-        _, facts = unpack(asked.body)
-        parts = await self._parts(_handles(facts), _tokens(facts))
-        results = [await self._computed(part, "sona_predicted_kl", asked.body) for part in parts]
-        kls = [float(one["kl"]) for one in results]
-        return Answer({"kl": merge_kls(kls, [part.tokens for part in parts])})
-
-    async def _statistics(self, asked: Question) -> Answer:
-        _, facts = unpack(asked.body)
-        parts = await self._parts(_handles(facts), _tokens(facts))
-        found = []
-        for part in parts:
-            result = require(await self.engines.one(part.engine, "sona_statistics", part.handles))
-            arrays, said = _unpacked(result)
-            found.append(statistics_from(arrays, {"tokens": part.tokens, **said}))
-        return Answer(pack(*statistics_parts(merge_statistics(found))))
-
-    async def _curvature(self, asked: Question) -> Answer:
-        _, facts = unpack(asked.body)
-        parts = await self._parts(_handles(facts), _tokens(facts))
-        results = [await self._computed(part, "sona_curvature", asked.body) for part in parts]
-        found = [curvature_from(*_unpacked(one)) for one in results]
-        return Answer(pack(*curvature_parts(merge_curvatures(found, [part.places for part in parts]))))
-
-    async def _parts(self, handles: Sequence[str], tokens: Sequence[int]) -> list[Part]:
-        return await parts_of(self.engines, handles, tokens)
-
-    async def _computed(self, part: Part, method: str, blob: bytes) -> Result:
-        """In slices, each of which decoding waits for; between them it goes on."""
-        result = require(await self.engines.one(part.engine, method, part.handles, blob, {"sliced": True}))
-        job = result.get("job")
-        while job is not None and not result.get("done"):
-            result = require(await self.engines.one(part.engine, "sona_advance", job))
-        return result
-
-
-def _own(arrays: Arrays, part: Part) -> Arrays:
-    """The arrays of a gradient's question that concern these captures, numbered anew."""
-    kept = {name: array for name, array in arrays.items() if not name.startswith(_PER_CAPTURE)}
-    for i, place in enumerate(part.places):
-        for name in _PER_CAPTURE:
-            if f"{name}{place}" in arrays:
-                kept[f"{name}{i}"] = arrays[f"{name}{place}"]
-    return kept
-
-
-def _unpacked(result: Result) -> tuple[Arrays, Facts]:
-    return unpack(bytes(result["blob"]))
-
-
-def _json(body: bytes) -> Facts:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Unanswered(400, "the body must be a JSON object", param="body") from None
-    if not isinstance(value, dict):
-        raise Unanswered(400, "the body must be a JSON object", param="body")
-    return value
-
-
-def _handles(facts: Facts) -> list[str]:
-    handles = facts.get("handles")
-    if not isinstance(handles, list) or not handles or not all(isinstance(one, str) for one in handles):
-        raise Unanswered(400, "handles must be a list of at least one text", param="handles")
-    return handles
-
-
-def _tokens(facts: Facts) -> list[int]:
-    tokens, handles = facts.get("tokens"), _handles(facts)
-    whole = isinstance(tokens, list) and all(isinstance(one, int) and one >= 0 for one in tokens)
-    if not whole or len(tokens or ()) != len(handles):
-        raise Unanswered(400, "tokens must be a list of whole numbers, one a handle", param="tokens")
-    return list(tokens or ())
-
-
-_ROUTES: dict[str, dict[str, tuple[Handle, str]]] = {
-    "info": {"GET": (Control._info, "none")},
-    "stats": {"GET": (Control._stats, "none")},
-    "adapters": {
-        "GET": (Control._adapters, "none"),
-        "PUT": (Control._put_adapter, "adapter"),
-        "DELETE": (Control._drop_adapter, "none"),
-    },
-    "episodes": {"PUT": (Control._put_episode, "capture"), "DELETE": (Control._drop_episode, "none")},
-    "captures": {"GET": (Control._capture, "none"), "DELETE": (Control._release, "none")},
-    "keep": {"POST": (Control._keep, "capture")},
-    "encode": {"POST": (Control._encode, "none")},
-    "gradient": {"POST": (Control._gradient, "capture")},
-    "evaluate": {"POST": (Control._evaluate, "adapter")},
-    "predicted_kl": {"POST": (Control._predicted_kl, "adapter")},
-    "statistics": {"POST": (Control._statistics, "none")},
-    "curvature": {"POST": (Control._curvature, "none")},
-}
-"""Name -> method -> (handler, which limit its body has)."""
+        method, name = str(scope["method"]), str(scope["path"]).rpartition(f"{PREFIX}/")[2].strip("/")
+        body = await read_body(receive, self._limits.get(self.limit(method, name), _JSON_LIMIT))
+        return await self.ask(method, name, question(scope, body))
