@@ -6,21 +6,21 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from sona_stream.config.settings import Deployment, SonaSettings
-from sona_stream.errors import InvalidRequest, ModelUnavailable, NotReady, SonaError, UpstreamProtocolError
-from sona_stream.events import Delta, Event, Finish, Head, Headers, Piece, Request, Usage
+from sona_stream.errors import InvalidRequest, ModelUnavailable, NotReady, SonaError
+from sona_stream.events import Event, Head, Headers, Request
 from sona_stream.protocols import EventStream, HiddenStateHost
+from sona_stream_adapters.text import completion_id, events_of
 
 from .options import parse_options
 from .weights import find_model, pull_model
 
 if TYPE_CHECKING:
-    from .engine import Engine  # these import torch
-    from .generation import Generation, Item
+    from .engine import Engine  # imports torch
 
 __all__ = ["LocalBackend"]
 
@@ -85,7 +85,7 @@ class LocalBackend:
         )
         engine.scheduler.submit(generation)
         try:
-            async with aclosing(_events(head, generation, _completion_id(request))) as events:
+            async with aclosing(events_of(head, generation.queue, completion_id(request))) as events:
                 yield events
         finally:
             generation.cancelled = True
@@ -128,34 +128,3 @@ class LocalBackend:
         self._failure = error
         if not self._stopping.is_set():
             _log.error("%s: %s", self.name, error)
-
-
-def _completion_id(request: Request) -> str:
-    return ("chatcmpl-" if request.endpoint == "chat.completions" else "cmpl-") + request.id
-
-
-async def _events(head: Head, generation: Generation, completion_id: str) -> AsyncGenerator[Event, None]:
-    yield head
-    reason: str | None = None
-    while True:
-        items = await _available(generation.queue)
-        pieces = tuple(item for item in items if isinstance(item, Piece))
-        reason = next((p.finish_reason for p in pieces if p.index == 0 and p.finish_reason), reason)
-        if pieces:
-            yield Delta(pieces=pieces)
-        last = items[-1]
-        if isinstance(last, Usage):
-            yield Finish(reason=reason, usage=last, completion_id=completion_id)
-            return
-        if isinstance(last, SonaError):
-            raise last
-        if isinstance(last, BaseException):
-            raise UpstreamProtocolError(f"the local model failed: {last}") from last
-
-
-async def _available(queue: asyncio.Queue[Item]) -> list[Item]:
-    """At least one item; more if the consumer was slower than the model."""
-    items = [await queue.get()]
-    while not queue.empty():
-        items.append(queue.get_nowait())
-    return items

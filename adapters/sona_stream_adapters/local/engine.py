@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from sona_stream.config.settings import SonaSettings
-from sona_stream.errors import InvalidRequest
 from sona_stream.events import AdapterRef, Request
 from sona_stream.lora import Capture
+from sona_stream_adapters.text import check_sampling, prompt_ids
 
 from .adapters import AdapterTable
 from .batch import DecodeBatch
@@ -19,7 +19,6 @@ from .generation import Generation
 from .host import LocalHost
 from .model import load_model
 from .options import LocalOptions
-from .prompts import prompt_ids
 from .sampling import SamplingState
 from .scheduler import Scheduler
 
@@ -56,7 +55,7 @@ class Engine:
 
     async def begin(self, request: Request) -> Generation:
         """Check and tokenize; nothing is computed yet. Raises InvalidRequest naming the field."""
-        self._check(request)
+        check_sampling(request, name=self.model.name, max_choices=self._options.max_batch)
         long = len(request.body) > _LONG_TEXT
         ids = await asyncio.to_thread(prompt_ids, self.model, request) if long else prompt_ids(self.model, request)
         wanted = request.sampling.max_tokens
@@ -91,19 +90,6 @@ class Engine:
         """Called in the torch thread. An answer during which the model itself changed belongs to neither."""
         if self._captures is not None and capture.fingerprint == self.host.fingerprint:
             self._captures.put(capture)
-
-    def _check(self, request: Request) -> None:
-        sampling = request.sampling
-        if request.constrained:
-            raise InvalidRequest("the local model has neither tools nor structured outputs", param="tools")
-        if not 1 <= sampling.n <= self._options.max_batch:
-            raise InvalidRequest(f"n must be in 1..{self._options.max_batch}, not {sampling.n}", param="n")
-        if sampling.max_tokens is not None and sampling.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, not {sampling.max_tokens}", param="max_tokens")
-        for name, low, high in (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0)):
-            value = getattr(sampling, name)
-            if value is not None and not low <= value <= high:
-                raise InvalidRequest(f"{name} must be in {low}..{high}, not {value}", param=name)
 
     def _sampling(self, request: Request, index: int) -> SamplingState:
         asked = request.sampling

@@ -12,16 +12,13 @@ import torch
 from sona_stream.events import AdapterRef, Piece, Usage
 from sona_stream.lora import Capture
 from sona_stream_adapters.head import Factors
+from sona_stream_adapters.text import AnswerText, Item, token_names
 
 from .adapters import AdapterTable
 from .capture import CaptureBuilder
-from .detokenize import Detokenizer, StopStrings
 from .sampling import Drawn, SamplingState
 
-__all__ = ["Choice", "Generation", "Item"]
-
-Item = Piece | Usage | BaseException
-"""What a stream's queue carries: pieces, then the usage (a clean end) or an exception"""
+__all__ = ["Choice", "Generation"]
 
 
 @dataclasses.dataclass(slots=True, eq=False, kw_only=True)
@@ -80,54 +77,37 @@ class Choice:
         self.index = index
         self.state = state
         self.finished = False
-        self.produced = 0
         self.last_id = -1
-        self._text = Detokenizer(generation.tokenizer, generation.prompt_ids)
-        self._stops = StopStrings(generation.stop)
+        self._text = AnswerText(
+            generation.tokenizer,
+            generation.prompt_ids,
+            stop=generation.stop,
+            eos_ids=generation.eos_ids,
+            max_tokens=generation.max_tokens,
+        )
         self._capture = CaptureBuilder(generation.hidden_dim) if generation.keep is not None else None
+
+    @property
+    def produced(self) -> int:
+        """Tokens so far."""
+        return self._text.produced
 
     def take(self, drawn: Drawn, hidden: torch.Tensor, factors: Factors | None) -> Piece:
         """Account for one token drawn from the unadapted `hidden` (d,); returns what the client gets of it."""
-        self.produced += 1
         self.last_id = drawn.token_id
         if self._capture is not None:
             version = 0 if factors is None else factors.version
             self._capture.add(hidden, drawn.token_id, drawn.policy_logprob, version)
-        text, reason = self._advance(drawn.token_id)
+        text, reason = self._text.take(drawn.token_id)
         self.finished = reason is not None
         return Piece(
             index=self.index,
             text=text,
             token_ids=(drawn.token_id,),
             logprobs=(drawn.logprob,),
-            top_logprobs=(self._named(drawn),) if self.state.top_logprobs else (),
+            top_logprobs=(token_names(self.generation.tokenizer, drawn.top),) if self.state.top_logprobs else (),
             finish_reason=reason,
         )
-
-    def _advance(self, token_id: int) -> tuple[str, str | None]:
-        generation = self.generation
-        if token_id in generation.eos_ids:
-            return self._rest(""), "stop"
-        text, stopped = self._stops.push(self._text.push(token_id))
-        if stopped:
-            return text, "stop"
-        if self.produced >= generation.max_tokens:
-            return self._rest(text), "length"
-        return text, None
-
-    def _rest(self, text: str) -> str:
-        tail, stopped = self._stops.push(self._text.flush())
-        return text + tail + ("" if stopped else self._stops.flush())
-
-    def _named(self, drawn: Drawn) -> dict[str, float]:
-        tokenizer = self.generation.tokenizer
-        names: dict[str, float] = {}
-        for token_id, logprob in drawn.top:  # two ids may look alike; the likelier one is shown
-            text = tokenizer.decode([token_id])
-            if not text or "\ufffd" in text:  # part of a character, or a special token: its name in the vocabulary
-                text = tokenizer.convert_ids_to_tokens(token_id)
-            names.setdefault(text, logprob)
-        return names
 
     def remember(self) -> None:
         """Hand over the capture, once."""

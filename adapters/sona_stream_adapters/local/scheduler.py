@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import torch
 
 from sona_stream.errors import NotReady
+from sona_stream_adapters.text import Item
 
 from .batch import DecodeBatch
-from .generation import Generation, Item
+from .generation import Generation
 
 __all__ = ["Job", "Scheduler"]
 

@@ -4,12 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sona_stream_adapters.local.detokenize import Detokenizer, StopStrings
+from sona_stream_adapters.text import Detokenizer, StopStrings
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny):
-    return tiny.tokenizer
+def tokenizer(tiny_folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_folder)
 
 
 @settings(max_examples=60, deadline=None)

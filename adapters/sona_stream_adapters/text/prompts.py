@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from sona_stream.errors import InvalidRequest
 from sona_stream.events import Request
 
-from .model import LanguageModel
-
-__all__ = ["prompt_ids"]
+__all__ = ["TextModel", "prompt_ids"]
 
 
-def prompt_ids(model: LanguageModel, request: Request) -> list[int]:
+class TextModel(Protocol):
+    """What a prompt needs to know of a model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tokenizer(self) -> Any:
+        """As transformers has them."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Positions, prompt and answer together."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+def prompt_ids(model: TextModel, request: Request) -> list[int]:
     """Raises InvalidRequest naming the field when it cannot be done or leaves no room for an answer."""
     param = "messages" if request.endpoint == "chat.completions" else "prompt"
     ids = _chat(model, request) if param == "messages" else _raw(model, request.prompt)
@@ -27,12 +44,12 @@ def prompt_ids(model: LanguageModel, request: Request) -> list[int]:
     return ids
 
 
-def _chat(model: LanguageModel, request: Request) -> list[int]:
+def _chat(model: TextModel, request: Request) -> list[int]:
     from jinja2 import TemplateError
 
     if not model.tokenizer.chat_template:
         raise InvalidRequest(f"{model.name} has no chat template: use /v1/completions", param="messages")
-    messages = [_plain(message, index) for index, message in enumerate(request.messages)]
+    messages = [_plain(message, index, model.name) for index, message in enumerate(request.messages)]
     try:
         text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError, KeyError) as error:
@@ -42,7 +59,7 @@ def _chat(model: LanguageModel, request: Request) -> list[int]:
     return _tokenize(model, text, special=False)
 
 
-def _plain(message: Mapping[str, Any], index: int) -> dict[str, str]:
+def _plain(message: Mapping[str, Any], index: int, name: str) -> dict[str, str]:
     """Role and text. Parts of a content list are joined; what is not text is refused."""
     role, content = str(message.get("role", "user")), message.get("content")
     if content is None:
@@ -52,7 +69,7 @@ def _plain(message: Mapping[str, Any], index: int) -> dict[str, str]:
         for part in content:
             if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 raise InvalidRequest(
-                    f"messages[{index}].content: the local model reads text only",
+                    f"messages[{index}].content: {name} reads text only",
                     param=f"messages[{index}].content",
                 )
             parts.append(part["text"])
@@ -60,9 +77,9 @@ def _plain(message: Mapping[str, Any], index: int) -> dict[str, str]:
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
-def _raw(model: LanguageModel, prompt: str | tuple[int, ...] | None) -> list[int]:
+def _raw(model: TextModel, prompt: str | tuple[int, ...] | None) -> list[int]:
     if prompt is None:
-        raise InvalidRequest("prompt: the local model takes one prompt a request", param="prompt")
+        raise InvalidRequest(f"prompt: {model.name} takes one prompt a request", param="prompt")
     if isinstance(prompt, str):
         return _tokenize(model, prompt, special=True)
     if any(not 0 <= token < model.vocab_size for token in prompt):
@@ -70,7 +87,7 @@ def _raw(model: LanguageModel, prompt: str | tuple[int, ...] | None) -> list[int
     return list(prompt)
 
 
-def _tokenize(model: LanguageModel, text: str, *, special: bool) -> list[int]:
+def _tokenize(model: TextModel, text: str, *, special: bool) -> list[int]:
     # `verbose=False`: the tokenizer's own warning about long texts; the context is checked here.
     ids: list[int] = model.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     return ids
