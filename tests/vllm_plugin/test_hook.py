@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sona_stream_adapters.vllm_plugin.adapters import AdapterTable
-from sona_stream_adapters.vllm_plugin.captures import CaptureStore
+from sona_stream_adapters.vllm_plugin.captures import CaptureStore, Kept
 from sona_stream_adapters.vllm_plugin.counters import Counters
 from sona_stream_adapters.vllm_plugin.episodes import EpisodeStore
 from sona_stream_adapters.vllm_plugin.hook import Hook
 from sona_stream_adapters.vllm_plugin.ring import CaptureRing
 from sona_stream_adapters.vllm_plugin.runners import RunnerWraps, problems_of
+from sona_stream_adapters.vllm_plugin.scoring import Scoring
 from sona_stream_adapters.vllm_plugin.settings import PluginSettings
 
 D, V = 12, 40
@@ -39,6 +40,18 @@ class Stand:
 
     def _model_changed(self):
         self.changed += self.wraps.refresh()
+
+    def logprobs(self, name, rows, temperature, tokens=3):
+        """As a capture of `name` that is asked for now would have them, `tokens` of them a call."""
+        tracked, n = self.hook.requests.live[name], len(rows.token_ids)
+        zeros = torch.zeros(n)
+        marks = (rows.versions, rows.memory, rows.capped)
+        kept = Kept("h", name, zeros.int(), rows.token_ids, rows.hidden, rows.logprobs, *marks, None, temperature)
+        scoring, calls = Scoring(tracked, kept, rows.served, rows.scored), 1
+        while not scoring.advance(self.wraps.original_logits, tokens):
+            calls += 1
+        assert calls == max(1, -(-int((~rows.scored).sum()) // tokens))
+        return kept.logprobs
 
     def expected(self, factors):
         """Logits of the last step, row i through factors[i]."""
@@ -97,7 +110,7 @@ def test_every_row_is_its_own_requests(data):
             count = 1 + len(drafts.get(name, ()))
             rows = stand.ring.read(stand.hook.requests.live[name].rows[-count:])
             assert torch.equal(rows.hidden, stand.runner.hidden[at : at + count])
-            assert torch.allclose(rows.logprobs, logp[at : at + count], atol=1e-5)
+            assert torch.allclose(stand.logprobs(name, rows, 1.0), logp[at : at + count], atol=1e-4)
             version = served[bound[name]][0] if bound[name] in served else 0
             assert rows.versions.tolist() == [version] * count
             at += count
@@ -175,6 +188,65 @@ def test_the_norm_cap_and_low_precision():
     seen = stand.runner.model.seen[0]
     moved = torch.linalg.vector_norm(seen - stand.runner.hidden) / torch.linalg.vector_norm(stand.runner.hidden)
     assert float(moved) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_rows_cut_to_the_norm_cap_are_counted_and_marked():
+    stand = Stand(max_delta=0.5)
+    stand.table.put("large", 1, weights(D, scale=9.0))
+    stand.table.put("small", 1, weights(D, scale=1e-3, seed=1))
+    new = [
+        new_request("a", sona="small", sona_rid="a"),
+        new_request("b", sona="large", sona_rid="b"),
+        new_request("c", sona_rid="c"),
+        new_request("d", sona="large"),
+    ]
+    stand.runner.step(scheduled(dict.fromkeys("abcd", 3), new=new))
+    stand.runner.step(scheduled({"c": 1, "a": 1}, finished=["b", "d"], computed={"c": 3, "a": 3}))
+    assert stand.hook.capped_rows == 2
+    live = stand.hook.requests.live
+    rows = stand.ring.read([*live["a"].rows, *live["c"].rows])
+    assert not rows.capped.any()
+    assert stand.ring.read(stand.captures.waiting("b").rows).capped.tolist() == [True]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_logprobs_taken_later_are_those_of_the_step(temperature):
+    """The sampler writes to its logits, adapters change in between: neither changes what is told."""
+    stand = Stand()
+    stand.table.put("x", 1, weights(D, scale=0.5))
+    new = [new_request(name, sona="x", sona_rid=name, temperature=temperature) for name in "ab"]
+    drawn = []
+    for step in range(8):
+        tokens = scheduled(
+            dict.fromkeys("ab", 1 if step else 3),
+            new=() if step else new,
+            computed=dict.fromkeys("ab", 2 + step),
+            outputs=dict.fromkeys("ab", step),
+        )
+        stand.runner.step(tokens, torch.tensor([[step], [step + 9]], dtype=torch.int32))
+        drawn.append(stand.runner.drawn_from)
+        if step == 4:
+            stand.table.put("x", 2, weights(D, scale=0.5, seed=7))
+    stand.table.clear()
+    for i, name in enumerate("ab"):
+        rows = stand.ring.read(stand.hook.requests.live[name].rows)
+        assert rows.versions.tolist() == [1] * 5 + [2] * 3
+        found = stand.logprobs(name, rows, temperature)
+        for step in range(8):
+            logp = torch.log_softmax(drawn[step][i] / (temperature or 1.0), 0)[step + 9 * i]
+            assert float(found[step]) == pytest.approx(float(logp), abs=1e-4)
+
+
+def test_a_request_of_vllms_own_lora_is_scored_in_its_step():
+    """Its logits are not those of the lm_head alone: no later call would say them again."""
+    stand = Stand()
+    new = [new_request("a", sona_rid="a", temperature=0.5), new_request("b", sona_rid="b", temperature=0.5)]
+    new[1].lora_request = object()
+    stand.runner.step(scheduled({"a": 3, "b": 3}, new=new), torch.tensor([[4], [6]], dtype=torch.int32))
+    rows = stand.ring.read([stand.hook.requests.live[name].rows[0] for name in "ab"])
+    assert rows.scored.tolist() == [False, True]
+    expected = torch.log_softmax(stand.runner.drawn_from[1] / 0.5, 0)[6]
+    assert float(rows.logprobs[1]) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_a_new_model_is_reported_before_its_first_step():

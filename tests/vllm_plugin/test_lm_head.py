@@ -14,7 +14,7 @@ from torch import nn
 from sona_stream.errors import HostError
 from sona_stream.lora import TokenSignal
 from sona_stream_adapters.head import BaseLogits, Batch, CapturedTokens, Job, Scratch, gradient
-from sona_stream_adapters.vllm_plugin.lm_head import describe_head
+from sona_stream_adapters.vllm_plugin.lm_head import describe_head, without_lora
 
 D, V, PADDED = 8, 30, 32
 
@@ -79,6 +79,38 @@ def test_a_head_that_says_something_else_is_asked_instead(W):
     assert torch.allclose(rows.weight, W[[3, 17]], atol=1e-5)
     with pytest.raises(HostError, match="soft cap"):
         describe(model_of(W * 1.1, soft_cap=3.0), logits_of(W[:V], soft_cap=3.0))
+
+
+def test_vllms_own_lora_is_off_the_head_outside_a_step(W):
+    """Its wrap fails before the first step, and would add the last batch's adapters later."""
+
+    class Wrapped(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base_layer = base
+            self.scale, self.soft_cap = base.scale, base.soft_cap
+
+        def forward(self, hidden):
+            raise IndexError("no rows are known")
+
+    model = model_of(W)
+    model.logits_processor.forward = logits_of(W[:V])
+    model.logits_processor = wrapped = Wrapped(model.logits_processor)
+
+    def compute_logits(hidden):
+        return model.logits_processor(hidden)
+
+    def outside(hidden):
+        with without_lora(model):
+            return compute_logits(hidden)
+
+    with pytest.raises(IndexError):
+        compute_logits(torch.zeros(1, D))
+    assert describe(model, outside).note == ""
+    assert model.logits_processor is wrapped
+    with pytest.raises(RuntimeError), without_lora(model):
+        raise RuntimeError
+    assert model.logits_processor is wrapped
 
 
 def test_two_ranks_find_the_gradient_of_one(W):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sona_stream_adapters.vllm_plugin.adapters import AdapterTable
 from sona_stream_adapters.vllm_plugin.refusal import Refusal
-from sona_stream_adapters.vllm_plugin.ring import CaptureRing
+from sona_stream_adapters.vllm_plugin.ring import CaptureRing, Scored
 from sona_stream_adapters.vllm_plugin.settings import SettingsError, is_enabled, read_settings
 
 D = 16
@@ -74,14 +74,18 @@ def test_the_gain_is_the_largest_a_row_can_move(rank, base_rank, seed):
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 5), max_size=40))
 def test_the_ring_gives_back_exactly_what_it_still_holds(sizes):
-    ring, told, value = CaptureRing(12, 3, torch.float32), {}, 0
+    ring, told, marks, value = CaptureRing(12, 3, torch.float32), {}, {}, 0
     for size in sizes:
         first = ring.reserve(size)
         rows = range(first, first + size)
         values = torch.arange(value, value + size)
         hidden = values[:, None].float().expand(size, 3)
-        ring.write_hidden(first, hidden, np.arange(value, value + size, dtype=np.int32))
-        ring.write_tokens(first, torch.where(values % 3 == 0, -1, values), values.float(), None)
+        even = value % 2 == 0  # neighbours in the ring that were adapted, cut and scored, and others that were not
+        extra = {"served": hidden + 1, "capped": values % 5 == 0} if even else {}
+        ring.write_hidden(first, hidden, np.arange(value, value + size, dtype=np.int32), **extra)
+        scored = Scored([0], values[:1].float(), torch.full((1,), 0.5)) if even else None
+        ring.write_tokens(first, torch.where(values % 3 == 0, -1, values), scored)
+        marks |= {row: (even, even and row == first) for row in rows}
         told |= {row: int(v) for row, v in zip(rows, values, strict=True)}
         value += size
         for row, expected in told.items():
@@ -93,6 +97,12 @@ def test_the_ring_gives_back_exactly_what_it_still_holds(sizes):
             else:
                 assert found.token_ids.tolist() == [expected] == found.versions.tolist()
                 assert found.hidden.tolist() == [[expected] * 3]
+                even, known = marks[row]
+                assert found.served.tolist() == [[expected + even] * 3]
+                assert found.capped.tolist() == [even and expected % 5 == 0]
+                assert found.scored.tolist() == [known]
+                assert found.memory.tolist() == [0.5 if known else 0.0]
+                assert not known or found.logprobs.tolist() == [expected]
     kept = [row for row in told if not ring.lost([row])]
     assert len(kept) >= min(len(told), 12 - 4)
     assert kept == sorted(told)[-len(kept) :] if kept else True

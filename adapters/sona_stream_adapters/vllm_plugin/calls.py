@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,19 +11,23 @@ import torch
 
 from ..head import check_captures
 from .captures import Kept, handle_of
-from .codec import CodecError, capture_from, capture_parts, pack
+from .codec import Arrays, CodecError, capture_from, capture_parts, pack
 from .door import check_fingerprint, checked_name, checked_weights, opened
 from .learning import Learning
 from .prompts import taught_capture
 from .ranks import Ranks
 from .refusal import Refusal
 from .requests import Tracked
+from .scoring import Scoring
 from .service import Service, version_warning
 from .settings import PluginSettings
 
 __all__ = ["Calls"]
 
 Answer = dict[str, Any]
+
+_MAX_SCORINGS = 16
+"""captures on whose log-probabilities calls may work side by side"""
 
 
 class Calls:
@@ -31,6 +36,7 @@ class Calls:
     def __init__(self, worker: Any, settings: PluginSettings, ranks: Ranks) -> None:
         self._service = Service(worker, settings, ranks)
         self._learning = Learning(self._service)
+        self._scorings: OrderedDict[str, Scoring] = OrderedDict()
         if self._service.serves:
             self._learning.warm_up()
 
@@ -111,7 +117,9 @@ class Calls:
         return {"dropped": int(self._working().episodes.drop(checked_name(key, "key")))}
 
     def capture(self, rid: str, hidden: bool = False) -> Answer:
-        """What the request of this id left: ``state`` is done (with a blob), running or unknown (with a reason)."""
+        """What the request of this id left: ``state`` is done (with a blob), running (it is being answered, or
+        its log-probabilities are taken, ``SONA_VLLM_GRADIENT_TOKENS`` tokens a call) or unknown (with a reason).
+        """
         service = self._working()
         checked_name(rid, "rid")
         if any(tracked.binding.rid == rid for tracked in service.hook.requests.live.values()):
@@ -121,11 +129,14 @@ class Calls:
             waiting = service.captures.waiting(rid)
             if waiting is None:
                 return {"state": "unknown", "reason": "no request of this id is remembered"}
-            kept, reason = self._fetch(rid, waiting)
+            done, kept, reason = self._fetch(rid, waiting)
+            if not done:
+                return {"state": "running", "reason": reason}
         if kept is None:
             return {"state": "unknown", "reason": reason}
         arrays, facts = capture_parts(kept.capture(service.fingerprint), hidden=bool(hidden))
-        return {"state": "done", "blob": pack({**arrays, "memory": kept.memory.cpu().numpy()}, facts)}
+        marks = {"memory": kept.memory.cpu().numpy(), "capped": kept.capped.cpu().numpy()}
+        return {"state": "done", "blob": pack({**arrays, **marks}, facts)}
 
     def keep(self, blob: bytes) -> Answer:
         """A capture that comes back with its hidden states: it can be asked about by ``handle`` again."""
@@ -137,9 +148,8 @@ class Calls:
         except CodecError as error:
             raise Refusal(f"capture: {error}") from error
         check_captures([capture], service.hidden_dim)
-        memory = arrays.get("memory", np.zeros(len(capture), np.float32)).astype(np.float32)
-        if memory.shape != (len(capture),):
-            raise Refusal(f"capture: memory has shape {memory.shape}, expected ({len(capture)},)")
+        memory = _marks(arrays, "memory", len(capture)).astype(np.float32)
+        capped = _marks(arrays, "capped", len(capture)).astype(bool)
         handle = handle_of(capture.hidden.tobytes(), capture.token_ids.tobytes(), capture.logprobs.tobytes())
         device = service.device
         kept = Kept(
@@ -151,6 +161,7 @@ class Calls:
             logprobs=torch.from_numpy(capture.logprobs).to(device),
             versions=torch.from_numpy(capture.adapter_versions),
             memory=torch.from_numpy(memory).to(device),
+            capped=torch.from_numpy(capped).to(device),
             adapter_key=capture.adapter_key,
             temperature=capture.temperature,
         )
@@ -204,31 +215,51 @@ class Calls:
             raise Refusal(_refusal(self._service))
         return self._service
 
-    def _fetch(self, rid: str, tracked: Tracked) -> tuple[Kept | None, str]:
-        """Out of the ring, or out of a prompt that was read. None with a reason when it is not whole."""
+    def _fetch(self, rid: str, tracked: Tracked) -> tuple[bool, Kept | None, str]:
+        """Out of the ring, or out of a prompt that was read. Whether that came to an end; None with a reason when
+        it is not whole.
+        """
+        service, reason = self._service, ""
+        scoring = self._scorings.pop(rid, None)
+        if scoring is None or scoring.tracked is not tracked:
+            scoring, reason = self._begin(rid, tracked)
+        if scoring is not None:
+            if not scoring.advance(service.wraps.original_logits, service.settings.gradient_tokens):
+                self._scorings[rid] = scoring
+                while len(self._scorings) > _MAX_SCORINGS:
+                    self._scorings.popitem(last=False)
+                return False, None, "its log-probabilities are taken"
+            service.captures.keep(scoring.kept, rid)
+        service.captures.settle(rid)
+        return True, None if scoring is None else scoring.kept, reason
+
+    def _begin(self, rid: str, tracked: Tracked) -> tuple[Scoring | None, str]:
+        """None with a reason when it is not whole."""
         service = self._service
         if tracked.binding.teach is not None:
-            kept, reason = taught_capture(rid, tracked, service)
-        elif lost := service.ring.lost(tracked.rows):
+            return taught_capture(rid, tracked, service)
+        if lost := service.ring.lost(tracked.rows):
             service.counters.lost_rows += lost
-            kept, reason = None, f"{lost} of its rows were overwritten; SONA_VLLM_RING_TOKENS bounds the ring"
-        elif not tracked.rows:
-            kept, reason = None, "no token of it was captured"
-        else:
-            kept, reason = _from_ring(rid, tracked, service), ""
-        service.captures.settle(rid)
-        if kept is not None:
-            service.captures.keep(kept, rid)
-        return kept, reason
+            return None, f"{lost} of its rows were overwritten; SONA_VLLM_RING_TOKENS bounds the ring"
+        if not tracked.rows:
+            return None, "no token of it was captured"
+        return _from_ring(rid, tracked, service), ""
 
 
 def _refusal(service: Service) -> str:
     return "sona cannot serve this vLLM: " + "; ".join(service.problems)
 
 
-def _from_ring(rid: str, tracked: Tracked, service: Service) -> Kept:
+def _marks(arrays: Arrays, name: str, tokens: int) -> Any:
+    marks = arrays.get(name, np.zeros(tokens, np.float32))
+    if marks.shape != (tokens,):
+        raise Refusal(f"capture: {name} has shape {marks.shape}, expected ({tokens},)")
+    return marks
+
+
+def _from_ring(rid: str, tracked: Tracked, service: Service) -> Scoring:
     rows = service.ring.read(tracked.rows)
-    return Kept(
+    kept = Kept(
         handle=handle_of(rid, tracked.rows[0], len(rows.token_ids)),
         request_id=rid,
         prompt_ids=torch.tensor(tracked.prompt_ids, dtype=torch.int32),
@@ -237,6 +268,8 @@ def _from_ring(rid: str, tracked: Tracked, service: Service) -> Kept:
         logprobs=rows.logprobs,
         versions=rows.versions,
         memory=rows.memory,
+        capped=rows.capped,
         adapter_key=tracked.binding.key,
         temperature=tracked.temperature,
     )
+    return Scoring(tracked, kept, rows.served, rows.scored)

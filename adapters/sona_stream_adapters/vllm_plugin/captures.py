@@ -40,6 +40,8 @@ class Kept:
     """(T,) int32, on the CPU"""
     memory: torch.Tensor
     """(T,) float32: share of each token's probability that came from episodes"""
+    capped: torch.Tensor
+    """(T,) bool: the adapter's change was cut to the norm cap"""
     adapter_key: str | None
     temperature: float
 
@@ -49,7 +51,7 @@ class Kept:
     @property
     def nbytes(self) -> int:
         """On the device."""
-        return self.hidden.numel() * self.hidden.element_size() + 12 * len(self)
+        return self.hidden.numel() * self.hidden.element_size() + 13 * len(self)
 
     def capture(self, fingerprint: str) -> Capture:
         """As it travels."""

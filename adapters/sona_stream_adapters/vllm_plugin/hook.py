@@ -20,7 +20,7 @@ from .counters import Counters
 from .episodes import EpisodeStore, Mixture, mix
 from .plan import Captured, Plan, Planner
 from .requests import Requests, Tracked
-from .ring import CaptureRing
+from .ring import CaptureRing, Scored
 from .settings import PluginSettings
 
 __all__ = ["Hook", "Layout"]
@@ -39,8 +39,8 @@ class _Pending:
     captured: Captured
     first: int
     """row in the ring"""
-    logits: torch.Tensor
-    """(n, V) of the captured rows; the sampler does not write to it"""
+    logits: torch.Tensor | None
+    """(m, V) copy of those rows whose log-probabilities must be taken now; the sampler writes to its own"""
     mixed: list[tuple[list[int], Mixture]]
     """rows of the step, and what became of them"""
 
@@ -64,6 +64,12 @@ class Hook:
         self._settings, self._table, self._ring, self._captures = settings, table, ring, captures
         self._layout: Callable[[], Layout] | None = None
         self._pending: _Pending | None = None
+        self._capped = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def capped_rows(self) -> int:
+        """Rows whose change was cut to the norm cap. Waits for the device."""
+        return int(self._capped)
 
     @property
     def busy(self) -> bool:
@@ -100,16 +106,16 @@ class Hook:
         """In place of the model's own."""
         if self._layout is None or self.counters.disabled:
             return original(hidden, *args, **kwargs)
-        plan, changed = self._before(hidden)
+        plan, changed, capped = self._before(hidden)
         logits = original(changed, *args, **kwargs)
         if plan is not None and logits is not None and (plan.captured is not None or plan.mixed):
             try:
-                self._after(plan, hidden, logits)
+                self._after(plan, hidden, changed, capped, logits)
             except Exception as error:
                 self.fail("logits", error)
         return logits
 
-    def _before(self, hidden: torch.Tensor) -> tuple[Plan | None, torch.Tensor]:
+    def _before(self, hidden: torch.Tensor) -> tuple[Plan | None, torch.Tensor, torch.Tensor | None]:
         try:
             assert self._layout is not None
             request_ids, counts = self._layout()
@@ -117,18 +123,27 @@ class Hook:
             plan = self.planner.plan(self.requests.live, request_ids, counts, changed=self.requests.changed)
             if plan.rows != hidden.shape[0]:
                 self.counters.mismatch += 1
-                return None, hidden
+                return None, hidden, None
             self.counters.missing_rows += plan.missing
             if plan.adapted is None:
-                return plan, hidden
-            changed = adapt(hidden, plan.adapted, self._settings.max_delta)
+                return plan, hidden, None
+            changed, capped = adapt(hidden, plan.adapted, self._settings.max_delta)
+            if capped is not None:
+                self._capped += capped.sum()
             self.counters.adapted_rows += plan.adapted.count
         except Exception as error:
             self.fail("hidden states", error)
-            return None, hidden
-        return plan, changed
+            return None, hidden, None
+        return plan, changed, capped
 
-    def _after(self, plan: Plan, hidden: torch.Tensor, logits: torch.Tensor) -> None:
+    def _after(
+        self,
+        plan: Plan,
+        hidden: torch.Tensor,
+        changed: torch.Tensor,
+        capped: torch.Tensor | None,
+        logits: torch.Tensor,
+    ) -> None:
         mixed: list[tuple[list[int], Mixture]] = []
         for one in plan.mixed:
             mixture = mix(
@@ -148,13 +163,13 @@ class Hook:
         if first is None:
             self.counters.lost_rows += captured.count
             return
-        own = hidden if captured.rows is None else hidden.index_select(0, captured.rows)
-        self._ring.write_hidden(first, own, captured.versions)
+        served = None if changed is hidden else changed
         if captured.rows is not None:
-            kept = logits.index_select(0, captured.rows)
-        else:
-            # Samplers work in float32 and in place; of other dtypes they make their own copy.
-            kept = logits.clone() if logits.dtype == torch.float32 else logits
+            hidden = hidden.index_select(0, captured.rows)
+            served = None if served is None else served.index_select(0, captured.rows)
+            capped = None if capped is None else capped.index_select(0, captured.rows)
+        self._ring.write_hidden(first, hidden, captured.versions, served=served, capped=capped)
+        kept = None if captured.now_rows is None else logits.index_select(0, captured.now_rows)
         self._pending = _Pending(captured, first, kept, mixed)
 
     def sampled(self, token_ids: torch.Tensor, accepted: torch.Tensor | None = None) -> None:
@@ -172,33 +187,12 @@ class Hook:
         if accepted is not None:
             place = 0 if captured.drafts is None else captured.drafts
             ids = torch.where(accepted.index_select(0, captured.requests) > place, ids, -1)
-        labels = ids.long().clamp_min_(0)[:, None]
-        logits = pending.logits.float()
-        if captured.inverse_t is not None:
-            logits = logits * captured.inverse_t
-        logprobs = logits.gather(1, labels)[:, 0] - torch.logsumexp(logits, 1)
-        memory = self._memory(pending, labels) if pending.mixed else None
-        self._ring.write_tokens(pending.first, ids, logprobs, memory)
+        self._ring.write_tokens(pending.first, ids, None if pending.logits is None else _scored(pending, ids))
         at = pending.first
         for tracked, count in captured.owners:
             tracked.rows.extend(range(at, at + count))
             at += count
         self.counters.captured_tokens += captured.count
-
-    def _memory(self, pending: _Pending, labels: torch.Tensor) -> torch.Tensor:
-        """(n,) share of each token's probability that came from episodes: 1 - own / whole."""
-        captured = pending.captured
-        rows = range(captured.count) if captured.rows is None else captured.rows.tolist()
-        places = {row: place for place, row in enumerate(rows)}
-        out = torch.zeros(captured.count, device=labels.device)
-        for step_rows, mixture in pending.mixed:
-            pairs = [(places[row], i) for i, row in enumerate(step_rows) if row in places]
-            if pairs:
-                at = torch.tensor([place for place, _ in pairs], device=labels.device)
-                i = torch.tensor([i for _, i in pairs], device=labels.device)
-                own, whole = (each[i].gather(1, labels[at])[:, 0] for each in (mixture.own, mixture.logprobs))
-                out[at] = -torch.expm1(own - whole)
-        return out
 
     def read_prompts(self, hidden: torch.Tensor, offset_of: Callable[[str], int | None]) -> None:
         """Teacher forcing: `hidden` (tokens of the step, d) of all requests; `offset_of` says where one's begin."""
@@ -222,3 +216,25 @@ class Hook:
         binding = tracked.binding
         adapter = None if binding.key is None else self._table.find(binding.key, binding.version)
         tracked.taught_by = None if adapter is None else (adapter.A, adapter.B, adapter.version)
+
+
+def _scored(pending: _Pending, ids: torch.Tensor) -> Scored:
+    """What has to be taken while the logits are here."""
+    captured, logits = pending.captured, pending.logits
+    assert logits is not None
+    assert captured.now_rows is not None
+    assert captured.now_inverse_t is not None
+    places = torch.tensor(captured.now, device=ids.device)
+    labels = ids.index_select(0, places).long().clamp_min_(0)[:, None]
+    logits = logits.float() * captured.now_inverse_t
+    logprobs = logits.gather(1, labels)[:, 0] - torch.logsumexp(logits, 1)
+    memory = torch.zeros_like(logprobs)
+    at = {row: i for i, row in enumerate(captured.now_rows.tolist())}
+    for step_rows, mixture in pending.mixed:
+        pairs = [(at[row], i) for i, row in enumerate(step_rows) if row in at]
+        if pairs:
+            mine = torch.tensor([place for place, _ in pairs], device=ids.device)
+            i = torch.tensor([i for _, i in pairs], device=ids.device)
+            own, whole = (each[i].gather(1, labels[mine])[:, 0] for each in (mixture.own, mixture.logprobs))
+            memory[mine] = -torch.expm1(own - whole)
+    return Scored(captured.now, logprobs, memory)

@@ -59,14 +59,18 @@ class Learning:
         d = self._service.hidden_dim
         hidden = torch.ones(2, d, dtype=self._service.dtype, device=self._service.device)
         zeros = torch.zeros(2)
-        kept = Kept("", "warm-up", zeros.int(), zeros.int(), hidden, zeros, zeros.int(), zeros, None, 1.0)
+        kept = Kept(
+            "", "warm-up", zeros.int(), zeros.int(), hidden, zeros, zeros.int(), zeros, zeros.bool(), None, 1.0
+        )
         weights = {"micro.lora_A": np.zeros((1, d), np.float32), "micro.lora_B": np.zeros((d, 1), np.float32)}
         blob = pack({**weights, "advantages_0": np.ones(2, np.float32)}, {"anchor": 0.1})
         if self._service.logits is not None:
             self._gradient([kept], blob, {})
 
     def gradient(self, handles: Sequence[str], blob: bytes, options: Answer) -> Answer:
-        """`TokenSignal` -> `LoraGradient`, both as in `codec`."""
+        """`TokenSignal` -> `LoraGradient`, both as in `codec`. Tokens that memory decided, or whose adapter was cut
+        to the norm cap, are no reason to move it: of the loss they keep the anchor, which pulls it back.
+        """
         return self._gradient(self._find(handles), blob, options)
 
     def predicted_kl(self, handles: Sequence[str], blob: bytes, options: Answer) -> Answer:
@@ -151,7 +155,7 @@ class Learning:
         kept = [_of_policy(one, arrays.get(f"logprobs_{i}")) for i, one in enumerate(kept)]
         check_signal(kept, signal)
         for one, advantages in zip(kept, signal.advantages, strict=True):
-            advantages[one.memory.cpu().numpy() >= MEMORY_DECIDED] = 0.0
+            advantages[((one.memory >= MEMORY_DECIDED) | one.capped).cpu().numpy()] = 0.0
 
         def answer(found: LoraGradient) -> Answer:
             return {"blob": pack(*gradient_parts(found))}

@@ -7,8 +7,9 @@ each position enter (`SampledHead`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from sona_stream.errors import HostError
 
 from ..head import DenseHead, Head, SampledHead, Shard
 
-__all__ = ["Described", "describe_head", "find_head"]
+__all__ = ["Described", "describe_head", "find_head", "without_lora"]
 
 _PROBE_ROWS = 4
 _TOLERANCE = {torch.float32: 1e-4}
@@ -81,16 +82,41 @@ def describe_head(
 
 def find_head(model: Any) -> tuple[Any, Any]:
     """The layer and its logits processor, of the model or of the language model inside it."""
+    module = _with_head(model)
+    if module is None:
+        return None, None
+    processor, layer = module.logits_processor, getattr(module, "lm_head", None)
+    layer = getattr(layer, "base_layer", layer)
+    if layer is None or not hasattr(layer, "weight"):  # tied without a layer of its own
+        layer = getattr(getattr(module, "model", module), "embed_tokens", None)
+    return getattr(layer, "base_layer", layer), getattr(processor, "base_layer", processor)
+
+
+@contextlib.contextmanager
+def without_lora(model: Any) -> Iterator[None]:
+    """Takes vLLM's own LoRA (``--enable-lora``) off the head. Outside a step its wraps know no rows: before the
+    first one they fail, later they would add what the last batch's requests had.
+    """
+    module = _with_head(model)
+    heads: dict[str, Any] = {name: getattr(module, name, None) for name in ("logits_processor", "lm_head")}
+    wrapped = {name: layer for name, layer in heads.items() if hasattr(layer, "base_layer")}
+    for name, layer in wrapped.items():
+        setattr(module, name, layer.base_layer)
+    try:
+        yield
+    finally:
+        for name, layer in wrapped.items():
+            setattr(module, name, layer)
+
+
+def _with_head(model: Any) -> Any:
+    """The module that has the logits processor: the model, or the language model inside it."""
+    if not hasattr(model, "modules"):
+        return None
     for module in model.modules():
-        processor = getattr(module, "logits_processor", None)
-        if processor is None or not hasattr(processor, "scale"):
-            continue
-        layer = getattr(module, "lm_head", None)
-        if layer is None or not hasattr(layer, "weight"):  # tied without a layer of its own
-            inner = getattr(module, "model", module)
-            layer = getattr(inner, "embed_tokens", None)
-        return getattr(layer, "base_layer", layer), getattr(processor, "base_layer", processor)
-    return None, None
+        if hasattr(getattr(module, "logits_processor", None), "scale"):
+            return module
+    return None
 
 
 def _dense(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,8 +49,13 @@ class Captured:
     """(n,) int64: index of the row's request in the batch"""
     drafts: torch.Tensor | None
     """(n,) int64: place of the row's token among its request's; None: all 0"""
-    inverse_t: torch.Tensor | None
-    """(n, 1) float32; None: all 1"""
+    now: list[int]
+    """places among these rows whose log-probabilities must be taken in the step: the logits are not those that
+    the lm_head would say again"""
+    now_rows: torch.Tensor | None
+    """(m,) int64: their rows in the step; None when there are none"""
+    now_inverse_t: torch.Tensor | None
+    """(m, 1) float32 1 / temperature; None when there are none"""
     versions: np.ndarray[tuple[int], np.dtype[np.int32]]
     """(n,) adapter version, 0 = none"""
 
@@ -91,6 +97,16 @@ class _Key:
         return same and self.counts == counts
 
 
+class _Taker(NamedTuple):
+    """A request whose rows the ring takes; `place` is its own in the batch."""
+
+    tracked: Tracked
+    place: int
+    rows: range
+    version: int
+    now: bool
+
+
 class Planner:
     """Builds plans and keeps the last one."""
 
@@ -123,7 +139,7 @@ class Planner:
 
     def _build(self, live: dict[str, Tracked], request_ids: Sequence[str], counts: Sequence[int] | None) -> Plan:
         users: list[tuple[Adapter, range]] = []
-        takers: list[tuple[Tracked, int, range, int]] = []
+        takers: list[_Taker] = []
         mixed: list[Mixed] = []
         first = missing = 0
         for index, request_id in enumerate(request_ids):
@@ -140,13 +156,14 @@ class Planner:
                 else:
                     version = adapter.version
                     users.append((adapter, rows))
+            remembers = False
+            if binding.episodes:
+                active = self._episodes.activate(binding.episodes, binding.gates)
+                if active is not None:
+                    mixed.append(Mixed(self._index(list(rows)), list(rows), active))
+                    remembers = True
             if binding.rid is not None and binding.teach is None and tracked.settled:
-                takers.append((tracked, index, rows, version))
-            if (
-                binding.episodes
-                and (active := self._episodes.activate(binding.episodes, binding.gates)) is not None
-            ):
-                mixed.append(Mixed(self._index(list(rows)), list(rows), active))
+                takers.append(_Taker(tracked, index, rows, version, remembers or tracked.foreign))
         adapted, captured = self._adapted(users, first), self._captured(takers, first)
         return Plan(first, adapted, captured, mixed, missing)
 
@@ -179,24 +196,29 @@ class Planner:
             bounded=all(adapter.gain <= self._max_delta for adapter in adapters),
         )
 
-    def _captured(self, takers: list[tuple[Tracked, int, range, int]], total: int) -> Captured | None:
+    def _captured(self, takers: list[_Taker], total: int) -> Captured | None:
         if not takers:
             return None
-        rows = [row for _, _, own, _ in takers for row in own]
-        drafts = [row - own.start for _, _, own, _ in takers for row in own]
-        inverse_t = [1.0 / (tracked.temperature or 1.0) for tracked, _, own, _ in takers for _ in own]
-        scaled = any(value != 1.0 for value in inverse_t)
+        rows = [row for one in takers for row in one.rows]
+        owners = [one for one in takers for _ in one.rows]
+        drafts = [row - one.rows.start for one in takers for row in one.rows]
+        now = [place for place, one in enumerate(owners) if one.now]
         return Captured(
             rows=None if len(rows) == total else self._index(rows),
             count=len(rows),
-            owners=[(tracked, len(own)) for tracked, _, own, _ in takers],
-            requests=self._index([index for _, index, own, _ in takers for _ in own]),
+            owners=[(one.tracked, len(one.rows)) for one in takers],
+            requests=self._index([one.place for one in owners]),
             drafts=self._index(drafts) if any(drafts) else None,
-            inverse_t=torch.tensor(inverse_t, dtype=torch.float32, device=self._device)[:, None]
-            if scaled
+            now=now,
+            now_rows=self._index([rows[place] for place in now]) if now else None,
+            now_inverse_t=self._column([1.0 / (owners[place].tracked.temperature or 1.0) for place in now])
+            if now
             else None,
-            versions=np.asarray([version for _, _, own, version in takers for _ in own], np.int32),
+            versions=np.asarray([one.version for one in owners], np.int32),
         )
+
+    def _column(self, values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None]
 
     def _index(self, values: list[int]) -> torch.Tensor:
         index = torch.tensor(values, dtype=torch.int64, pin_memory=self._device.type == "cuda")

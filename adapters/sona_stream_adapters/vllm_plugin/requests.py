@@ -39,6 +39,8 @@ class Tracked:
     temperature: float
     """as asked for; 0 counts as 1"""
     prompt_ids: list[int]
+    foreign: bool = False
+    """vLLM's own LoRA serves it, too: its logits are not those of the lm_head alone"""
     settled: bool = False
     """its rows are tokens by now, not a prompt's chunks"""
     rows: list[int] = dataclasses.field(default_factory=list)
@@ -147,6 +149,7 @@ class Requests:
         if known is None:
             assert binding is not None
             known = Tracked(new.req_id, binding, float(params.temperature), list(new.prompt_token_ids or ()))
+            known.foreign = getattr(new, "lora_request", None) is not None
             self.live[new.req_id] = known
             if binding.teach is not None:
                 known.taught_next = max(binding.teach - 1, 0)

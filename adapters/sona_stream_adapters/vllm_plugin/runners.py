@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .hook import Hook, Layout
+from .lm_head import without_lora
 
 __all__ = ["RunnerWraps", "problems_of", "runner_kind"]
 
@@ -82,8 +83,9 @@ class RunnerWraps:
         self._wrap_model()
 
     def original_logits(self, hidden: Any) -> Any:
-        """The model's own `compute_logits`."""
-        return self._compute_logits(hidden)
+        """The model's own `compute_logits`, outside a step."""
+        with without_lora(self._model):
+            return self._compute_logits(hidden)
 
     def refresh(self) -> bool:
         """Wrap the model that is there now, if it is another one, or was loaded again. Whether it was."""

@@ -136,6 +136,7 @@ class Service:
         """What `sona_stats` answers."""
         return {
             **dataclasses.asdict(self.counters),
+            "capped_rows": self.hook.capped_rows,
             "evictions": self.table.evictions,
             "episode_evictions": self.episodes.evictions,
             "adapters": len(self.table),
