@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -261,14 +263,14 @@ async def test_a_swap_takes_effect_while_the_answer_streams(server):
                 seen.append(len(ids))
 
         ref = AdapterRef(key="m/swap/*", version=1)
-        _, ids = await streamed(backend, request("swap", adapter=ref, tokens=200), swap)
+        _, ids = await streamed(backend, request("swap", adapter=ref, tokens=450), swap)
         versions = (await host.capture("swap")).adapter_versions.tolist()
         assert versions == sorted(versions)
         assert set(versions) == {1, 2}
         # What the server drew while the new one was on its way has come by now, or is in the socket.
         assert len(ids) == len(versions)
         await host.drop_adapter("m/swap/*")
-        assert versions.index(2) - seen[0] <= 16  # the call itself and a busy machine; benchmarks measure it
+        assert versions.index(2) - seen[0] <= 64  # the call itself on a busy machine; benchmarks measure it
 
 
 async def test_two_tenants_at_once_get_what_they_get_alone(server):
@@ -294,10 +296,12 @@ def test_feedback_changes_the_next_answer_and_no_other_tenant(alice, bob):
     assert (before.adapter, others.adapter) == ("none", "none")
     assert before.text == others.text
     assert alice.teach(before, rating=-1)["status"] == "published"
-    for _ in range(8):
-        alice.teach(alice.ask(), rating=-1)
-    after = alice.ask()
-    assert after.adapter.startswith("m/alice/*@")
+    for _ in range(12):  # a rating is a hint, a correction says what is wanted
+        alice.teach(alice.ask(), correction="a brown fox")
+        after = alice.ask()
+        assert after.adapter.startswith("m/alice/*@")
+        if after.text != before.text:
+            break
     assert after.text != before.text
     again = bob.ask(vllm_xargs={"sona": "m/alice/*"})
     assert again.adapter == "none"
@@ -331,27 +335,32 @@ def test_the_openai_client_streams(alice):
 # ---- restarts, last
 
 
-def test_sigterm_with_an_open_stream_ends_the_stream(server, proxy, alice):
-    """The engine is gone and the API server waits for the stream, in silence: the proxy tells its client."""
-    url = f"{proxy.url}/v1/chat/completions"
-    body = {
-        "model": "m",
-        "messages": [{"role": "user", "content": "go on"}],
-        "stream": True,
-        "max_tokens": 480,
-        "temperature": 0,
-    }
+def test_sigterm_with_open_streams_ends_the_streams(server, proxy, alice):
+    """The engine is gone and the API server waits for its streams, in silence: the proxy tells its clients."""
     asked = alice.ask()
     _kept.update(text=asked.text, asked=asked.request_id)
+    body = {"model": "m", "stream": True, "max_tokens": 480, "temperature": 0}
+    begun = threading.Semaphore(0)
+
+    def stream(number):
+        messages = [{"role": "user", "content": f"go on with {number}"}]
+        url, headers = f"{proxy.url}/v1/chat/completions", {"authorization": "Bearer alice"}
+        with httpx.stream("POST", url, json={**body, "messages": messages}, headers=headers, timeout=30) as answer:
+            lines = answer.iter_lines()
+            first = [next(lines) for _ in range(4)]
+            begun.release()
+            return "\n".join([*first, *lines])
+
     began = time.monotonic()
-    with httpx.stream("POST", url, json=body, headers={"authorization": "Bearer alice"}, timeout=30) as answer:
-        lines = answer.iter_lines()
-        for _ in range(6):
-            next(lines)
+    with ThreadPoolExecutor(8) as threads:
+        streams = [threads.submit(stream, number) for number in range(8)]
+        for _ in streams:
+            assert begun.acquire(timeout=30)
         server.signal()
-        rest = "\n".join(lines)
-    assert "error" in rest
-    assert time.monotonic() - began < 20
+        texts = [one.result() for one in streams]
+    assert time.monotonic() - began < 30
+    assert all("[DONE]" in text or '"error"' in text for text in texts)
+    assert any('"error"' in text for text in texts)
     assert server.stop() == 0
 
 
