@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections import deque
 from collections.abc import Sequence
@@ -115,7 +114,7 @@ class BackgroundLoop:
         line = state.versions.line(key)
         epoch, before = line.epoch, line.working
         start = await self._start(line, lessons)
-        evidence = await state.evidence(key, lessons, _evidence(line))
+        evidence = await state.evidence(key, lessons)
         pace = state.pace(await state.curvature(key, lessons), evidence, len(lessons))
         result = await fit(state.host(key.model), weighed, *start, plan, pace, seed=line.latest)
         state.counters["replays"] += 1
@@ -123,7 +122,7 @@ class BackgroundLoop:
         async with line.lock:
             if line.epoch != epoch or state.versions.frozen:
                 return None
-            return await self._publish(line, start[0], result, before, evidence.z)
+            return await self._publish(line, start[0], result, before, evidence)
 
     async def _start(self, line: Line, lessons: Sequence[Lesson]) -> tuple[LoraWeights, Moments]:
         """Where the last replay ended; instant steps since then are of lessons that this one sees itself. The first
@@ -140,11 +139,10 @@ class BackgroundLoop:
         start: LoraWeights,
         result: Fit,
         before: AdapterRecord | None,
-        z: float,
+        evidence: Evidence,
     ) -> AdapterRecord | None:
         """What instant steps learned while the replay ran (since the version `before`) is added to its result."""
         state, now = self._state, line.working
-        evidence = dataclasses.replace(_evidence(line), z=z)
         moments = {**result.moments, _REPLAYED: np.ones(1, dtype=np.float32)}
         verdict = Verdict("", "", {})
         for share in _BACKTRACK:
@@ -156,7 +154,7 @@ class BackgroundLoop:
             if verdict.ok:
                 self._fits[line.key] = fit
                 news = tuple(self._new.pop(line.key, ()))
-                metrics = {**verdict.metrics, "share": share, "steps": float(result.steps), "evidence": z}
+                metrics = {**verdict.metrics, "share": share, "steps": float(result.steps), "evidence": evidence.z}
                 return await state.versions.publish(
                     line, served, kept, reason="replay", metrics=metrics, feedback_ids=news
                 )
@@ -182,7 +180,3 @@ class BackgroundLoop:
             quality_threshold=self._state.rates.quality_threshold,
             max_kl_to_base=settings.max_kl_to_base,
         )
-
-
-def _evidence(line: Line) -> Evidence:
-    return Evidence() if line.working is None else Evidence.of(line.working.moments)

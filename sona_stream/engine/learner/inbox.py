@@ -27,6 +27,8 @@ class Item:
     feedback: Feedback
     resumed: bool = False
     """Fetched from the store, where an earlier try may have left it half done."""
+    awaited: bool = False
+    """Somebody waits for what becomes of it."""
     done: anyio.Event = dataclasses.field(default_factory=anyio.Event)
     outcome: FeedbackOutcome | None = None
     error: Exception | None = None

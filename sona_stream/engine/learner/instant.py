@@ -30,11 +30,13 @@ class InstantLoop:
         self._state, self._whose = state, whose
 
     async def process(
-        self, feedback: Feedback, *, resumed: bool = False
+        self, feedback: Feedback, *, resumed: bool = False, hurried: bool = False
     ) -> tuple[FeedbackOutcome, tuple[AdapterKey, ...]]:
         """What became of it, and the levels whose replay it concerns. Raises CaptureGone.
 
         ``resumed``: a crash may have come between its step and its outcome, so look before stepping again.
+        ``hurried``: more are waiting than a replay takes. A step would be undone by that replay before anybody
+        saw it, so there is none.
         """
         trajectory = await self._state.store.trajectory(feedback.request_id, tenant=feedback.tenant)
         reason = self._nothing_to_do(feedback, trajectory)
@@ -49,7 +51,7 @@ class InstantLoop:
             trajectory,
             [key.group for key in keys],
         )
-        return await self._learn(feedback, keys, lesson, resumed)
+        return await self._learn(feedback, keys, lesson, resumed, hurried)
 
     async def require_answer(self, feedback: Feedback) -> None:
         """Raises CaptureGone when `process` certainly would."""
@@ -80,7 +82,7 @@ class InstantLoop:
         return ""
 
     async def _learn(
-        self, feedback: Feedback, keys: Sequence[AdapterKey], lesson: Lesson, resumed: bool
+        self, feedback: Feedback, keys: Sequence[AdapterKey], lesson: Lesson, resumed: bool, hurried: bool
     ) -> tuple[FeedbackOutcome, tuple[AdapterKey, ...]]:
         state = self._state
         ledger = await state.ledger(keys[0])
@@ -90,6 +92,8 @@ class InstantLoop:
         await state.remember(keys[0], lesson)
         taught = tuple(key for key in keys if state.active(key))
         done = await self._already(feedback, taught) if resumed else None
+        if done is None and hurried and self._state.settings.replay_steps:
+            done = _outcome(feedback, "accepted", "many are waiting: it is learned with the next replay")
         outcome = done or await self._teach_all(feedback, taught, lesson, advantage)
         await ledger.save(state.store)
         state.counters["accepted"] += 1

@@ -122,6 +122,7 @@ class Learner:
             return _queued(feedback, "the learner is behind; the feedback is kept and will be learned")
         if not wait:
             return _queued(feedback, "")
+        item.awaited = True
         await item.done.wait()
         if item.error is not None:
             raise item.error
@@ -214,7 +215,8 @@ class Learner:
                 self._inbox.finish(item, outcome=known)
                 return
             try:
-                outcome, keys = await self._instant.process(feedback, resumed=item.resumed)
+                hurried = not item.awaited and len(self._inbox) > self._state.settings.replay_every
+                outcome, keys = await self._instant.process(feedback, resumed=item.resumed, hurried=hurried)
             except CaptureGone as error:
                 await self._give_up(feedback, error)
                 self._inbox.finish(item, outcome=None, error=error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -209,7 +208,7 @@ class State:
         """The same as it is known, measured only when it is not."""
         return await self.measurements.metric(self.host(key.model), key.at(EVERYTHING), lesson)
 
-    async def evidence(self, key: AdapterKey, lessons: Sequence[Lesson], before: Evidence) -> Evidence:
+    async def evidence(self, key: AdapterKey, lessons: Sequence[Lesson]) -> Evidence:
         """What the ratings among these lessons say by now."""
         root, metric = key.at(EVERYTHING), (await self.curvature(key, lessons)).outputs
         self.measurements.keep(root, {one.feedback_id for one in await self.book(key)})
@@ -217,7 +216,9 @@ class State:
         known = [(one, quality, row) for one, quality, row in judged if quality is not None]
         patterns = [one.groups[-1] for one, _, _ in known]
         values = advantages([quality for _, quality, _ in known], patterns, self.settings.baseline_shrinkage)
-        return dataclasses.replace(before, z=dependence(values, [row for _, _, row in known], metric, RIDGE))
+        corrections = sum(one.quality is None for one in lessons)
+        z = dependence(values, [row for _, _, row in known], metric, RIDGE)
+        return Evidence(z, float(len(lessons) - corrections), float(corrections))
 
     def fitted(self, record: AdapterRecord) -> LoraWeights:
         """The fit behind a version, which is the share of it that its evidence supported."""
