@@ -282,6 +282,26 @@ async def test_a_crash_anywhere_loses_nothing_and_learns_nothing_twice(crash, ca
     assert same(crashed.host.adapters[KEY][1], weights), "and serves it"
 
 
+async def test_where_many_wait_replays_learn_and_no_step_is_made_that_they_would_undo():
+    world = World()
+    async with learner_of(world, LearningSettings(replay_every=4, replay_steps=5)) as learner:
+        feedbacks = [world.judge(world.ask()[0], float(i % 2)) for i in range(24)]
+        for feedback in feedbacks:
+            await learner.learn(feedback)
+        await learner.settle()
+        await learner.tick()
+        await learner.settle()
+        counters = learner.stats()["counters"]
+        assert counters["steps"] < 12
+        assert counters["replays"] >= 1
+        assert learner.stats()["accepted_feedback"][KEY] == 24
+        assert {one.status for one in world.store.outcomes.values()} <= {"published", "accepted"}
+        taught = {f for record in world.store.records.values() for f in record.feedback_ids}
+        assert taught == {one.id for one in feedbacks}
+        awaited = world.judge(world.ask()[0], 1.0)
+        assert "many" not in (await learner.learn(awaited, wait=True)).reason
+
+
 async def test_flood_overflows_the_inbox_but_loses_nothing():
     world = World()
     async with learner_of(world, LearningSettings(inbox=4, replay_every=10_000)) as learner:
