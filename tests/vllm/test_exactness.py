@@ -104,6 +104,48 @@ def test_captures_are_what_was_drawn(engine, reference, temperature):
     assert engine.call("capture", "r2", False)["state"] == "unknown"
 
 
+def test_log_probabilities_are_taken_a_few_a_call(engine, monkeypatch):
+    """Decoding waits for no long answer whose capture is asked for."""
+    import dataclasses
+
+    extra = [{"sona_rid": "long"}]
+    (answer,) = engine.generate([PROMPTS[0]], extra, tokens=100, logits=False)
+    engine.tell_ends()
+    few = dataclasses.replace(engine.service.settings, gradient_tokens=40)
+    monkeypatch.setattr(engine.service, "settings", few)
+    assert [engine.call("capture", "long", False)["state"] for _ in range(3)] == ["running", "running", "done"]
+    sliced = capture(engine, "long")
+    monkeypatch.undo()
+    (again,) = engine.generate([PROMPTS[0]], [{"sona_rid": "again"}], tokens=100, logits=False)
+    assert again.ids == answer.ids == sliced.token_ids.tolist()
+    assert np.allclose(sliced.logprobs, capture(engine, "again").logprobs, atol=1e-4)
+
+
+def test_tokens_of_rows_cut_to_the_norm_cap_give_no_gradient(engine):
+    from sona_stream.lora import LoraWeights, LowRank, TokenSignal
+    from sona_stream_adapters.vllm_plugin.codec import pack, unpack
+    from sona_stream_adapters.vllm_plugin.codec_computed import gradient_from, signal_parts
+
+    large = adapter_arrays(engine.d, seed=20, scale=30.0)
+    engine.put("large", 1, large)
+    before = engine.call("stats")["capped_rows"]
+    taught = {"sona": "large", "sona_rid": "taught", "sona_teach": 4}
+    engine.generate([PROMPTS[0]], [{"sona": "large", "sona_rid": "cut"}], logits=False)
+    engine.generate([PROMPTS[0]], [taught], tokens=1, prompt_logprobs=0, logits=False)
+    cut = engine.call("stats")["capped_rows"] - before
+    assert cut >= 8
+    weights = LoraWeights(LowRank(large["micro.lora_A"], large["micro.lora_B"], 1.0))
+    for rid in ("cut", "taught"):
+        one = capture(engine, rid)
+        capped = unpack(engine.call("capture", rid, False)["blob"])[0]["capped"]
+        assert capped.any()
+        signal = TokenSignal(weights=weights, advantages=[capped.astype(np.float32)])
+        answer = engine.call("gradient", [one.handle], pack(*signal_parts(signal)), {})
+        found = gradient_from(*unpack(answer["blob"]))
+        assert not found.micro_A.any()
+        assert not found.micro_B.any()
+
+
 def test_a_given_answer_is_captured_from_one_prefill(engine, reference):
     arrays = adapter_arrays(engine.d, seed=10)
     engine.put("a", 2, arrays)
@@ -158,7 +200,8 @@ def test_gradients_equal_autograd(engine, reference):
 
 
 def test_captures_come_back_and_handles_that_are_gone_are_named(engine):
-    from sona_stream_adapters.vllm_plugin.codec import pack, statistics_from, unpack
+    from sona_stream_adapters.vllm_plugin.codec import pack, unpack
+    from sona_stream_adapters.vllm_plugin.codec_computed import statistics_from
 
     engine.generate([PROMPTS[0]], [{"sona_rid": "late"}], logits=False)
     handle = capture(engine, "late").handle
