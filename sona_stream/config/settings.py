@@ -119,7 +119,9 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Gate: fall of the mean log-likelihood per token of accepted answers."""
     least_trust: Annotated[float, Meta(ge=0.01, le=1)] = 0.25
     """Share of an adapter that is served before answers it has not seen support it; 1: always all of it."""
-    ratio_clip: tuple[float, float] = (0.7, 1.3)
+    ratio_clip: tuple[float, float] = (0.5, 2.0)
+    """How far a replay may take a token's probability from where it was drawn, before that token says no more. Wide:
+    what holds a fit back is its evidence, and with (0.7, 1.3) learning that lags the answers stands still."""
     replay_every: Count = 16
     """Feedbacks between two replays."""
     replay_steps: Annotated[int, Meta(ge=0)] = 16
