@@ -120,8 +120,8 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     least_trust: Annotated[float, Meta(ge=0.01, le=1)] = 0.25
     """Share of an adapter that is served before answers it has not seen support it; 1: always all of it."""
     ratio_clip: tuple[float, float] = (0.5, 2.0)
-    """How far a replay may take a token's probability from where it was drawn, before that token says no more. Wide,
-    for the evidence holds a fit back, too, and ratings often come long after the answers."""
+    """How far a replay may take a token's probability from where it was drawn, before that token says no more.
+    Wide, for the evidence holds a fit back, too, and ratings often come long after the answers."""
     replay_every: Count = 16
     """Feedbacks between two replays."""
     replay_steps: Annotated[int, Meta(ge=0)] = 16
