@@ -131,7 +131,7 @@ def _model_of(settings: Settings, key: str) -> str:
 
     model = AdapterKey.parse(key).model
     for deployment in settings.models:
-        if deployment.model_name == model and deployment.provider in ("local", "vllm"):
+        if deployment.model_name == model and deployment.provider in ("local", "vllm", "vllm_inprocess"):
             return deployment.upstream_model
     raise InvalidRequest(
         f"where the weights of model {model!r} are is not known here: give the server's --config, or name them by "

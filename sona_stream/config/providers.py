@@ -66,6 +66,7 @@ _PROVIDERS: dict[str, Provider] = {
     "together_ai": _hosted("https://api.together.xyz/v1", "TOGETHERAI_API_KEY"),
     "xai": _hosted("https://api.x.ai/v1", "XAI_API_KEY"),
     "local": Provider("local"),
+    "vllm_inprocess": Provider("vllm_inprocess"),
 }
 
 

@@ -24,6 +24,8 @@ class AnswerText:
     ) -> None:
         self.produced = 0
         """tokens so far"""
+        self.stopped = False
+        """whether a stop string ended it"""
         self._text = Detokenizer(tokenizer, prompt_ids)
         self._stops = StopStrings(stop)
         self._eos_ids = eos_ids
@@ -34,8 +36,8 @@ class AnswerText:
         self.produced += 1
         if token_id in self._eos_ids:
             return self.rest(), "stop"
-        text, stopped = self._stops.push(self._text.push(token_id))
-        if stopped:
+        text, self.stopped = self._stops.push(self._text.push(token_id))
+        if self.stopped:
             return text, "stop"
         if self.produced >= self._max_tokens:
             return text + self.rest(), "length"
@@ -53,6 +55,7 @@ def token_names(tokenizer: Any, top: Iterable[tuple[int, float]]) -> dict[str, f
     for token_id, logprob in top:
         text = tokenizer.decode([token_id])
         if not text or "\ufffd" in text:  # part of a character, or a special token: its name in the vocabulary
-            text = tokenizer.convert_ids_to_tokens(token_id)
+            # A head may be padded beyond the vocabulary.
+            text = tokenizer.convert_ids_to_tokens(token_id) or f"token_id:{token_id}"
         names.setdefault(text, logprob)
     return names

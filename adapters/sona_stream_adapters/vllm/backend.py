@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
@@ -17,12 +16,11 @@ from sona_stream_adapters.openai.backend import OpenAIBackend, upstream_url
 
 from .body import with_fields
 from .host import VllmHost
-from .link import Link, NoPlugin
+from .link import HttpLink, NoPlugin
+from .meeting import Meeting
 from .options import INSTANCE, parse_options, with_control
 
 __all__ = ["VllmBackend"]
-
-_log = logging.getLogger(__name__)
 
 _TRIES = 3
 
@@ -36,19 +34,23 @@ class VllmBackend(OpenAIBackend):
         options = parse_options(deployment)
         deployment = with_control(deployment, options)
         super().__init__(deployment, settings)
-        self.host_problem = ""
-        """Why the server's hidden states are out of reach though it answers."""
-        self._fetch_hidden = options.fetch_hidden
         self._keeps_ids = settings.storage != "none"
         self._learns = settings.learning != "off"
-        self._link = Link(self.name, lambda path: upstream_url(deployment, path), self._rules.fixed, self.exchange)
-        self._served_by: VllmHost | None = None
+        self._link = HttpLink(
+            self.name, lambda path: upstream_url(deployment, path), self._rules.fixed, self.exchange
+        )
+        self._met = Meeting(self.name, self._link, fetch_hidden=options.fetch_hidden)
         self._meeting = asyncio.Lock()
 
     @property
     def host(self) -> VllmHost | None:
         """None until the plug-in has answered, and while it is not there or its hook is off."""
-        return None if self.host_problem else self._served_by
+        return self._met.host
+
+    @property
+    def host_problem(self) -> str:
+        """Why the server's hidden states are out of reach though it answers."""
+        return self._met.problem
 
     async def probe(self) -> None:
         """Also looks whether the server is still the one that was met, and puts what it lacks."""
@@ -100,37 +102,13 @@ class VllmBackend(OpenAIBackend):
         """Who is there? Raises HostAway when the plug-in does not answer now."""
         async with self._meeting:
             try:
-                info = await self._link.json("GET", "info")
-                problem = _problem_of(info)
+                self._met.meet(await self._link.json("GET", "info"))
             except HostAway:
                 raise
             except HostError as error:
-                self._note(str(error))
-                if isinstance(error, NoPlugin):
-                    return
-                raise
-            self._note(f"{self.name}: {problem}" if problem else "")
-            if not problem:
-                self._meet_model(info)
-
-    def _meet_model(self, info: Mapping[str, Any]) -> None:
-        known = self._served_by
-        if known is not None and known.fingerprint == info.get("fingerprint"):
-            if known.instance != info.get("instance"):
-                _log.info("%s: the server was started again; it is given its adapters", self.name)
-                known.restarted(str(info.get("instance")))
-            return
-        host = VllmHost(self.name, self._link, info, fetch_hidden=self._fetch_hidden)
-        if known is not None:
-            reason = f"{self.name}: another model answers now: {host.fingerprint}, not {known.fingerprint}"
-            _log.warning("%s", reason)
-            known.retire(reason)
-        self._served_by = host
-
-    def _note(self, problem: str) -> None:
-        if problem and problem != self.host_problem:
-            _log.warning("its hidden states are out of reach: %s", problem)
-        self.host_problem = problem
+                self._met.note(str(error))
+                if not isinstance(error, NoPlugin):
+                    raise
 
 
 def _is_single(request: Request) -> bool:
@@ -145,18 +123,6 @@ def _is_new_instance(error: UpstreamError) -> bool:
         return bool(json.loads(error.body)["error"]["type"] == "instance_changed")
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _problem_of(info: Any) -> str:
-    if not isinstance(info, Mapping):
-        return "the plug-in's answer cannot be read"
-    if info.get("disabled"):
-        return f"the hook has switched itself off: {info['disabled']}"
-    if info.get("ok", True):
-        return ""
-    return "; ".join(str(one) for one in info.get("problems") or ()) or str(
-        info.get("error") or "the hook is not there"
-    )
 
 
 async def _stamped(events: AsyncIterator[Event], adapter: AdapterRef | None) -> AsyncGenerator[Event, None]:

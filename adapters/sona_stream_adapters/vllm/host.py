@@ -52,6 +52,7 @@ class VllmHost:
         self._served = ServedAdapters(self._put)
         self._aliases: OrderedDict[str, str] = OrderedDict()
         """Capture -> handle of what was kept or encoded again in its place."""
+        self._shown: OrderedDict[str, int] = OrderedDict()
         self._retired = ""
 
     # ---- what the backend asks
@@ -72,6 +73,12 @@ class VllmHost:
     async def restore(self) -> None:
         """Puts adapters that a restart or an eviction took. Raises HostAway."""
         await self._served.restore()
+
+    def shown(self, request_id: str, tokens: int) -> None:
+        """The client got so many tokens; what was drawn until the engine heard of the end is not the answer's."""
+        self._shown[request_id] = tokens
+        while len(self._shown) > _ALIASES:
+            self._shown.popitem(last=False)
 
     # ---- HiddenStateHost
 
@@ -101,16 +108,19 @@ class VllmHost:
     async def capture(self, request_id: str) -> Capture:
         """Raises CaptureGone when the server no longer holds it."""
         self._check_alive()
+        shown = self._shown.get(request_id)
+        hidden = self._fetch or shown is not None
         deadline = asyncio.get_running_loop().time() + _RUNNING_S
         while True:
             try:
-                told = await self._link.call("GET", "captures", rid=request_id, hidden=int(self._fetch))
+                told = await self._link.call("GET", "captures", rid=request_id, hidden=int(hidden))
             except Gone as error:
                 raise CaptureGone(
                     f"{error}; with sona.storage: features its tokens would be encoded again"
                 ) from error
             if told[:1] != b"{":
-                return self._capture(told, request_id)
+                capture = self._capture(told, request_id)
+                return capture if shown is None else _cut(capture, shown)
             if asyncio.get_running_loop().time() > deadline:
                 raise HostAway(f"{self._name}: request {request_id} is still being answered")
             await asyncio.sleep(_POLL_S)
@@ -118,6 +128,7 @@ class VllmHost:
     async def release(self, request_id: str) -> None:
         """Unknown ids are fine."""
         self._aliases.pop(request_id, None)
+        self._shown.pop(request_id, None)
         try:
             await self._link.json("DELETE", "captures", rid=request_id)
         except (Gone, HostAway):
@@ -274,6 +285,16 @@ class VllmHost:
             return read()
         except codec.CodecError as error:
             raise HostError(f"{self._name}: the plug-in's answer cannot be read: {error}") from error
+
+
+def _cut(capture: Capture, tokens: int) -> Capture:
+    """Its first tokens. Without a handle, for that names the whole: it is kept anew when something is computed."""
+    if len(capture) <= tokens:
+        return capture
+    rows = {
+        name: getattr(capture, name)[:tokens] for name in ("token_ids", "hidden", "logprobs", "adapter_versions")
+    }
+    return dataclasses.replace(capture, handle=None, **rows)
 
 
 def _identity(capture: Capture) -> str:

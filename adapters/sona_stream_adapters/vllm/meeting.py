@@ -1,0 +1,68 @@
+"""Which model answers now: the same host over its restarts, another one for another model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from .host import VllmHost
+from .link import Link
+
+__all__ = ["Meeting"]
+
+_log = logging.getLogger(__name__)
+
+
+class Meeting:
+    """What the plug-in tells of itself, over time."""
+
+    def __init__(self, name: str, link: Link, *, fetch_hidden: bool) -> None:
+        self._name, self._link, self._fetch_hidden = name, link, fetch_hidden
+        self.problem = ""
+        """Why the hidden states are out of reach though the model answers."""
+        self._host: VllmHost | None = None
+
+    @property
+    def host(self) -> VllmHost | None:
+        """None until the plug-in has told of itself, and while it is not there or its hook is off."""
+        return None if self.problem else self._host
+
+    def meet(self, info: Any) -> None:
+        """The plug-in's answer to ``info``. Raises HostError when a part is missing."""
+        problem = _problem_of(info)
+        self.note(f"{self._name}: {problem}" if problem else "")
+        if not problem:
+            self._meet_model(info)
+
+    def note(self, problem: str) -> None:
+        """What keeps the hidden states out of reach; empty when nothing does."""
+        if problem and problem != self.problem:
+            _log.warning("its hidden states are out of reach: %s", problem)
+        self.problem = problem
+
+    def _meet_model(self, info: Mapping[str, Any]) -> None:
+        known = self._host
+        if known is not None and known.fingerprint == info.get("fingerprint"):
+            if known.instance != info.get("instance"):
+                _log.info("%s: it was started again; it is given its adapters", self._name)
+                known.restarted(str(info.get("instance")))
+            return
+        host = VllmHost(self._name, self._link, info, fetch_hidden=self._fetch_hidden)
+        if known is not None:
+            reason = f"{self._name}: another model answers now: {host.fingerprint}, not {known.fingerprint}"
+            _log.warning("%s", reason)
+            known.retire(reason)
+        self._host = host
+
+
+def _problem_of(info: Any) -> str:
+    if not isinstance(info, Mapping):
+        return "the plug-in's answer cannot be read"
+    if info.get("disabled"):
+        return f"the hook has switched itself off: {info['disabled']}"
+    if info.get("ok", True):
+        return ""
+    return "; ".join(str(one) for one in info.get("problems") or ()) or str(
+        info.get("error") or "the hook is not there"
+    )
