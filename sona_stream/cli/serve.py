@@ -51,6 +51,7 @@ def serve(
     logging.basicConfig(
         level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every probe of a server says nothing
     if until_eof:
         threading.Thread(target=_end_with_input, daemon=True).start()
     from ..app import Application

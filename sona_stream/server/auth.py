@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from ..events import Principal, Role
 __all__ = ["Authenticator", "asserted_user"]
 
 _OPEN = Principal()
+_log = logging.getLogger(__name__)
 
 
 class Authenticator:
@@ -107,4 +109,18 @@ def asserted_user(
         return principal
     named = headers.get(header.lower().encode("latin-1", "ignore"), b"").decode("utf-8", "replace").strip()
     user = named or body_user
-    return dataclasses.replace(principal, user=user) if user else principal
+    if not user:
+        _say_nameless(principal.key_id, header)
+        return principal
+    return dataclasses.replace(principal, user=user)
+
+
+@lru_cache(maxsize=1024)
+def _say_nameless(key_id: str, header: str) -> None:
+    """Once a key: a gateway that drops names lets its users share their lessons, which nothing else would show."""
+    _log.warning(
+        "the trusted gateway %s sent a request that names no end user, in neither header %r nor the body's user: "
+        "such requests share the tenant's lessons",
+        key_id,
+        header,
+    )

@@ -134,7 +134,7 @@ async def test_our_own_keys_go_to_no_upstream(keyed):
         assert keyed.pipeline.requests.pop().headers == ()
 
 
-async def test_only_a_trusted_gateway_names_the_end_user(keyed):
+async def test_only_a_trusted_gateway_names_the_end_user(keyed, caplog):
     app = create_app(keyed)
 
     async def principal(key, headers=(), **fields):
@@ -150,6 +150,7 @@ async def test_only_a_trusted_gateway_names_the_end_user(keyed):
     assert (await principal("sk-gate", asserted, user="bob")).user == "eve"
     assert (await principal("sk-gate")).user is None
     assert (await principal("sk-gate")).tenant == "b"
+    assert [record.message for record in caplog.records if "names no end user" in record.message] != []
 
 
 async def test_without_keys_pages_of_other_hosts_are_refused(services, app, keyed):
