@@ -4,9 +4,9 @@
 
 The very functions that run inside vLLM's worker, at hidden sizes 3072 and 4096, vocabularies of 128,256 and 200,064
 and batches of 1 to 256, in bfloat16: `adapt` for as many rows as there are, eight adapters of rank 2 + 8 among
-them, and the ring's writes. Timed by events around many calls; once more inside a captured CUDA graph, where
-launches cost nothing (vLLM calls the hook outside of its graphs: that figure is what capturing it would save).
-Beside them the lm_head's own product, which every step has anyway, and the gradient of 256 tokens.
+them, and the ring's writes. Timed by events around many calls; `adapt` alone once more inside a captured CUDA
+graph, where launches cost nothing (vLLM calls the hook outside of its graphs: that is what capturing it would
+save). Beside them the lm_head's own product, which every step has anyway, and the gradient of 256 tokens.
 
 Without a CUDA device nothing is measured, and it says so. ``--cpu-smoke`` runs every line but the graph's with tiny
 sizes on the CPU: its figures mean nothing.
@@ -78,7 +78,7 @@ def wrap_row(report: Report, plan: Plan, dim: int, batch: int) -> None:
     }
     if plan.device == "cuda":
         for name, bounded in (("in_graph", True), ("in_graph_capped", False)):
-            replay = _captured(_step(plan, dim, batch, bounded=bounded))
+            replay = _captured(_step(plan, dim, batch, bounded=bounded, captured=False))
             compared[name] = statistics.median(_samples(plan, replay))
     report.measured(f"wrap_us.d{dim}.b{batch}", eager, "us", compared=compared)
 
@@ -104,13 +104,14 @@ def head_rows(report: Report, plan: Plan, dim: int, vocabulary: int) -> None:
     )
 
 
-def _step(plan: Plan, dim: int, batch: int, *, bounded: bool) -> Callable[[], None]:
+def _step(plan: Plan, dim: int, batch: int, *, bounded: bool, captured: bool = True) -> Callable[[], None]:
     """What the hook does between the model's last layer and the sampler's end, index tensors being cached."""
     import torch
 
     from sona_stream_adapters.vllm_plugin.adapting import adapt
-    from sona_stream_adapters.vllm_plugin.plan import Adapted
+    from sona_stream_adapters.vllm_plugin.plan import Adapted, Captured
     from sona_stream_adapters.vllm_plugin.ring import CaptureRing
+    from sona_stream_adapters.vllm_plugin.staging import Step
 
     many = min(ADAPTERS, batch)
     width = (RANK_MICRO + RANK_BASE) * many
@@ -127,16 +128,26 @@ def _step(plan: Plan, dim: int, batch: int, *, bounded: bool) -> Callable[[], No
         bounded=bounded,
     )
     hidden = torch.randn(batch, dim, device=plan.device, dtype=torch.bfloat16)
-    ids = torch.zeros(batch, dtype=torch.int32, device=plan.device)
-    ring = CaptureRing(4 * batch, dim, torch.bfloat16, plan.device)
-    versions = np.ones(batch, np.int32)
+    ids = torch.zeros(batch, 1, dtype=torch.int32, device=plan.device)
+    ring = CaptureRing(4096, dim, torch.bfloat16, plan.device)
+    own = Captured(
+        rows=None,
+        count=batch,
+        owners=[],
+        requests=torch.arange(batch, device=plan.device),
+        drafts=None,
+        now=[],
+        now_rows=None,
+        now_inverse_t=None,
+        versions=np.ones(batch, np.int32),
+    )
 
     def step() -> None:
         changed, capped = adapt(hidden, adapted, 1.0)
-        first = ring.reserve(batch)
-        assert first is not None
-        ring.write_hidden(first, hidden, versions, served=changed, capped=capped)
-        ring.write_tokens(first, ids)
+        if captured:
+            first = ring.reserve(batch)
+            assert first is not None
+            ring.stage(Step(own, first, hidden, changed, capped, ids, None, None))
 
     return step
 

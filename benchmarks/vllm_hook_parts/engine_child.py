@@ -37,12 +37,12 @@ class Child:
             disable_log_stats=True,
         )
         worker = self.llm.llm_engine.model_executor.driver_worker.worker
-        self.timer = None
+        self.timer = StepTimer(worker.model_runner)
+        self.timer.below()
         if plugin:
-            self.timer = StepTimer(worker.model_runner)
-            self.timer.below()
             self.info = self.call("install")
-            self.timer.above()
+        self.timer.above()
+        if plugin:
             self._put_adapters()
         self.cpu = WorkerCpu(worker)
         self.rng = np.random.default_rng(1)
@@ -57,12 +57,12 @@ class Child:
         return dict(answer)
 
     def _put_adapters(self) -> None:
-        """One a stream, twice: `small` cannot reach the norm cap, `large` has to be measured each step."""
+        """One a stream of each kind: `small` cannot reach the norm cap, `large` has to be measured each step."""
         from sona_stream_adapters.vllm_plugin.codec import pack
 
-        for kind, size in (("small", 0.1), ("large", 2.0)):
+        for kind, size, ranks in (("small", 0.1, RANKS), ("large", 2.0, RANKS), ("micro", 0.1, {"micro": 2})):
             for i in range(STREAMS):
-                self.call("put", f"{kind}{i}", 1, pack(adapter(self.info["hidden_dim"], size, seed=i)))
+                self.call("put", f"{kind}{i}", 1, pack(adapter(self.info["hidden_dim"], size, ranks, seed=i)))
 
     def generate(self, streams: int, tokens: int, *, key: str | None, capture: bool) -> list[str]:
         """Runs so many streams to their ends. Returns their capture ids."""
@@ -93,18 +93,15 @@ class Child:
     def round(self, *, streams: int, tokens: int, key: str | None = None, capture: bool = False) -> dict[str, Any]:
         """CPU of the worker, and of steps that only decode their medians."""
         self.cpu.take()
-        if self.timer is not None:
-            self.timer.take()
+        self.timer.take()
         self.generate(streams, tokens, key=key, capture=capture)
-        found: dict[str, Any] = {"cpu_us_per_token": self.cpu.take() / (streams * tokens) * 1e6}
-        if self.timer is not None:
-            steps = np.array(self.timer.take())
-            found |= {
-                "step_us": float(np.median(steps[:, 0]) * 1e6),
-                "wrap_us": float(np.median(steps[:, 1]) * 1e6),
-                "wrap_us_mean": float(steps[:, 1].mean() * 1e6),
-            }
-        return found
+        steps = np.array(self.timer.take())
+        return {
+            "cpu_us_per_token": self.cpu.take() / (streams * tokens) * 1e6,
+            "step_us": float(np.median(steps[:, 0]) * 1e6),
+            "wrap_us": float(np.median(steps[:, 1]) * 1e6),
+            "wrap_us_mean": float(steps[:, 1].mean() * 1e6),
+        }
 
     def lesson(self) -> dict[str, Any]:
         """64 captured tokens that were never asked about: fetched, their gradient, the same again, all in steps of
@@ -112,7 +109,6 @@ class Child:
         """
         from sona_stream_adapters.vllm_plugin.codec import pack, unpack
 
-        assert self.timer is not None
         self.timer.take()
         rids = self.generate(STREAMS, 32, key="small", capture=True)
         step = float(np.median([whole for whole, _ in self.timer.take()]))
@@ -121,7 +117,7 @@ class Child:
         taken = [unpack(self.call("capture", rid, False)["blob"]) for rid in rids[:2]]
         fetched = time.perf_counter() - began
         handles = [facts["handle"] for _, facts in taken]
-        arrays = adapter(self.info["hidden_dim"], 0.1, seed=0)
+        arrays = adapter(self.info["hidden_dim"], 0.1, RANKS, seed=0)
         for i, (one, _) in enumerate(taken):
             arrays[f"advantages_{i}"] = np.ones(len(one["token_ids"]), np.float32)
         blob = pack(arrays, {"anchor": 0.1, "ratio_clip": [0.8, 1.25]})
@@ -144,14 +140,14 @@ class Child:
         return {name: value for name, value in self.call("stats").items() if isinstance(value, int | str)}
 
 
-def adapter(d: int, size: float, seed: int) -> dict[str, Any]:
+def adapter(d: int, size: float, ranks: dict[str, int], seed: int) -> dict[str, Any]:
     """Random factors whose change of a state is at most `size` times its length."""
     rng = np.random.default_rng(seed)
     arrays: dict[str, Any] = {}
-    for name, rank in RANKS.items():
+    for name, rank in ranks.items():
         A, B = np.linalg.qr(rng.standard_normal((d, rank)))[0].T, np.linalg.qr(rng.standard_normal((d, rank)))[0]
         arrays[f"{name}.lora_A"] = A.astype(np.float32)
-        arrays[f"{name}.lora_B"] = (B * size / len(RANKS)).astype(np.float32)
+        arrays[f"{name}.lora_B"] = (B * size / len(ranks)).astype(np.float32)
     return arrays
 
 

@@ -15,7 +15,7 @@ _NAMES = ("execute_model", "_sample")
 class StepTimer:
     """Two layers of clocks, one below the plug-in's wraps and one above them: what lies between is the plug-in.
 
-    `below` before the plug-in is installed, `above` after it.
+    `below` before the plug-in is installed, `above` after it. Without one, what lies between is the clocks' own.
     """
 
     def __init__(self, runner: Any) -> None:

@@ -10,7 +10,7 @@ PROMPTS = [[5 + 3 * i + j for j in range(7 + 4 * i)] for i in range(4)]
 EXTRAS = [None, {"sona": "a", "sona_rid": "x"}, None, None]
 
 
-@pytest.mark.parametrize("where", ["planner.plan", "requests.follow", "_ring.write_hidden", "_ring.write_tokens"])
+@pytest.mark.parametrize("where", ["planner.plan", "requests.follow", "_ring.reserve", "_ring.stage"])
 def test_a_hook_that_raises_passes_everything_through(engine, monkeypatch, where):
     plain = engine.generate(PROMPTS)
     engine.put("a", 1, adapter_arrays(engine.d))

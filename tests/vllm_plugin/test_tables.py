@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sona_stream_adapters.vllm_plugin.adapters import AdapterTable
+from sona_stream_adapters.vllm_plugin.plan import Captured
 from sona_stream_adapters.vllm_plugin.refusal import Refusal
-from sona_stream_adapters.vllm_plugin.ring import CaptureRing, Scored
+from sona_stream_adapters.vllm_plugin.ring import CaptureRing
 from sona_stream_adapters.vllm_plugin.settings import SettingsError, is_enabled, read_settings
+from sona_stream_adapters.vllm_plugin.staging import Block, Scored, Step, own
 
 D = 16
 SIZE = 2 * 2 * D * 4
@@ -82,9 +84,9 @@ def test_the_ring_gives_back_exactly_what_it_still_holds(sizes):
         hidden = values[:, None].float().expand(size, 3)
         even = value % 2 == 0  # neighbours in the ring that were adapted, cut and scored, and others that were not
         extra = {"served": hidden + 1, "capped": values % 5 == 0} if even else {}
-        ring.write_hidden(first, hidden, np.arange(value, value + size, dtype=np.int32), **extra)
         scored = Scored([0], values[:1].float(), torch.full((1,), 0.5)) if even else None
-        ring.write_tokens(first, torch.where(values % 3 == 0, -1, values), scored)
+        ids, versions = torch.where(values % 3 == 0, -1, values), np.arange(value, value + size, dtype=np.int32)
+        ring.write(Block(first, hidden, ids, versions, scored=scored, **extra))
         marks |= {row: (even, even and row == first) for row in rows}
         told |= {row: int(v) for row, v in zip(rows, values, strict=True)}
         value += size
@@ -107,6 +109,63 @@ def test_the_ring_gives_back_exactly_what_it_still_holds(sizes):
     assert len(kept) >= min(len(told), 12 - 4)
     assert kept == sorted(told)[-len(kept) :] if kept else True
     assert ring.reserve(13) is None
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_steps_that_wait_are_written_as_if_each_was(data):
+    """Together or alone, over the ring's end, rows chosen or all, drafts, counts of accepted ones."""
+    ring, told = CaptureRing(16, 2, torch.float32), {}
+    layouts = [captured_of([0, 1, 2]), captured_of([0, 2]), captured_of([1, 2], drafts=[0, 1])]
+    for number in range(data.draw(st.integers(1, 60))):
+        captured = data.draw(st.sampled_from(layouts))
+        first = ring.reserve(captured.count)
+        hidden = torch.full((3, 2), float(number)) + torch.tensor([[0.0], [0.25], [0.5]])
+        adapted, cut, said = (data.draw(st.booleans()) for _ in range(3))
+        ids = torch.arange(6).reshape(3, 2) + 100 * number
+        accepted = torch.tensor([1, 0, 2]) if said else None
+        scored = Scored([0], torch.full((1,), -1.0), torch.zeros(1)) if data.draw(st.booleans()) else None
+        served, capped = hidden + 1000 if adapted else None, hidden[:, 0] > number if cut else None
+        ring.stage(Step(captured, first, hidden, served, capped, ids, accepted, scored))
+        rows = range(3) if captured.rows is None else captured.rows.tolist()
+        drafts = [0] * captured.count if captured.drafts is None else captured.drafts.tolist()
+        for place, (row, request, draft) in enumerate(zip(rows, captured.requests.tolist(), drafts, strict=True)):
+            kept = not said or int(accepted[request]) > draft
+            told[first + place] = (
+                [float(hidden[row, 0])] if kept else [],
+                [float(hidden[row, 0]) + 1000 * adapted] if kept else [],
+                [int(ids[request, draft])] if kept else [],
+                [bool(capped[row]) if cut else False] if kept else [],
+                [scored is not None and place == 0] if kept else [],
+            )
+    for row, expected in told.items():
+        if not ring.lost([row]):
+            found = ring.read([row])
+            parts = (found.hidden[:, 0], found.served[:, 0], found.token_ids, found.capped, found.scored)
+            assert tuple(part.tolist() for part in parts) == expected
+
+
+def captured_of(rows, drafts=None):
+    """Each row its own request's, or with `drafts` all the last request's."""
+    return Captured(
+        rows=None if len(rows) == 3 else torch.tensor(rows),
+        count=len(rows),
+        owners=[],
+        requests=torch.tensor(rows if drafts is None else [2] * len(rows)),
+        drafts=None if drafts is None else torch.tensor(drafts),
+        now=[],
+        now_rows=None,
+        now_inverse_t=None,
+        versions=np.zeros(len(rows), np.int32),
+    )
+
+
+def test_what_is_part_of_a_larger_buffer_is_copied():
+    buffer = torch.zeros(8, 4)
+    kept, copied = own(buffer), own(buffer[:2])
+    buffer += 1
+    assert kept is buffer
+    assert not copied.any()
 
 
 def test_settings_name_the_variable():

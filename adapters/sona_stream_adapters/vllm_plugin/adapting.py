@@ -17,7 +17,7 @@ def adapt(hidden: torch.Tensor, plan: Adapted, max_delta: float) -> tuple[torch.
     where none can be.
     """
     rows = hidden if plan.rows is None else hidden.index_select(0, plan.rows)
-    states = rows.float()
+    states = rows if rows.dtype == torch.float32 else rows.float()
     products = torch.mm(states, plan.A)
     if plan.strangers is not None:
         products.masked_fill_(plan.strangers, 0.0)
@@ -31,7 +31,8 @@ def adapt(hidden: torch.Tensor, plan: Adapted, max_delta: float) -> tuple[torch.
         share = room.div_(size)
         capped = share[:, 0] < 1.0
         changed = torch.addcmul(states, delta, share.clamp_max_(1.0))
-    changed = changed.to(hidden.dtype)
+    if changed.dtype != hidden.dtype:
+        changed = changed.to(hidden.dtype)
     if plan.rows is None:
         return changed, capped
     if capped is not None:

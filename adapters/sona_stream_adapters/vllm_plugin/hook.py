@@ -20,8 +20,9 @@ from .counters import Counters
 from .episodes import EpisodeStore, Mixture, mix
 from .plan import Captured, Plan, Planner
 from .requests import Requests, Tracked
-from .ring import CaptureRing, Scored
+from .ring import CaptureRing
 from .settings import PluginSettings
+from .staging import Scored, Step, own
 
 __all__ = ["Hook", "Layout"]
 
@@ -37,8 +38,9 @@ class _Pending:
     """Between the logits and the tokens drawn from them."""
 
     captured: Captured
-    first: int
-    """row in the ring"""
+    hidden: torch.Tensor
+    served: torch.Tensor | None
+    capped: torch.Tensor | None
     logits: torch.Tensor | None
     """(m, V) copy of those rows whose log-probabilities must be taken now; the sampler writes to its own"""
     mixed: list[tuple[list[int], Mixture]]
@@ -159,18 +161,9 @@ class Hook:
         captured = plan.captured
         if captured is None:
             return
-        first = self._ring.reserve(captured.count)
-        if first is None:
-            self.counters.lost_rows += captured.count
-            return
         served = None if changed is hidden else changed
-        if captured.rows is not None:
-            hidden = hidden.index_select(0, captured.rows)
-            served = None if served is None else served.index_select(0, captured.rows)
-            capped = None if capped is None else capped.index_select(0, captured.rows)
-        self._ring.write_hidden(first, hidden, captured.versions, served=served, capped=capped)
         kept = None if captured.now_rows is None else logits.index_select(0, captured.now_rows)
-        self._pending = _Pending(captured, first, kept, mixed)
+        self._pending = _Pending(captured, own(hidden), served, capped, kept, mixed)
 
     def sampled(self, token_ids: torch.Tensor, accepted: torch.Tensor | None = None) -> None:
         """`token_ids` (requests, k), below 0 where a draft was rejected; `accepted` (requests,): how many of each
@@ -180,15 +173,15 @@ class Hook:
         if pending is None or self.counters.disabled:
             return
         captured = pending.captured
-        if captured.drafts is None:
-            ids = token_ids[:, 0].index_select(0, captured.requests)
-        else:
-            ids = token_ids[captured.requests, captured.drafts]
-        if accepted is not None:
-            place = 0 if captured.drafts is None else captured.drafts
-            ids = torch.where(accepted.index_select(0, captured.requests) > place, ids, -1)
-        self._ring.write_tokens(pending.first, ids, None if pending.logits is None else _scored(pending, ids))
-        at = pending.first
+        at = self._ring.reserve(captured.count)
+        if at is None:
+            self.counters.lost_rows += captured.count
+            return
+        accepted = None if accepted is None else accepted.clone()
+        scored = None if pending.logits is None else _scored(pending, token_ids)
+        self._ring.stage(
+            Step(captured, at, pending.hidden, pending.served, pending.capped, own(token_ids), accepted, scored)
+        )
         for tracked, count in captured.owners:
             tracked.rows.extend(range(at, at + count))
             at += count
@@ -218,14 +211,15 @@ class Hook:
         tracked.taught_by = None if adapter is None else (adapter.A, adapter.B, adapter.version)
 
 
-def _scored(pending: _Pending, ids: torch.Tensor) -> Scored:
+def _scored(pending: _Pending, token_ids: torch.Tensor) -> Scored:
     """What has to be taken while the logits are here."""
     captured, logits = pending.captured, pending.logits
     assert logits is not None
     assert captured.now_rows is not None
     assert captured.now_inverse_t is not None
-    places = torch.tensor(captured.now, device=ids.device)
-    labels = ids.index_select(0, places).long().clamp_min_(0)[:, None]
+    places = torch.tensor(captured.now, device=token_ids.device)
+    ids = token_ids[captured.requests, 0 if captured.drafts is None else captured.drafts].index_select(0, places)
+    labels = ids.long().clamp_min_(0)[:, None]
     logits = logits.float() * captured.now_inverse_t
     logprobs = logits.gather(1, labels)[:, 0] - torch.logsumexp(logits, 1)
     memory = torch.zeros_like(logprobs)

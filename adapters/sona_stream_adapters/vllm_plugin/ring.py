@@ -10,21 +10,13 @@ import dataclasses
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-__all__ = ["CaptureRing", "Rows", "Scored"]
+from .staging import Block, Step, blocks
 
+__all__ = ["CaptureRing", "Rows"]
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Scored:
-    """Log-probabilities that cannot be taken later, because not the lm_head alone made them."""
-
-    places: list[int]
-    """which of the step's captured rows"""
-    logprobs: torch.Tensor
-    """(m,) float32"""
-    memory: torch.Tensor
-    """(m,) float32: share of each token's probability that came from episodes"""
+_STEPS, _ROWS = 32, 1024
+"""that may wait to be written"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +47,8 @@ class CaptureRing:
     def __init__(self, rows: int, hidden_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.capacity = rows
         self._next = 0
+        self._staged: list[Step] = []
+        self._staged_rows = 0
         self._hidden = torch.zeros(rows, hidden_dim, dtype=dtype, device=device)
         self._served = torch.zeros_like(self._hidden)
         self._ids = torch.full((rows,), -1, dtype=torch.int32, device=device)
@@ -62,7 +56,7 @@ class CaptureRing:
         self._memory = torch.zeros(rows, dtype=torch.float32, device=device)
         self._capped = torch.zeros(rows, dtype=torch.bool, device=device)
         self._versions = np.zeros(rows, np.int32)
-        # What most rows do not have is only marked here, so that a step need not clear it on the device.
+        # What most rows do not have is only marked here, so that nothing need be cleared on the device.
         self._is_adapted, self._may_be_capped, self._is_scored = (np.zeros(rows, bool) for _ in range(3))
 
     @property
@@ -79,40 +73,39 @@ class CaptureRing:
         self._next = first + count
         return first
 
-    def write_hidden(
-        self,
-        first: int,
-        hidden: torch.Tensor,
-        versions: NDArray[np.int32],
-        *,
-        served: torch.Tensor | None = None,
-        capped: torch.Tensor | None = None,
-    ) -> None:
-        """`hidden` (n, d); `served` (n, d) where some rows are adapted, `capped` (n,) where some may be cut. The
-        tokens follow by `write_tokens`, until then they count as rejected.
-        """
-        at = first % self.capacity
-        own = slice(at, at + hidden.shape[0])
-        self._hidden[own].copy_(hidden)
-        self._ids[own].fill_(-1)
-        self._versions[own] = versions
-        self._is_scored[own] = False
-        self._is_adapted[own] = served is not None
-        self._may_be_capped[own] = capped is not None
-        if served is not None:
-            self._served[own].copy_(served)
-        if capped is not None:
-            self._capped[own].copy_(capped)
+    def stage(self, step: Step) -> None:
+        """To be written with others, at the latest when rows are read."""
+        self._staged.append(step)
+        self._staged_rows += step.captured.count
+        if len(self._staged) >= _STEPS or self._staged_rows >= _ROWS:
+            self.flush()
 
-    def write_tokens(self, first: int, ids: torch.Tensor, scored: Scored | None = None) -> None:
-        """(n,); an id below 0 is a rejected draft."""
-        at = first % self.capacity
-        self._ids[at : at + ids.shape[0]].copy_(ids)
-        if scored is not None:
-            rows = np.asarray(scored.places, np.int64) + at
+    @torch.inference_mode()
+    def flush(self) -> None:
+        """Write what waits."""
+        staged, self._staged, self._staged_rows = self._staged, [], 0
+        for block in blocks(staged, self.capacity):
+            self.write(block)
+
+    def write(self, block: Block) -> None:
+        """Into the rows that were reserved for it."""
+        at = block.first % self.capacity
+        own = slice(at, at + len(block.versions))
+        self._hidden[own].copy_(block.hidden)
+        self._ids[own].copy_(block.token_ids)
+        self._versions[own] = block.versions
+        self._is_adapted[own] = block.served is not None
+        self._may_be_capped[own] = block.capped is not None
+        self._is_scored[own] = False
+        if block.served is not None:
+            self._served[own].copy_(block.served)
+        if block.capped is not None:
+            self._capped[own].copy_(block.capped)
+        if block.scored is not None:
+            rows = np.asarray(block.scored.places, np.int64) + at
             index = torch.from_numpy(rows).to(self._ids.device)
-            self._logprobs[index] = scored.logprobs
-            self._memory[index] = scored.memory
+            self._logprobs[index] = block.scored.logprobs
+            self._memory[index] = block.scored.memory
             self._is_scored[rows] = True
 
     def lost(self, rows: list[int]) -> int:
@@ -122,6 +115,7 @@ class CaptureRing:
 
     def read(self, rows: list[int]) -> Rows:
         """Those of them that hold a token. Waits for the device."""
+        self.flush()
         device = self._ids.device
         places = np.asarray(rows, np.int64) % self.capacity
         index = torch.from_numpy(places).to(device)
