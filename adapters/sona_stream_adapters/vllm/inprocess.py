@@ -37,6 +37,7 @@ __all__ = ["InProcessBackend", "create_backend"]
 
 _log = logging.getLogger(__name__)
 
+_DIED = "the engine has died and is started again"
 _WATCH_S = 0.2
 _AGAIN_S = 10.0
 """between two starts of an engine that dies"""
@@ -127,7 +128,9 @@ class InProcessBackend:
             yield events
 
     def _ready(self) -> Engine:
-        if self._engine is not None and self._engine.alive:
+        if self._engine is not None:
+            if not self._engine.alive:
+                raise NotReady(f"{self.name}: {_DIED}")
             return self._engine
         if self._failure is not None:
             raise self._failure
@@ -167,7 +170,7 @@ class InProcessBackend:
             while engine.alive:
                 if await self._stopped_within(_WATCH_S):
                     return
-            self._say("the engine has died and is started again")
+            self._say(_DIED)
         finally:
             self._engine = None
             self._link.attach(None)

@@ -105,7 +105,7 @@ class Answers:
                     break
         self._produced += text.produced
         if self._host is not None and text.stopped:
-            self._host.shown(capture_id(request, index), text.produced)
+            self._host.shown(_capture_id(request, index), text.produced)
 
     def _take(self, index: int, text: AnswerText, output: Any) -> bool:
         """Puts what is new of one choice; whether it is over."""
@@ -145,7 +145,7 @@ class Answers:
 
         extra = dict(self._extra)
         if self._host is not None and self._request.learn:
-            extra["sona_rid"] = capture_id(self._request, index)
+            extra["sona_rid"] = _capture_id(self._request, index)
         try:
             return SamplingParams(
                 **_asked(self._request.sampling, index, options, self._engine.defaults),
@@ -159,7 +159,7 @@ class Answers:
             raise InvalidRequest(str(error), param=getattr(error, "parameter", None)) from error
 
 
-def capture_id(request: Request, index: int) -> str:
+def _capture_id(request: Request, index: int) -> str:
     """By which the host knows a choice's capture; the first has the request's own."""
     return f"{request.id}:{index}" if index else request.id
 

@@ -90,7 +90,7 @@ class Encoder:
         )
         name = f"sona-encode-{self._start}-{next(self._numbers)}"
         try:
-            async for _ in self._client.generate({"prompt_token_ids": prompt + answer}, params, name):
+            async for _ in self._client.generate(_rendered(prompt + answer), params, name):
                 pass
         except ValueError as error:
             raise Unanswered(400, f"the engine refuses this answer: {error}", param="answer") from error
@@ -121,6 +121,11 @@ class Encoder:
         if not ids:
             raise Unanswered(400, "answer has no tokens", param="answer")
         return ids
+
+
+def _rendered(ids: list[int]) -> dict[str, Any]:
+    """As vLLM's own renderer gives it to the engine."""
+    return {"type": "token", "prompt_token_ids": ids}
 
 
 def _ids(asked: Facts, name: str, vocabulary: int) -> list[int]:
