@@ -271,3 +271,21 @@ def test_what_cannot_be_served_is_named():
         assert part in text
     runner = RunnerV1(torch.zeros(V, D))
     assert problems_of(runner, object()) == []
+
+
+def test_states_that_lie_in_a_buffer_are_kept_before_the_next_step_writes_to_it():
+    stand = Stand()
+    buffer = torch.zeros(8, D)
+
+    new = [new_request("r", sona_rid="r")]
+    for step in range(4):
+        begins = {"new": new} if step == 0 else {"computed": {"r": 2 + step}, "outputs": {"r": step}}
+        output = scheduled({"r": 1 if step else 3}, **begins)
+        buffer[0] = float(step + 1)
+        stand.hook.begin(output)
+        stand.hook.arm(lambda: (["r"], None))
+        stand.hook.compute_logits(lambda hidden: hidden @ stand.runner.model.W.T, buffer[:1])
+        stand.hook.sampled(torch.tensor([[step]], dtype=torch.int32))
+    rows = stand.ring.read(stand.hook.requests.live["r"].rows)
+    assert rows.hidden[:, 0].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert rows.token_ids.tolist() == [0, 1, 2, 3]

@@ -45,6 +45,8 @@ class _Pending:
     """(m, V) copy of those rows whose log-probabilities must be taken now; the sampler writes to its own"""
     mixed: list[tuple[list[int], Mixture]]
     """rows of the step, and what became of them"""
+    owned: bool
+    """`hidden` is the step's own, not a copy of a part of a buffer"""
 
 
 class Hook:
@@ -163,7 +165,8 @@ class Hook:
             return
         served = None if changed is hidden else changed
         kept = None if captured.now_rows is None else logits.index_select(0, captured.now_rows)
-        self._pending = _Pending(captured, own(hidden), served, capped, kept, mixed)
+        kept_hidden = hidden if captured.owned else own(hidden)
+        self._pending = _Pending(captured, kept_hidden, served, capped, kept, mixed, kept_hidden is hidden)
 
     def sampled(self, token_ids: torch.Tensor, accepted: torch.Tensor | None = None) -> None:
         """`token_ids` (requests, k), below 0 where a draft was rejected; `accepted` (requests,): how many of each
@@ -177,10 +180,12 @@ class Hook:
         if at is None:
             self.counters.lost_rows += captured.count
             return
+        kept_ids = token_ids if captured.owned else own(token_ids)
+        captured.owned = pending.owned and kept_ids is token_ids
         accepted = None if accepted is None else accepted.clone()
         scored = None if pending.logits is None else _scored(pending, token_ids)
         self._ring.stage(
-            Step(captured, at, pending.hidden, pending.served, pending.capped, own(token_ids), accepted, scored)
+            Step(captured, at, pending.hidden, pending.served, pending.capped, kept_ids, accepted, scored)
         )
         for tracked, count in captured.owners:
             tracked.rows.extend(range(at, at + count))
@@ -189,7 +194,7 @@ class Hook:
 
     def read_prompts(self, hidden: torch.Tensor, offset_of: Callable[[str], int | None]) -> None:
         """Teacher forcing: `hidden` (tokens of the step, d) of all requests; `offset_of` says where one's begin."""
-        for tracked in self.requests.live.values():
+        for tracked in self.requests.live.values() if self.requests.teaching else ():
             if tracked.binding.teach is not None and tracked.chunk is not None:
                 offset = offset_of(tracked.request_id)
                 if offset is not None:

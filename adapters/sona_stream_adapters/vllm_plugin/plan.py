@@ -58,6 +58,9 @@ class Captured:
     """(m, 1) float32 1 / temperature; None when there are none"""
     versions: np.ndarray[tuple[int], np.dtype[np.int32]]
     """(n,) adapter version, 0 = none"""
+    owned: bool = False
+    """whether a step of this plan was seen to make tensors of its own, as its next ones will; not parts of a larger
+    buffer that the next step writes to"""
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -118,6 +118,8 @@ class Requests:
         self.live: dict[str, Tracked] = {}
         self.finished: list[Tracked] = []
         """since the last step, for whoever keeps captures; emptied by it"""
+        self.teaching = 0
+        """how many of the live ones have an answer read to them"""
         self.changed = False
         """whether this step's tracked requests differ from the last one's, or some of them still read a prompt"""
         self._table = table
@@ -153,6 +155,7 @@ class Requests:
             self.live[new.req_id] = known
             if binding.teach is not None:
                 known.taught_next = max(binding.teach - 1, 0)
+                self.teaching += 1
             if binding.key is not None:
                 self._table.hold(binding.key, binding.version)
         # A resumed request may come as a new one, its answer so far being part of what is read.
@@ -186,6 +189,7 @@ class Requests:
             return
         self.changed = True
         binding = tracked.binding
+        self.teaching -= binding.teach is not None
         if binding.key is not None:
             self._table.release(binding.key, binding.version)
         if binding.rid is not None:
