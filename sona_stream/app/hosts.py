@@ -42,8 +42,9 @@ class Hosts:
         return name in self._joined
 
     async def join(self, learner: Learner) -> None:
-        """For ever."""
+        """For ever, also without any model to join: the learner lives as long as this."""
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.sleep_forever)
             for name, joined in self._joined.items():
                 tasks.start_soon(self._follow, name, joined, learner)
 

@@ -106,7 +106,7 @@ class StorageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The learner of a `HiddenStateHost`. Rates come from the engine's section."""
 
-    anchor: Annotated[float, Meta(ge=0)] = 0.1
+    anchor: Annotated[float, Meta(ge=0)] = 0.05
     """Weight of KL(p || p_base) per token in every step."""
     step_kl: Seconds = 1e-3
     """Most that one step may move the policy at the default `micro_lora_lr` of 0.001: predicted mean KL, nats per
@@ -117,8 +117,8 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Gate: mean |h' - h| / |h|."""
     max_logprob_drop: Seconds = 0.5
     """Gate: fall of the mean log-likelihood per token of accepted answers."""
-    least_trust: Annotated[float, Meta(ge=0.01, le=1)] = 0.25
-    """Share of an adapter that is served before answers it has not seen support it; 1: always all of it."""
+    least_trust: Annotated[float, Meta(ge=0.01, le=1)] = 0.15
+    """Share of an adapter that is served before the ratings prove to be about the answers; 1: always all of it."""
     ratio_clip: tuple[float, float] = (0.5, 2.0)
     """How far a replay may take a token's probability from where it was drawn, before that token says no more.
     Wide, for the evidence holds a fit back, too, and ratings often come long after the answers."""

@@ -12,6 +12,7 @@ from sona_stream.config.settings import KeySettings, SonaSettings
 from sona_stream.errors import NotReady, StateError
 from sona_stream.events import Principal
 from sona_stream.server import create_app
+from sona_stream.server.auth import _say_nameless
 
 CHAT = "/v1/chat/completions"
 
@@ -135,6 +136,7 @@ async def test_our_own_keys_go_to_no_upstream(keyed):
 
 
 async def test_only_a_trusted_gateway_names_the_end_user(keyed, caplog):
+    _say_nameless.cache_clear()
     app = create_app(keyed)
 
     async def principal(key, headers=(), **fields):

@@ -92,7 +92,9 @@ class Encoder:
         try:
             async for _ in self._client.generate(_rendered(prompt + answer), params, name):
                 pass
-        except ValueError as error:
+        except Exception as error:
+            if not _is_refusal(error):
+                raise
             raise Unanswered(400, f"the engine refuses this answer: {error}", param="answer") from error
 
     async def _captured(self, rid: str, hidden: bool) -> bytes:
@@ -144,3 +146,8 @@ def _temperature(asked: Facts) -> float:
             400, f"temperature must be a finite number of at least 0, not {value!r}", param="temperature"
         )
     return float(value)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """What vLLM says of a request that is wrong: a ValueError, since 0.32 a class of its own."""
+    return isinstance(error, ValueError) or any(kind.__name__ == "VLLMClientError" for kind in type(error).__mro__)

@@ -117,6 +117,8 @@ class Learner:
 
     async def learn(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
         """Takes feedback that the store has committed. Raises CaptureGone only to those who wait."""
+        if self._tasks is None:
+            return _queued(feedback, "the learner does not run; the feedback is kept and will be learned later")
         item = self._inbox.offer(feedback)
         if item is None:
             return _queued(feedback, "the learner is behind; the feedback is kept and will be learned")

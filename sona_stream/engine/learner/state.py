@@ -33,8 +33,8 @@ DEFAULT_LR = 1e-3
 RATE_PER_LR = 2.0
 STRIDE_PER_LR = 100.0
 """At the default rate a step goes a tenth of the way that one step could go."""
-LEAST_ANCHOR = 0.05
-FEW = 64
+LEAST_ANCHOR = 0.02
+FEW = 32
 """Lessons at which a fit is pulled to the base model twice as hard as in the end."""
 INSTANT_SHARE = 0.25
 """Of the gates' tokens for one bounded step: a refit moves further and is checked on all of them."""
