@@ -109,14 +109,14 @@ def test_log_probabilities_are_taken_a_few_a_call(engine, monkeypatch):
     import dataclasses
 
     extra = [{"sona_rid": "long"}]
-    (answer,) = engine.generate([PROMPTS[0]], extra, tokens=100, logits=False)
+    (answer,) = engine.generate([PROMPTS[0]], extra, tokens=12, logits=False)
     engine.tell_ends()
-    few = dataclasses.replace(engine.service.settings, gradient_tokens=40)
+    few = dataclasses.replace(engine.service.settings, gradient_tokens=5)
     monkeypatch.setattr(engine.service, "settings", few)
     assert [engine.call("capture", "long", False)["state"] for _ in range(3)] == ["running", "running", "done"]
     sliced = capture(engine, "long")
     monkeypatch.undo()
-    (again,) = engine.generate([PROMPTS[0]], [{"sona_rid": "again"}], tokens=100, logits=False)
+    (again,) = engine.generate([PROMPTS[0]], [{"sona_rid": "again"}], tokens=12, logits=False)
     assert again.ids == answer.ids == sliced.token_ids.tolist()
     assert np.allclose(sliced.logprobs, capture(engine, "again").logprobs, atol=1e-4)
 
