@@ -34,7 +34,7 @@ RATE_PER_LR = 2.0
 STRIDE_PER_LR = 100.0
 """At the default rate a step goes a tenth of the way that one step could go."""
 LEAST_ANCHOR = 0.02
-FEW = 32
+FEW = 128
 """Lessons at which a fit is pulled to the base model twice as hard as in the end."""
 INSTANT_SHARE = 0.25
 """Of the gates' tokens for one bounded step: a refit moves further and is checked on all of them."""
