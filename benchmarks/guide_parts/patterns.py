@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import numpy as np
 from report import Report
@@ -124,20 +124,20 @@ async def _idle(seconds: float) -> list[float]:
 
 @asynccontextmanager
 async def clock() -> AsyncIterator[list[float]]:
-    """Collects the lateness, in seconds, of every beat that was due while the block ran."""
+    """Collects the lateness, in seconds, of the beats due while the block ran and of the one it ended before."""
     late: list[float] = []
-    beating = asyncio.create_task(_beat(late))
+    over = asyncio.Event()
+    beating = asyncio.create_task(_beat(late, over))
     try:
         yield late
     finally:
-        beating.cancel()
-        with suppress(asyncio.CancelledError):
-            await beating
+        over.set()
+        await beating
 
 
-async def _beat(late: list[float]) -> None:
+async def _beat(late: list[float], over: asyncio.Event) -> None:
     due = time.perf_counter() + BEAT_S
-    while True:
+    while not (over.is_set() and late):
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         now = time.perf_counter()
         while due <= now:  # a stall delays every beat within it, not only the first
