@@ -20,6 +20,7 @@ __all__ = [
     "AdapterRef",
     "Delta",
     "Endpoint",
+    "EpisodeRef",
     "Event",
     "Feedback",
     "FeedbackOutcome",
@@ -109,6 +110,15 @@ class AdapterRef:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeRef:
+    """A remembered answer that a request may draw on. An episode that is not on the host is no error."""
+
+    key: str
+    gate: float
+    """in (0, 1]: how near its query is; weighs its states' similarities"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RouteDecision:
     """Which model answers, and why. ``fallbacks`` are tried in order before the first byte."""
 
@@ -155,6 +165,8 @@ class Request:
     """Adapter version asked for by `x-sona-adapt`."""
     route: RouteDecision | None = None
     adapter: AdapterRef | None = None
+    episodes: tuple[EpisodeRef, ...] = ()
+    """Remembered answers that a host mixes in at the logits."""
     embedding: NDArray[np.float32] | None = None
     """Query embedding (e,), L2-normalised."""
     received_at: float = 0.0

@@ -21,6 +21,7 @@ __all__ = [
     "Capture",
     "Curvature",
     "Evaluation",
+    "HiddenSpace",
     "HiddenStatistics",
     "LoraGradient",
     "LoraWeights",
@@ -109,6 +110,9 @@ class Capture:
     temperature: float = 1.0
     """0 counts as 1 in gradients"""
     handle: str | None = None
+    memory: F32 | None = None
+    """(T,) share of each token's probability that came from remembered episodes, in [0, 1]; None: none did. Above
+    1/2 memory decided the token, and an adapter learns nothing from it."""
 
     def __len__(self) -> int:
         return int(self.token_ids.shape[0])
@@ -122,6 +126,7 @@ class Capture:
             + self.hidden.nbytes
             + self.logprobs.nbytes
             + self.adapter_versions.nbytes
+            + (0 if self.memory is None else self.memory.nbytes)
         )
 
 
@@ -216,6 +221,18 @@ class Curvature:
     1/2 u^T E[g g^T] u nats per token"""
     scores: F32
     """(n, d), one row a capture: the mean of its g_t"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class HiddenSpace:
+    """How states are standardised before they are compared, (h - mean) / spread: fixed for a model."""
+
+    mean: F32
+    """(d,)"""
+    spread: F32
+    """(d,) standard deviations, > 0"""
+    version: str
+    """of the text and the rule that they come from: spaces of other versions are not compared"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
