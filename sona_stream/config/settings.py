@@ -18,6 +18,7 @@ __all__ = [
     "KeySettings",
     "Learning",
     "LearningSettings",
+    "MemorySettings",
     "MetricSettings",
     "RoutingSettings",
     "ScoringSettings",
@@ -144,6 +145,29 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Memory of the host's ring of captures."""
 
 
+class MemorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The memory of episodes: answers that were corrected or accepted, used again for the same question."""
+
+    enabled: bool = True
+    max_tokens: Annotated[int, Meta(ge=1, le=4096)] = 256
+    """Tokens of one answer that are kept; of a longer one the first."""
+    tenant_episodes: Count = 10_000
+    """Episodes of one tenant; beyond, the least useful go."""
+    tenant_mb: Count = 512
+    """Token states of one tenant."""
+    episodes: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
+    """Episodes of all tenants. Each takes about a third of a KB of memory."""
+    mb: Count = 8192
+    """Token states of all tenants on disk."""
+    volatile_mb: Count = 256
+    """The same at `sona.storage: none`, where they are in memory and end with the process."""
+    half_life_days: Seconds = 30.0
+    """A use is worth half after so many days."""
+    contextual: bool = True
+    """Tell paraphrases by the contextual encoder where the extra `[memory]` is installed; else near-exact matches
+    only."""
+
+
 class RoutingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How `sona/auto` chooses."""
 
@@ -186,6 +210,7 @@ class SonaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     store: str = "sqlite"
     metrics: dict[str, MetricSettings] = msgspec.field(default_factory=dict)
     learner: LearningSettings = LearningSettings()
+    memory: MemorySettings = MemorySettings()
     engine: dict[str, Any] = msgspec.field(default_factory=dict)
     """`SonaConfig` fields (the guide's parameters, snake_case or camelCase) except `hidden_dim`."""
     routing: RoutingSettings = RoutingSettings()
