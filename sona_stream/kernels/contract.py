@@ -12,6 +12,7 @@ __all__ = ["BROKEN", "FLAT", "MOVED", "UNTOUCHED", "Kernels"]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I8 = NDArray[np.int8]
+I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 UNTOUCHED, FLAT, MOVED, BROKEN = 0, 1, 2, 3
@@ -146,5 +147,15 @@ class Kernels(Protocol):
         """(n,) -> 1 - entropy of |weights| / (2 log n), in [0.5, 1]; 1 for n < 2 or a zero sum.
 
         NaN where a weight or their sum is not finite.
+        """
+        ...
+
+    def nearest_in_list(
+        self, codes: I8, inverse: F32, following: I32, head: int, q: I8, inverse_q: float, least: float, k: int, /
+    ) -> tuple[I64, F32]:
+        """The rows nearest to q among those of one linked list: head, following[head], ... up to a negative one.
+
+        codes (n, e) int8 with the inverse lengths (n,), q (e,) with its own. -> (rows, cosines): at most k with
+        cosine >= least, best first, of equals the one met first. Rows of other lists are not read.
         """
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .bank import attention_weight, blend, cheapest_merge, closest
 from .cluster import cosine_topk, dequantize_row, kmeans_step, quantize_row, scores
+from .episodes import nearest_in_list
 from .lora import (
     fisher_accumulate,
     lora_batch,
@@ -35,6 +36,7 @@ __all__ = [
     "lora_row_into",
     "micro_push",
     "micro_step",
+    "nearest_in_list",
     "quantize_row",
     "scores",
     "softmax_minus_onehot",
