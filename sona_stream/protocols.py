@@ -53,6 +53,7 @@ __all__ = [
     "Middleware",
     "ModelLister",
     "PatternIndex",
+    "RetainingHost",
     "Router",
     "Scorer",
     "Scoring",
@@ -127,6 +128,24 @@ class HiddenStateHost(Protocol):
 
     async def release(self, request_id: str) -> None:
         """Forget the capture of this request."""
+        ...
+
+
+@runtime_checkable
+class RetainingHost(Protocol):
+    """What a `HiddenStateHost` may do besides: say what would be forgotten."""
+
+    async def penalty(
+        self,
+        captures: Sequence[Capture],
+        reference: LoraWeights,
+        current: LoraWeights,
+        *,
+        top_k: int | None = None,
+    ) -> LoraGradient:
+        """sum_t 1/2 Var_{p*}(W (h'_current - h'_reference) / T), p* at `reference`, as ``loss``, and its gradient
+        with respect to `current`; both means are 0. `top_k` as in `TokenSignal`.
+        """
         ...
 
 

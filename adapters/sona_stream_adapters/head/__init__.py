@@ -8,7 +8,8 @@ from __future__ import annotations
 from .batch import Batch, CapturedTokens, Segment, TokenRows
 from .checks import check_captures, check_signal, check_top_k
 from .curvature import curvature
-from .evaluation import evaluate, predicted_kl, unusable
+from .distance import penalty, predicted_kl
+from .evaluation import evaluate, unusable
 from .factors import MAX_RANK, Factors, check_weights, stack_factors
 from .gradient import gradient
 from .heads import DenseHead, Head, SampledHead
@@ -39,6 +40,7 @@ __all__ = [
     "curvature",
     "evaluate",
     "gradient",
+    "penalty",
     "predicted_kl",
     "stack_factors",
     "statistics",

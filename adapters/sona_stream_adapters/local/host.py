@@ -31,6 +31,7 @@ from sona_stream_adapters.head import (
     curvature,
     evaluate,
     gradient,
+    penalty,
     predicted_kl,
 )
 
@@ -145,6 +146,17 @@ class LocalHost:
         check_top_k(top_k)
         return await self._run(
             captures, lambda batch: predicted_kl(self._logits, batch, old, new, top_k, self._scratch)
+        )
+
+    async def penalty(
+        self, captures: Sequence[Capture], reference: LoraWeights, current: LoraWeights, *, top_k: int | None = None
+    ) -> LoraGradient:
+        """How far `current` is from `reference` on these captures: see `RetainingHost`."""
+        check_weights(reference, self.hidden_dim)
+        check_weights(current, self.hidden_dim)
+        check_top_k(top_k)
+        return await self._run(
+            captures, lambda batch: penalty(self._logits, batch, reference, current, top_k, self._scratch)
         )
 
     async def evaluate(self, captures: Sequence[Capture], weights: LoraWeights) -> Evaluation:
