@@ -185,6 +185,14 @@ class Evaluation:
     """mean over tokens of |h' - h| / |h|"""
     max_delta_ratio: float
     finite: bool = True
+    collision: float | None = None
+    """the chance that two positions, taken at random, draw the same token: sum_v (mean_t p_t(v))^2; None here and
+    below: the host does not say"""
+    base_collision: float | None = None
+    """the same without adapter"""
+    repeat_mass: float | None = None
+    """mean over tokens of the probability of the (different) tokens among the 16 before"""
+    base_repeat_mass: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

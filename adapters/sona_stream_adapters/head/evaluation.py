@@ -16,6 +16,7 @@ from .heads import Head
 from .logits import BaseLogits
 from .policy import Scratch, apply_policy
 from .prepared import Prepared
+from .repetition import Repetition
 
 F32 = NDArray[np.float32]
 Treated = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -32,11 +33,12 @@ def evaluate(
         return unusable(batch.captures)
     factors = stack_factors(weights).to(batch.hidden.device)
     seen = torch.empty(4, len(batch), device=batch.hidden.device)
+    repetition = Repetition(batch, source.head.shard)
     if source.head.whole is None:
-        treated = _ask_model(source.head, batch, factors)
+        treated = _ask_model(source.head, batch, factors, repetition)
     else:
         prepared = yield from source.prepare(batch, None)
-        treated = _apply(source, prepared, factors, scratch)
+        treated = _apply(source, prepared, factors, scratch, repetition)
     for segment, (kl, logprobs, base_logprobs) in treated:
         at, hidden = slice(segment.start, segment.stop), batch.rows(segment)
         delta = (hidden @ factors.A.T) @ factors.B.T
@@ -44,6 +46,7 @@ def evaluate(
         seen[:, at] = torch.stack([kl, ratios, logprobs, base_logprobs])
         yield
     (mean_kl, mean_ratio), (max_kl, max_ratio) = seen[:2].double().mean(1).tolist(), seen[:2].amax(1).tolist()
+    collision, base_collision, repeat_mass, base_repeat_mass = repetition.result()
     return Evaluation(
         mean_kl_to_base=mean_kl,
         max_kl_to_base=max_kl,
@@ -52,27 +55,36 @@ def evaluate(
         mean_delta_ratio=mean_ratio,
         max_delta_ratio=max_ratio,
         finite=bool(torch.isfinite(seen[:3]).all()),
+        collision=collision,
+        base_collision=base_collision,
+        repeat_mass=repeat_mass,
+        base_repeat_mass=base_repeat_mass,
     )
 
 
 def _apply(
-    source: BaseLogits, prepared: Prepared, factors: Factors, scratch: Scratch
+    source: BaseLogits, prepared: Prepared, factors: Factors, scratch: Scratch, repetition: Repetition
 ) -> Iterator[tuple[Segment, Treated]]:
     WB = prepared.project(factors.B)
     for segment, base in source.segments(prepared):
         Z = prepared.batch.rows(segment) @ factors.A.T
         policy = apply_policy(prepared, segment, base, Z, WB, scratch)
+        repetition.take(segment, policy.p, policy.base_p, policy.base_total)
         yield segment, (policy.kl, policy.label_logprobs, policy.base_label_logprobs)
 
 
-def _ask_model(head: Head, batch: Batch, factors: Factors) -> Iterator[tuple[Segment, Treated]]:
+def _ask_model(
+    head: Head, batch: Batch, factors: Factors, repetition: Repetition
+) -> Iterator[tuple[Segment, Treated]]:
     """Where no rows are at hand: the model's own logits of both hidden states."""
     for segment in batch.segments:
         hidden, labels = batch.rows(segment), batch.token_ids[segment.start : segment.stop, None]
         temperature = batch.temperatures[segment.capture]
         moved = hidden + (hidden @ factors.A.T) @ factors.B.T
         base, logp = (torch.log_softmax(head.logits(h) / temperature, 1) for h in (hidden, moved))
-        kl = torch.linalg.vecdot(logp.exp(), logp - base).clamp_(min=0)
+        p, base_p = logp.exp(), base.exp()
+        kl = torch.linalg.vecdot(p, logp - base).clamp_(min=0)
+        repetition.take(segment, p, base_p, torch.ones_like(kl))
         yield segment, (kl, logp.gather(1, labels)[:, 0], base.gather(1, labels)[:, 0])
 
 

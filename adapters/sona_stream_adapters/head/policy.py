@@ -45,6 +45,10 @@ class Policy:
     """(n,) E_p[delta], delta = log p - log p0 up to a constant a row"""
     kl: torch.Tensor
     """(n,) KL(p || p0) >= 0"""
+    base_p: torch.Tensor
+    """(n, v) without the adapter, up to `base_total`"""
+    base_total: torch.Tensor
+    """(n,) row sums of `base_p` over the whole vocabulary"""
     delta: torch.Tensor | None = None
     """(n, v) under a soft cap; without one it is factor * Z WB, which need not be formed"""
     slope: torch.Tensor | None = None
@@ -74,12 +78,13 @@ def apply_policy(
         scaled = torch.div(base, cap, out=base_p).tanh_().mul_(cap * factor)
         delta = logits.sub_(scaled)
     base_label = prepared.pick(scaled, segment)
-    base_top, base_log_sum, _ = softmax(scaled, base_p, shard)
+    base_top, base_log_sum, base_total = softmax(scaled, base_p, shard)
     if delta is not None:
-        mean_shift = shard.sum(torch.mul(p, delta, out=base_p).sum(1))
+        mean_shift = shard.sum(torch.mul(p, delta, out=scratch.get("shift", base)).sum(1))
     # Differences of like quantities, so that a small KL is not lost in the rounding of large logits.
     kl = mean_shift - ((top - base_top) + (log_sum - base_log_sum))
-    return Policy(p, label, base_label - base_top - base_log_sum, mean_shift, kl.clamp_(min=0), delta, slope)
+    base_label = base_label - base_top - base_log_sum
+    return Policy(p, label, base_label, mean_shift, kl.clamp_(min=0), base_p, base_total, delta, slope)
 
 
 def adapted(

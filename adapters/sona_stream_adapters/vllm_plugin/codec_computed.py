@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _EVALUATION_FACTS = ("mean_kl_to_base", "max_kl_to_base", "mean_delta_ratio", "max_delta_ratio", "finite")
+_REPETITION = ("collision", "base_collision", "repeat_mass", "base_repeat_mass")
 _GRADIENT_FACTS = ("tokens", "loss", "mean_kl_to_base", "mean_logprob")
 _GRADIENT = ("micro_A", "micro_B", "base_A", "base_B", "fisher_A", "fisher_B")
 
@@ -91,7 +92,8 @@ def evaluation_parts(evaluation: Evaluation) -> tuple[Arrays, Facts]:
     arrays: Arrays = {}
     for name, rows in (("logprobs", evaluation.logprobs), ("base_logprobs", evaluation.base_logprobs)):
         arrays |= {f"{name}_{i}": np.asarray(row, np.float32) for i, row in enumerate(rows)}
-    return arrays, {name: getattr(evaluation, name) for name in _EVALUATION_FACTS}
+    told = {name: getattr(evaluation, name) for name in (*_EVALUATION_FACTS, *_REPETITION)}
+    return arrays, {name: value for name, value in told.items() if value is not None}
 
 
 def evaluation_from(arrays: Arrays, facts: Facts, count: int) -> Evaluation:
@@ -108,6 +110,7 @@ def evaluation_from(arrays: Arrays, facts: Facts, count: int) -> Evaluation:
         mean_delta_ratio=number(facts, "mean_delta_ratio"),
         max_delta_ratio=number(facts, "max_delta_ratio"),
         finite=str(facts.get("finite", True)).lower() in ("true", "1"),
+        **{name: number(facts, name) for name in _REPETITION if name in facts},
     )
 
 

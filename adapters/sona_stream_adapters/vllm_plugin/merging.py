@@ -59,6 +59,10 @@ def merge_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
         mean_delta_ratio=_mean([part.mean_delta_ratio for part in parts], weights),
         max_delta_ratio=max(part.max_delta_ratio for part in parts),
         finite=all(part.finite for part in parts),
+        collision=_mean_told([part.collision for part in parts], weights),
+        base_collision=_mean_told([part.base_collision for part in parts], weights),
+        repeat_mass=_mean_told([part.repeat_mass for part in parts], weights),
+        base_repeat_mass=_mean_told([part.base_repeat_mass for part in parts], weights),
     )
 
 
@@ -81,6 +85,12 @@ def merge_statistics(parts: Sequence[HiddenStatistics]) -> HiddenStatistics:
 def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
     total = max(sum(weights), 1)
     return math.fsum(value * weight for value, weight in zip(values, weights, strict=True)) / total
+
+
+def _mean_told(values: Sequence[float | None], weights: Sequence[int]) -> float | None:
+    """None where any part does not say."""
+    told = [value for value in values if value is not None]
+    return _mean(told, weights) if len(told) == len(values) else None
 
 
 def _sum(parts: Sequence[F32 | None]) -> F32 | None:
