@@ -22,7 +22,6 @@ __all__ = [
     "Curvature",
     "Evaluation",
     "HiddenSpace",
-    "HiddenStatistics",
     "LoraGradient",
     "LoraWeights",
     "LowRank",
@@ -241,17 +240,6 @@ class HiddenSpace:
     """(d,) standard deviations, > 0"""
     version: str
     """of the text and the rule that they come from: spaces of other versions are not compared"""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class HiddenStatistics:
-    """Where captured hidden states lie: what the birth of an adapter needs of them."""
-
-    tokens: int
-    mean: F32
-    """(d,) mean over tokens"""
-    rms: float
-    """root mean square over all entries"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -32,7 +32,7 @@ from .lora import (
     Capture,
     Curvature,
     Evaluation,
-    HiddenStatistics,
+    HiddenSpace,
     LoraGradient,
     LoraWeights,
     TokenSignal,
@@ -122,8 +122,21 @@ class HiddenStateHost(Protocol):
         """Of the unadapted policy on these captures, about 1,000 tokens of them."""
         ...
 
-    async def statistics(self, captures: Sequence[Capture]) -> HiddenStatistics:
-        """Of these captures' hidden states, which need not be at hand here."""
+    async def hidden_space(self) -> HiddenSpace:
+        """Of the unadapted model, from a fixed text: the same for the same fingerprint, to rounding."""
+        ...
+
+    async def put_episode(
+        self, key: str, hidden: NDArray[np.float32], token_ids: NDArray[np.int32], space: HiddenSpace
+    ) -> None:
+        """Requests that name `key` draw on it from their next token on. `hidden` (T, d) of the unadapted pass,
+        `token_ids` (T,) with the end token. A key names one answer for good: putting what is there costs nothing.
+        Raises HostError naming the field and the limit.
+        """
+        ...
+
+    async def drop_episode(self, key: str) -> None:
+        """Unknown keys are fine."""
         ...
 
     async def release(self, request_id: str) -> None:

@@ -85,6 +85,8 @@ def capture_bytes(capture: Capture) -> bytes:
         "logprobs": capture.logprobs.astype(np.float32),
         "adapter_versions": capture.adapter_versions.astype(np.int32),
     }
+    if capture.memory is not None:
+        tensors["memory"] = capture.memory.astype(np.float32)
     largest = np.abs(hidden).max(axis=1, initial=0.0)
     if (largest > _HALF_LIMIT).any():
         scale = np.maximum(largest / _HALF_LIMIT, 1.0).astype(np.float32)
@@ -110,4 +112,5 @@ def capture_from(tensors: Mapping[str, NDArray[Any]], request_id: str, facts: Ma
         adapter_key=facts["adapter_key"],
         temperature=facts["temperature"],
         handle=facts["handle"],
+        memory=tensors.get("memory"),
     )

@@ -23,7 +23,6 @@ from sona_stream_adapters.head import (
     check_signal,
     check_weights,
     gradient,
-    statistics,
 )
 from sona_stream_adapters.head.weight_rows import WeightRows
 
@@ -151,11 +150,3 @@ def test_signals_and_weights_are_checked():
         check_signal(CAPTURES, dataclasses.replace(SIGNAL, advantages=SIGNAL.advantages[:1]))
     with pytest.raises(HostError, match="rank 2 is outside 1"):
         check_weights(WEIGHTS, D, max_rank=1)
-
-
-def test_statistics_add_up():
-    hidden = np.concatenate([c.hidden for c in CAPTURES]).astype(np.float64)
-    ours = statistics(Batch(CAPTURES, chunk=4))
-    assert ours.tokens == 13
-    np.testing.assert_allclose(ours.mean, hidden.mean(0), rtol=1e-6)
-    assert ours.rms == pytest.approx(np.sqrt((hidden**2).mean()))

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "learner"))  # the toy model 
 from toy import D, T, ToyHost, V
 
 from sona_stream.errors import HostError
+from sona_stream.lora import HiddenSpace
 from sona_stream_adapters.vllm_plugin import codec, codec_computed
 from sona_stream_adapters.vllm_plugin.endpoint import SonaEndpoint
 
@@ -36,6 +37,7 @@ class Worker:
         self.instance = secrets.token_hex(4)
         self.kept = {}
         self.put_log, self.calls = [], []
+        self.episodes, self.episode_budget = {}, None
         self.disabled, self.budget = "", None
         self.rank = rank
 
@@ -129,10 +131,25 @@ class Worker:
         old, new = (codec.weights_from(*codec.unpack(blob), prefix=one) for one in ("old.", "new."))
         return {"kl": _run(self.toy.predicted_kl(self._find(handles), old, new))}
 
-    def statistics_(self, handles):
+    def hidden_space_(self, handles, version=""):
         hidden = np.concatenate([one.hidden for one in self._find(handles)])
-        rms = float(np.sqrt((hidden.astype(np.float64) ** 2).mean()))
-        return {"blob": codec.pack({"mean": hidden.mean(axis=0)}, {"rms": rms, "tokens": len(hidden)})}
+        space = HiddenSpace(hidden.mean(axis=0), hidden.std(axis=0), version)
+        return {"blob": codec.pack(*codec_computed.space_parts(space))}
+
+    def put_episode_(self, key, blob):
+        arrays, facts = codec.unpack(blob)
+        if facts.get("fingerprint") != self.toy.fingerprint:
+            raise HostError(f"episode {key!r} was made for {facts.get('fingerprint')}")
+        self.episodes[key] = (arrays, facts)
+        self.put_log.append((key, "episode"))
+        others = [one for one in self.episodes if one != key]
+        evicted = others[:1] if self.episode_budget is not None and len(others) >= self.episode_budget else []
+        for one in evicted:
+            del self.episodes[one]
+        return {"key": key, "evicted": evicted}
+
+    def drop_episode_(self, key):
+        return {"dropped": int(self.episodes.pop(key, None) is not None)}
 
     def curvature_(self, handles, blob, options):
         found = _run(self.toy.curvature(self._find(handles)))

@@ -242,35 +242,50 @@ async def test_captures_are_what_was_streamed_and_late_ones_teach_the_same(serve
         assert cosine(now, await host.gradient([late], signal)) > 0.9999
         evaluation = await host.evaluate([capture], w)
         np.testing.assert_allclose(evaluation.logprobs[0], capture.logprobs, atol=1e-4)
-        statistics = await host.statistics([capture])
-        assert (statistics.tokens, statistics.mean.shape) == (len(ids), (D,))
         curvature = await host.curvature([capture])
-        assert curvature.rms == pytest.approx(statistics.rms, rel=1e-4)
+        assert (curvature.tokens, curvature.constant.shape) == (len(ids), (D,))
         _kept.update(capture=capture, signal=signal, gradient=now, ids=ids, weights=w)
 
 
-async def test_a_swap_takes_effect_while_the_answer_streams(server):
+async def _swapped(backend, name, pause):
+    """(captured versions, ids, tokens that were drawn when the new version was sent and when it had been taken)."""
+    link, host, at = backend._link, backend.host, []
+
+    async def drawn():
+        (stats,) = (await link.json("GET", "stats"))["engines"]
+        return stats["captured_tokens"] - before
+
+    async def swap(ids):
+        if len(ids) >= 12 and not at:
+            await asyncio.sleep(pause)
+            at.append(await drawn())
+            await host.put_adapter("m/swap/*", 2, weights(3))
+            at.append(await drawn())
+
+    before = 0
+    before = await drawn()
+    await host.put_adapter("m/swap/*", 1, weights(2))
+    asked = request(name, adapter=AdapterRef(key="m/swap/*", version=1), tokens=450)
+    _, ids = await streamed(backend, asked, swap)
+    return (await host.capture(name)).adapter_versions.tolist(), ids, *at
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.3])
+async def test_a_swap_takes_effect_while_the_answer_streams(server, pause):
+    """From the first token drawn after the engine has taken it, however far behind its client reads: where that is
+    the engine's own count says, not the clock.
+    """
     async with backend_of(server) as backend:
         await backend.probe()
-        host = backend.host
-        await host.put_adapter("m/swap/*", 1, weights(2))
-        seen = []
-
-        async def swap(ids):
-            if len(ids) >= 12 and not seen:
-                seen.append(len(ids))
-                await host.put_adapter("m/swap/*", 2, weights(3))
-                seen.append(len(ids))
-
-        ref = AdapterRef(key="m/swap/*", version=1)
-        _, ids = await streamed(backend, request("swap", adapter=ref, tokens=450), swap)
-        versions = (await host.capture("swap")).adapter_versions.tolist()
-        assert versions == sorted(versions)
+        for attempt in range(5):
+            versions, ids, sent, taken = await _swapped(backend, f"swap-{pause}-{attempt}", pause)
+            await backend.host.drop_adapter("m/swap/*")
+            assert versions == sorted(versions)
+            assert len(ids) == len(versions)
+            if taken < len(versions):
+                break  # else the engine had drawn them all before the new version came to it
         assert set(versions) == {1, 2}
-        # What the server drew while the new one was on its way has come by now, or is in the socket.
-        assert len(ids) == len(versions)
-        await host.drop_adapter("m/swap/*")
-        assert versions.index(2) - seen[0] <= 64  # the call itself on a busy machine; benchmarks measure it
+        assert sent <= versions.index(2) <= taken
 
 
 async def test_two_tenants_at_once_get_what_they_get_alone(server):

@@ -124,7 +124,9 @@ async def test_the_key_opens(app, headers):
         ("POST", "encode", json.dumps({"prompt_ids": [1] * 200, "answer_ids": [1] * 56}).encode(), 400, "256"),
         ("POST", "gradient", codec.pack({}, {}), 400, "handles"),
         ("POST", "evaluate", codec.pack({}, {"handles": ["x"]}), 400, "tokens"),
-        ("POST", "statistics", codec.pack({}, {"handles": ["x"], "tokens": [4]}), 410, "gone"),
+        ("POST", "curvature", codec.pack({}, {"handles": ["x"], "tokens": [4]}), 410, "gone"),
+        ("PUT", "episodes", b"", 400, "key"),
+        ("POST", "hidden_space", b"", 405, "GET"),
         ("GET", "nothing", b"", 404, "adapters"),
         ("POST", "info", b"", 405, "GET"),
     ],
@@ -409,17 +411,12 @@ async def test_captures_of_two_engines_are_one_batch(parallel):
     _, _, body = await call(app, "POST", "/v1/sona/predicted_kl", asked, control())
     kl = await workers[0].toy.predicted_kl(captures, weights(1), weights(2))
     assert json.loads(body)["kl"] == pytest.approx(kl, rel=1e-6)
-    _, _, body = await call(app, "POST", "/v1/sona/statistics", codec.pack({}, told), control())
-    statistics = codec_computed.statistics_from(*codec.unpack(body))
-    hidden = np.concatenate([capture.hidden for capture in captures])
-    np.testing.assert_allclose(statistics.mean, hidden.mean(axis=0), rtol=1e-5)
-    assert statistics.rms == pytest.approx(float(np.sqrt((hidden.astype(float) ** 2).mean())), rel=1e-6)
     _, _, body = await call(app, "POST", "/v1/sona/curvature", codec.pack({}, told), control())
     curvature, whole = codec_computed.curvature_from(*codec.unpack(body)), await workers[0].toy.curvature(captures)
     np.testing.assert_allclose(curvature.scores, whole.scores, rtol=1e-5)
     assert curvature.tokens == 2 * T
     asked = codec.pack({}, {"handles": [*handles, "lost"], "tokens": [T] * 5})
-    status, _, body = await call(app, "POST", "/v1/sona/statistics", asked, control())
+    status, _, body = await call(app, "POST", "/v1/sona/curvature", asked, control())
     assert (status, error(body)["gone"]) == (410, ["lost"])
 
 

@@ -9,10 +9,11 @@ from fake_vllm import RunnerV1, new_request, scheduled, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sona_stream.lora import HiddenSpace
+from sona_stream_adapters.episodes import EpisodeStore
 from sona_stream_adapters.vllm_plugin.adapters import AdapterTable
 from sona_stream_adapters.vllm_plugin.captures import CaptureStore, Kept
 from sona_stream_adapters.vllm_plugin.counters import Counters
-from sona_stream_adapters.vllm_plugin.episodes import EpisodeStore
 from sona_stream_adapters.vllm_plugin.hook import Hook
 from sona_stream_adapters.vllm_plugin.ring import CaptureRing
 from sona_stream_adapters.vllm_plugin.runners import RunnerWraps, problems_of
@@ -27,7 +28,7 @@ class Stand:
         limits = PluginSettings(max_delta=max_delta)
         self.counters = Counters()
         self.table = AdapterTable(max_bytes=1 << 20)
-        self.episodes = EpisodeStore(max_bytes=1 << 20, hidden_dim=D, vocab_size=V)
+        self.episodes = EpisodeStore(max_bytes=1 << 20, limit="limit", hidden_dim=D, vocab_size=V)
         self.ring = CaptureRing(ring, D, dtype)
         self.captures = CaptureStore(self.ring, self.counters, max_bytes=1 << 20)
         self.hook = Hook(
@@ -156,7 +157,7 @@ def test_episode_rows_and_their_share():
     rng = np.random.default_rng(0)
     keys = rng.standard_normal((4, D)).astype(np.float32)
     mean, spread = np.full(D, 0.2, np.float32), np.full(D, 1.5, np.float32)
-    stand.episodes.put("e", keys, np.array([7, 8, 7, 9], np.int32), mean, spread)
+    stand.episodes.put("e", keys, np.array([7, 8, 7, 9], np.int32), HiddenSpace(mean, spread, "v"))
     new = [
         new_request("a", sona_rid="a", sona_episodes=["e"], sona_gates=[0.9]),
         new_request("b", sona_rid="b", sona_episodes=["none"]),
@@ -174,7 +175,7 @@ def test_episode_rows_and_their_share():
     memory = np.zeros(V)
     np.add.at(memory, [7, 8, 7, 9], w)
     expected = (1 - share) * model + share * memory
-    assert np.allclose(np.exp(stand.runner.drawn_from[0].double().numpy()), expected, atol=2e-3)
+    assert np.allclose(torch.softmax(stand.runner.drawn_from[0].double(), 0).numpy(), expected, atol=2e-3)
     rows = stand.ring.read([stand.hook.requests.live[name].rows[0] for name in "ab"])
     assert rows.memory[1] == 0
     assert float(rows.memory[0]) == pytest.approx(share * memory[7] / expected[7], abs=5e-3)

@@ -17,7 +17,6 @@ from .logits import BaseLogits
 from .policy import Scratch
 from .shard import Shard
 from .slices import Job
-from .statistics import statistics
 
 __all__ = [
     "MAX_RANK",
@@ -43,6 +42,5 @@ __all__ = [
     "penalty",
     "predicted_kl",
     "stack_factors",
-    "statistics",
     "unusable",
 ]

@@ -16,6 +16,9 @@ __all__ = ["Batch", "CapturedTokens", "Key", "Segment", "TokenRows", "groups"]
 CHUNK = 64
 """tokens a product with W: about 50 ms for a vocabulary of 50,000 on one core"""
 
+MEMORY_DECIDED = 0.5
+"""above this share of its probability memory decided a token: it says nothing about the adapter"""
+
 Key = tuple[bytes, int, int]
 
 
@@ -47,6 +50,11 @@ class TokenRows(Protocol):
         """0 counts as 1."""
         ...
 
+    @property
+    def memory(self) -> Any:
+        """(T,) share of each token's probability that came from remembered answers, or None"""
+        ...
+
     def __len__(self) -> int: ...
 
 
@@ -59,6 +67,7 @@ class CapturedTokens:
     token_ids: torch.Tensor
     logprobs: torch.Tensor
     temperature: float = 1.0
+    memory: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.token_ids.shape[0])
@@ -100,6 +109,8 @@ class Batch:
         self.token_ids = _concatenate([c.token_ids for c in captures], torch.int64, device)
         self.logprobs = _concatenate([c.logprobs for c in captures], torch.float32, device)
         self.temperatures = [c.temperature or 1.0 for c in captures]
+        self.learned = _learned(captures, device)
+        """(N,) bool: what the policy itself decided, and an adapter can learn from; None: every token"""
         self.segments = list(self._cut(keys))
 
     def __len__(self) -> int:
@@ -143,6 +154,13 @@ def _concatenate(arrays: Sequence[Any], dtype: torch.dtype | None, device: torch
     else:
         whole = torch.cat([a if isinstance(a, torch.Tensor) else torch.tensor(a, device=device) for a in arrays])
     return whole.to(device=device, dtype=whole.dtype if dtype is None else dtype)
+
+
+def _learned(captures: Sequence[TokenRows], device: torch.device | str) -> torch.Tensor | None:
+    parts = [np.zeros(len(c), np.float32) if c.memory is None else c.memory for c in captures]
+    if all(c.memory is None for c in captures) or not parts:
+        return None
+    return _concatenate(parts, torch.float32, device) <= MEMORY_DECIDED
 
 
 def _digest(hidden: torch.Tensor) -> bytes:

@@ -23,7 +23,8 @@ _RIDGE = 1e-2
 
 def curvature(source: BaseLogits, batch: Batch, scratch: Scratch) -> Generator[None, None, Curvature]:
     """In slices of at most `batch.chunk` tokens. The captured tokens are draws from the policy (or nearly), so the
-    outer products of their own gradients g_t = d log p(y_t) / d h_t estimate its Fisher information.
+    outer products of their own gradients g_t = d log p(y_t) / d h_t estimate its Fisher information. Those that
+    memory decided are no draws from it and count for nothing.
     """
     prepared = yield from source.prepare(batch, None)
     gradients = torch.empty(len(batch), batch.hidden.shape[1], device=batch.hidden.device)
@@ -44,8 +45,14 @@ def curvature(source: BaseLogits, batch: Batch, scratch: Scratch) -> Generator[N
     yield
     rms = float(hidden.square().mean().sqrt())
     lengths = [len(capture) for capture in batch.captures]
-    scores = torch.stack([part.mean(0) for part in torch.split(gradients, lengths)])
-    return Curvature(len(batch), rms, constant, _spectrum(gradients.double()), _array(scores))
+    if batch.learned is None:
+        scores = torch.stack([part.mean(0) for part in torch.split(gradients, lengths)])
+        return Curvature(len(batch), rms, constant, _spectrum(gradients.double()), _array(scores))
+    gradients.mul_(batch.learned[:, None])
+    counts = [max(1, int(part.sum())) for part in torch.split(batch.learned, lengths)]
+    sums = [part.sum(0) / n for part, n in zip(torch.split(gradients, lengths), counts, strict=True)]
+    own = gradients[batch.learned] if bool(batch.learned.any()) else gradients
+    return Curvature(len(batch), rms, constant, _spectrum(own.double()), _array(torch.stack(sums)))
 
 
 def _constant(hidden: torch.Tensor) -> F32:

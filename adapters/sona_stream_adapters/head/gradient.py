@@ -29,8 +29,9 @@ __all__ = ["gradient"]
 def gradient(
     source: BaseLogits, batch: Batch, signal: TokenSignal, scratch: Scratch
 ) -> Generator[None, None, LoraGradient]:
-    """In slices of at most `batch.chunk` tokens. With ``signal.top_k`` the softmax is renormalised over the kept
-    rows: the gradient is exact for that smaller vocabulary.
+    """In slices of at most `batch.chunk` tokens. Tokens that memory decided count for nothing in the
+    loss. With ``signal.top_k`` the softmax is renormalised over the kept rows: the gradient is exact for that
+    smaller vocabulary.
     """
     prepared = yield from source.prepare(batch, signal.top_k)
     total = _Sums(prepared, batch, signal, scratch)
@@ -67,11 +68,17 @@ class _Sums:
         policy = apply_policy(self._prepared, segment, base, Z, self._WB, self._scratch)
         factor = self._advantages[at] * self._ratio(policy.label_logprobs, at)
         kl, logprobs = policy.kl.double(), policy.label_logprobs.double()
-        loss = self._signal.anchor * kl.sum() - factor.double() @ logprobs
+        counted = None if self._batch.learned is None else self._batch.learned[at].float()
+        if counted is not None:
+            factor = factor * counted
+        pulled = kl.sum() if counted is None else kl @ counted.double()
+        loss = self._signal.anchor * pulled - factor.double() @ logprobs
         self._seen += torch.stack([loss, kl.sum(), logprobs.sum()])
         if self._fisher_A is not None:
-            self._add_fisher(policy, segment, Z, hidden, scale)
+            self._add_fisher(policy, segment, Z, hidden, scale, counted)
         E = self._raw_gradient(policy, factor, segment, Z, scale)
+        if counted is not None and self._signal.anchor:
+            E.mul_(counted[:, None])
         self._EZ.addmm_((Z * scale).T, E)
         self._dA.addmm_((E @ self._WB.T).T, hidden, alpha=scale)
 
@@ -105,7 +112,13 @@ class _Sums:
         return E if policy.slope is None else E.mul_(policy.slope)
 
     def _add_fisher(
-        self, policy: Policy, segment: Segment, Z: torch.Tensor, hidden: torch.Tensor, scale: float
+        self,
+        policy: Policy,
+        segment: Segment,
+        Z: torch.Tensor,
+        hidden: torch.Tensor,
+        scale: float,
+        counted: torch.Tensor | None,
     ) -> None:
         """Squares of each token's own gradient of log p(y): here the (n, d) gradient itself is needed."""
         assert self._fisher_A is not None
@@ -117,6 +130,8 @@ class _Sums:
         if policy.slope is not None:
             E.mul_(policy.slope)
         G = self._shard.sum(self._prepared.rows.product(E)).mul_(scale)
+        if counted is not None:
+            G.mul_(counted[:, None])
         self._fisher_A.addmm_((G @ self._factors.B[:, :rank]).square_().T, hidden.square())
         self._fisher_B.addmm_(G.square_().T, (Z[:, :rank] * micro.scaling).square_())
 

@@ -12,6 +12,7 @@ from sona_stream_adapters.head import Factors
 from .adapters import AdapterTable, adapt
 from .generation import Choice, Generation
 from .kv_cache import SlotCache
+from .memory import Memory, shares_of
 from .model import LanguageModel
 from .sampling import draw
 
@@ -56,10 +57,17 @@ class DecodeBatch:
     """Up to `max_rows` choices that decode together. Every method runs in the torch thread."""
 
     def __init__(
-        self, model: LanguageModel, adapters: AdapterTable, *, max_rows: int, max_cached_tokens: int
+        self,
+        model: LanguageModel,
+        adapters: AdapterTable,
+        memory: Memory,
+        *,
+        max_rows: int,
+        max_cached_tokens: int,
     ) -> None:
         self.model = model
         self._adapters = adapters
+        self._memory = memory
         self._max_rows = max_rows
         self._max_cached_tokens = max_cached_tokens
         self._cache: SlotCache = model.new_cache()
@@ -164,8 +172,10 @@ class DecodeBatch:
         """Draw a token for each choice from its final hidden state, (n, d)."""
         factors: list[Factors | None] = [choice.generation.serving(self._adapters) for choice in choices]
         logits = self.model.logits(adapt(hidden, factors))
+        mixed = self._memory.mix([choice.generation for choice in choices], hidden, logits)
         drawn = draw(logits, [choice.state for choice in choices])
+        shares = shares_of(mixed, [token.token_id for token in drawn])
         return [
-            (choice.generation, choice.take(token, state, entry))
-            for choice, token, state, entry in zip(choices, drawn, hidden, factors, strict=True)
+            (choice.generation, choice.take(token, state, entry, share))
+            for choice, token, state, entry, share in zip(choices, drawn, hidden, factors, shares, strict=True)
         ]

@@ -22,9 +22,10 @@ class CaptureBuilder:
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
         self._versions: list[int] = []
+        self._memory: list[float] = []
 
-    def add(self, hidden: torch.Tensor, token_id: int, logprob: float, version: int) -> None:
-        """`hidden` (d,) is the unadapted state that the token was drawn from."""
+    def add(self, hidden: torch.Tensor, token_id: int, logprob: float, version: int, memory: float = 0.0) -> None:
+        """`hidden` (d,) is the unadapted state that the token was drawn from; `memory`: see `Capture`."""
         at = len(self._token_ids)
         if at == len(self._hidden):
             self._hidden = np.concatenate([self._hidden, np.empty_like(self._hidden)])
@@ -32,6 +33,7 @@ class CaptureBuilder:
         self._token_ids.append(token_id)
         self._logprobs.append(logprob)
         self._versions.append(version)
+        self._memory.append(memory)
 
     def __len__(self) -> int:
         return len(self._token_ids)
@@ -56,6 +58,7 @@ class CaptureBuilder:
             adapter_versions=np.asarray(self._versions, np.int32),
             adapter_key=adapter_key,
             temperature=temperature,
+            memory=np.asarray(self._memory, np.float32) if any(self._memory) else None,
         )
 
 

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 
 from sona_stream.errors import HostError
-from sona_stream.lora import Capture, LoraWeights
+from sona_stream.lora import Capture, HiddenSpace, LoraWeights
+from sona_stream_adapters.episodes import measured_space
 from sona_stream_adapters.head import stack_factors
+from sona_stream_adapters.text import REFERENCE_VERSION, reference_ids
 
 from .adapters import adapt
 from .model import LanguageModel
 
-__all__ = ["encode"]
+__all__ = ["encode", "measure_space"]
 
 BUSY_CHUNK = 24
 """tokens a slice while answers are streaming, about 100 ms on one core"""
@@ -36,19 +38,7 @@ def encode(
     """Row t of ``hidden`` is the state that predicts ``token_ids[t]``, as in a generated answer's capture."""
     token_ids = _answer_ids(model, answer) if isinstance(answer, str) else answer
     _check(model, prompt_ids, token_ids)
-    ids = torch.tensor(prompt_ids + token_ids[:-1])
-    first = len(prompt_ids) - 1
-    cache = model.new_cache()
-    parts: list[torch.Tensor] = []
-    start = 0
-    while start < len(ids):
-        stop = min(start + (BUSY_CHUNK if is_busy() else IDLE_CHUNK), len(ids))
-        states = model.prefill(ids[None, start:stop], cache)[0]
-        if stop > first:
-            parts.append(states[max(first - start, 0) :].clone())
-        start = stop
-        yield
-    hidden = torch.cat(parts)
+    hidden = yield from _states(model, prompt_ids + token_ids[:-1], len(prompt_ids) - 1, is_busy)
     factors = [None if weights is None else stack_factors(weights)]
     labels = torch.tensor(token_ids)[:, None]
     logprobs = torch.empty(len(token_ids))
@@ -68,6 +58,33 @@ def encode(
         adapter_key=adapter_key,
         temperature=temperature,
     )
+
+
+def measure_space(model: LanguageModel, *, is_busy: Callable[[], bool]) -> Generator[None, None, HiddenSpace]:
+    """Of the reference text. Raises HostError when the model's context has no room for it."""
+    try:
+        lead, rest = reference_ids(model.tokenizer, model.context)
+    except ValueError as error:
+        raise HostError(f"hidden_space: {error}") from error
+    hidden = yield from _states(model, lead + rest, len(lead), is_busy)
+    return measured_space(hidden, f"{REFERENCE_VERSION}:{len(rest)}")
+
+
+def _states(
+    model: LanguageModel, ids: list[int], first: int, is_busy: Callable[[], bool]
+) -> Generator[None, None, torch.Tensor]:
+    """Final states (n, d) from position `first` on, in slices."""
+    whole, cache = torch.tensor(ids), model.new_cache()
+    parts: list[torch.Tensor] = []
+    start = 0
+    while start < len(ids):
+        stop = min(start + (BUSY_CHUNK if is_busy() else IDLE_CHUNK), len(ids))
+        states = model.prefill(whole[None, start:stop], cache)[0]
+        if stop > first:
+            parts.append(states[max(first - start, 0) :].clone())
+        start = stop
+        yield
+    return torch.cat(parts)
 
 
 def _answer_ids(model: LanguageModel, answer: str) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 from sona_stream.config.settings import SonaSettings
 from sona_stream.events import AdapterRef, Request
 from sona_stream.lora import Capture
+from sona_stream_adapters.episodes import EpisodeStore
 from sona_stream_adapters.text import check_sampling, prompt_ids
 
 from .adapters import AdapterTable
@@ -17,6 +18,7 @@ from .batch import DecodeBatch
 from .capture import CaptureRing
 from .generation import Generation
 from .host import LocalHost
+from .memory import Memory
 from .model import load_model
 from .options import LocalOptions
 from .sampling import SamplingState
@@ -37,9 +39,17 @@ class Engine:
         self.adapters = AdapterTable(self.model.hidden_dim)
         self._options = options
         self._captures = CaptureRing(settings.learner.capture_mb * _MB) if settings.learning != "off" else None
+        self.episodes = EpisodeStore(
+            max_bytes=options.episode_mb * _MB,
+            limit="litellm_params.episode_mb",
+            hidden_dim=self.model.hidden_dim,
+            vocab_size=self.model.vocab_size,
+        )
+        memory = Memory(self.episodes, share=options.episode_share, threshold=options.episode_threshold)
         batch = DecodeBatch(
             self.model,
             self.adapters,
+            memory,
             max_rows=options.max_batch,
             max_cached_tokens=options.kv_cache_mb * _MB // self.model.cache_bytes_per_token,
         )
@@ -49,6 +59,7 @@ class Engine:
             self.scheduler,
             self.adapters,
             self._captures or CaptureRing(0),
+            self.episodes,
             logit_cache_bytes=options.logit_cache_mb * _MB,
         )
         self.scheduler.start()
@@ -72,6 +83,7 @@ class Engine:
             sampling=[self._sampling(request, index) for index in range(request.sampling.n)],
             adapter=ref,
             pinned=pinned,
+            episodes=request.episodes,
             keep=self._keep if self._captures is not None and request.learn else None,
             fingerprint=self.host.fingerprint,
             hidden_dim=self.model.hidden_dim,

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from sona_stream.events import AdapterRef, Piece, Usage
+from sona_stream.events import AdapterRef, EpisodeRef, Piece, Usage
 from sona_stream.lora import Capture
 from sona_stream_adapters.head import Factors
 from sona_stream_adapters.text import AnswerText, Item, token_names
 
 from .adapters import AdapterTable
 from .capture import CaptureBuilder
+from .memory import Recalled
 from .sampling import Drawn, SamplingState
 
 __all__ = ["Choice", "Generation"]
@@ -35,6 +36,8 @@ class Generation:
     """one a choice"""
     adapter: AdapterRef | None
     pinned: Factors | None
+    episodes: tuple[EpisodeRef, ...]
+    """remembered answers that it draws on, as far as they are here"""
     keep: Callable[[Capture], None] | None
     """takes the capture of each choice; None when nothing is to be remembered"""
     fingerprint: str
@@ -43,6 +46,8 @@ class Generation:
     queue: asyncio.Queue[Item]
     cancelled: bool = False
     choices: list[Choice] = dataclasses.field(default_factory=list)
+    recalled: Recalled | None = None
+    """what `Memory` found of its episodes"""
 
     def __post_init__(self) -> None:
         self.choices = [Choice(self, index, state) for index, state in enumerate(self.sampling)]
@@ -92,12 +97,14 @@ class Choice:
         """Tokens so far."""
         return self._text.produced
 
-    def take(self, drawn: Drawn, hidden: torch.Tensor, factors: Factors | None) -> Piece:
-        """Account for one token drawn from the unadapted `hidden` (d,); returns what the client gets of it."""
+    def take(self, drawn: Drawn, hidden: torch.Tensor, factors: Factors | None, memory: float = 0.0) -> Piece:
+        """Account for one token drawn from the unadapted `hidden` (d,), of whose probability a share came from
+        `memory`; returns what the client gets of it.
+        """
         self.last_id = drawn.token_id
         if self._capture is not None:
             version = 0 if factors is None else factors.version
-            self._capture.add(hidden, drawn.token_id, drawn.policy_logprob, version)
+            self._capture.add(hidden, drawn.token_id, drawn.policy_logprob, version, memory)
         text, reason = self._text.take(drawn.token_id)
         self.finished = reason is not None
         return Piece(

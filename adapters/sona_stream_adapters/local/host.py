@@ -13,12 +13,13 @@ from sona_stream.lora import (
     Capture,
     Curvature,
     Evaluation,
-    HiddenStatistics,
+    HiddenSpace,
     LoraGradient,
     LoraWeights,
     LowRank,
     TokenSignal,
 )
+from sona_stream_adapters.episodes import EpisodeStore
 from sona_stream_adapters.head import (
     BaseLogits,
     Batch,
@@ -37,7 +38,7 @@ from sona_stream_adapters.head import (
 
 from .adapters import AdapterTable
 from .capture import CaptureRing
-from .encode import encode
+from .encode import encode, measure_space
 from .layer_adapters import LayerAdapters
 from .model import LanguageModel
 from .scheduler import Scheduler
@@ -56,6 +57,7 @@ class LocalHost:
         scheduler: Scheduler,
         adapters: AdapterTable,
         captures: CaptureRing,
+        episodes: EpisodeStore,
         *,
         logit_cache_bytes: int,
     ) -> None:
@@ -63,6 +65,8 @@ class LocalHost:
         self._scheduler = scheduler
         self._adapters = adapters
         self._captures = captures
+        self._episodes = episodes
+        self._space: tuple[str, HiddenSpace] | None = None
         self._layers = LayerAdapters(model)
         head = DenseHead(model.lm_head, model.lm_bias, packed=model.packed_head)
         self._logits = BaseLogits(head, max_bytes=logit_cache_bytes)
@@ -86,12 +90,32 @@ class LocalHost:
         """Streams that use it go on with the base model from their next token."""
         self._adapters.drop(key)
 
+    async def hidden_space(self) -> HiddenSpace:
+        """Of the reference text's states. One prefill of it, the first time."""
+        fingerprint = self.fingerprint
+        if self._space is None or self._space[0] != fingerprint:
+            job = measure_space(self._model, is_busy=lambda: self._scheduler.streaming)
+            self._space = (fingerprint, await self._scheduler.run(job))
+        return self._space[1]
+
+    async def put_episode(
+        self, key: str, hidden: NDArray[np.float32], token_ids: NDArray[np.int32], space: HiddenSpace
+    ) -> None:
+        """Raises HostError naming the field and the limit."""
+        if not self._episodes.holds(key, token_ids, space):
+            self._episodes.put(key, hidden, token_ids, space)
+
+    async def drop_episode(self, key: str) -> None:
+        """Streams that draw on it go on without from their next token."""
+        self._episodes.drop(key)
+
     async def put_layer_adapter(self, layer: int, weights: LowRank | None) -> None:
         """Research: h + delta(h) on the output of one decoder layer, for every request; None takes it away.
 
         `fingerprint` changes with it, and gradients of the final adapter are then those of the changed model.
         """
         await self._scheduler.run(self._layers.put(layer, weights))
+        self._episodes.clear()  # states of another model
 
     async def capture(self, request_id: str) -> Capture:
         """Raises CaptureGone when the ring no longer holds it. Choice i > 0 is kept as ``request_id:i``."""
@@ -163,13 +187,6 @@ class LocalHost:
         """Over the whole vocabulary. Weights that are not finite are answered with ``finite=False``."""
         check_weights(weights, self.hidden_dim, finite=False)
         return await self._run(captures, lambda batch: evaluate(self._logits, batch, weights, self._scratch))
-
-    async def statistics(self, captures: Sequence[Capture]) -> HiddenStatistics:
-        """Of these captures' hidden states."""
-        self._check_captures(captures)
-        hidden = np.concatenate([capture.hidden for capture in captures])
-        rms = float(np.sqrt(np.mean(np.square(hidden, dtype=np.float64))))
-        return HiddenStatistics(len(hidden), hidden.mean(axis=0, dtype=np.float64).astype(np.float32), rms)
 
     async def curvature(self, captures: Sequence[Capture]) -> Curvature:
         """See `Curvature`: one product with lm_head and one with its transpose for these tokens."""

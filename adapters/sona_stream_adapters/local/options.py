@@ -29,6 +29,12 @@ class LocalOptions:
     """memory of keys and values; requests that do not fit wait"""
     logit_cache_mb: int = 1024
     """memory of base logits kept for learning"""
+    episode_mb: int = 64
+    """memory of remembered answers at hand; 64 tokens of a model 576 wide take 74 kB"""
+    episode_share: float = 0.9
+    """the most that memory may say of a token's probability"""
+    episode_threshold: float = 0.4
+    """cosine of the hidden states at which memory says half of that"""
 
     @property
     def streaming_threads(self) -> int:
@@ -49,6 +55,9 @@ _LIMITS = {
     "top_p": (1e-6, 1.0),
     "kv_cache_mb": (1, 1_000_000),
     "logit_cache_mb": (0, 1_000_000),
+    "episode_mb": (0, 1_000_000),
+    "episode_share": (0.0, 0.999),
+    "episode_threshold": (-1.0, 1.0),
 }
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from .answer import AnswerText, token_names
 from .detokenize import Detokenizer, StopStrings
 from .prompts import TextModel, prompt_ids
+from .reference import REFERENCE_VERSION, reference_ids
 from .sampling import check_sampling
 from .stream import Item, completion_id, events_of
 
 __all__ = [
+    "REFERENCE_VERSION",
     "AnswerText",
     "Detokenizer",
     "Item",
@@ -21,5 +23,6 @@ __all__ = [
     "completion_id",
     "events_of",
     "prompt_ids",
+    "reference_ids",
     "token_names",
 ]

@@ -90,6 +90,7 @@ class VllmBackend(OpenAIBackend):
                 xargs["sona"], adapter = bound
                 if adapter.pinned:
                     xargs["sona_version"] = adapter.version
+            xargs |= await host.bind_episodes(request.episodes)
             if self._learns and request.learn and _is_single(request):
                 xargs["sona_rid"] = request.id
         body = with_fields(request.body, xargs, token_ids=self._keeps_ids and request.learn and host is not None)

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sona_stream.errors import CaptureGone, HostAway, HostError
-from sona_stream.events import AdapterRef
+from sona_stream.events import AdapterRef, EpisodeRef
 from sona_stream.lora import (
     Capture,
     Curvature,
     Evaluation,
-    HiddenStatistics,
+    HiddenSpace,
     LoraGradient,
     LoraWeights,
     TokenSignal,
@@ -27,6 +27,7 @@ from sona_stream_adapters.vllm_plugin import codec, codec_computed
 
 from .link import Gone, Link
 from .served import Entry, ServedAdapters
+from .served_episodes import ServedEpisodes
 
 __all__ = ["VllmHost"]
 
@@ -50,6 +51,8 @@ class VllmHost:
         except (KeyError, TypeError, ValueError) as error:
             raise HostError(f"{name}: the plug-in does not tell its {error}") from error
         self._served = ServedAdapters(self._put)
+        self._episodes = ServedEpisodes(link, self._fingerprint)
+        self._space: HiddenSpace | None = None
         self._aliases: OrderedDict[str, str] = OrderedDict()
         """Capture -> handle of what was kept or encoded again in its place."""
         self._shown: OrderedDict[str, int] = OrderedDict()
@@ -58,9 +61,10 @@ class VllmHost:
     # ---- what the backend asks
 
     def restarted(self, instance: str) -> None:
-        """The same model was started again; its adapters are put before they are bound."""
+        """The same model was started again; its adapters and episodes are put before they are bound."""
         self.instance = instance
         self._served.lost()
+        self._episodes.lost()
 
     def retire(self, reason: str) -> None:
         """Another model answers now. Whatever is asked of this host waits for its successor."""
@@ -69,6 +73,10 @@ class VllmHost:
     async def bind(self, ref: AdapterRef) -> tuple[str, AdapterRef] | None:
         """See `ServedAdapters.bind`."""
         return await self._served.bind(ref)
+
+    async def bind_episodes(self, refs: Sequence[EpisodeRef]) -> dict[str, list[Any]]:
+        """See `ServedEpisodes.bind`."""
+        return await self._episodes.bind(refs) if refs else {}
 
     async def restore(self) -> None:
         """Puts adapters that a restart or an eviction took. Raises HostAway."""
@@ -160,6 +168,8 @@ class VllmHost:
         arrays, facts = codec_computed.signal_parts(signal)
         for i, capture in enumerate(captures):  # of the policy that drew it, whoever encoded it since
             arrays[f"logprobs_{i}"] = np.asarray(capture.logprobs, np.float32)
+            if capture.memory is not None:
+                arrays[f"memory_{i}"] = np.asarray(capture.memory, np.float32)
         told = await self._ask("gradient", captures, arrays, facts)
         return self._read(lambda: codec_computed.gradient_from(*codec.unpack(told)))
 
@@ -183,10 +193,28 @@ class VllmHost:
         told = await self._ask("curvature", captures, {}, {})
         return self._read(lambda: codec_computed.curvature_from(*codec.unpack(told)))
 
-    async def statistics(self, captures: Sequence[Capture]) -> HiddenStatistics:
-        """Mean and root mean square of these captures' hidden states."""
-        told = await self._ask("statistics", captures, {}, {})
-        return self._read(lambda: codec_computed.statistics_from(*codec.unpack(told)))
+    async def hidden_space(self) -> HiddenSpace:
+        """Of the reference text's states, by one prefill on the server, the first time."""
+        self._check_alive()
+        if self._space is None:
+            told = await self._link.call("GET", "hidden_space")
+            self._space = self._read(lambda: codec_computed.space_from(*codec.unpack(told)))
+        return self._space
+
+    async def put_episode(
+        self, key: str, hidden: NDArray[np.float32], token_ids: NDArray[np.int32], space: HiddenSpace
+    ) -> None:
+        """Raises HostError with the server's reason, HostAway."""
+        self._check_alive()
+        await self._episodes.set(key, hidden, token_ids, space)
+
+    async def drop_episode(self, key: str) -> None:
+        """No request is bound to it any more, whether or not the server can be told now."""
+        if self._episodes.drop(key) and not self._retired:
+            try:
+                await self._link.json("DELETE", "episodes", key=key)
+            except HostAway:
+                return  # a server that starts again does not have it
 
     # ---- how
 
@@ -292,7 +320,9 @@ def _cut(capture: Capture, tokens: int) -> Capture:
     if len(capture) <= tokens:
         return capture
     rows = {
-        name: getattr(capture, name)[:tokens] for name in ("token_ids", "hidden", "logprobs", "adapter_versions")
+        name: getattr(capture, name)[:tokens]
+        for name in ("token_ids", "hidden", "logprobs", "adapter_versions", "memory")
+        if getattr(capture, name) is not None
     }
     return dataclasses.replace(capture, handle=None, **rows)
 

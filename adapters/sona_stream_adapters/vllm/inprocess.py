@@ -122,6 +122,8 @@ class InProcessBackend:
                 extra["sona"], adapter = bound
                 if adapter.pinned:
                     extra["sona_version"] = adapter.version
+        if host is not None:
+            extra |= await host.bind_episodes(request.episodes)
         answers = await Answers.begin(engine, request, self._options, extra, host if self._learns else None)
         head = Head(model=self.name, adapter=adapter, prompt_ids=tuple(answers.prompt_ids))
         async with answers, aclosing(events_of(head, answers.queue, completion_id(request))) as events:

@@ -12,6 +12,7 @@ import torch
 from ..head import check_captures
 from .captures import Kept, handle_of
 from .codec import Arrays, CodecError, capture_from, capture_parts, pack
+from .codec_computed import space_from
 from .door import check_fingerprint, checked_name, checked_weights, opened
 from .learning import Learning
 from .prompts import taught_capture
@@ -106,11 +107,12 @@ class Calls:
             raise Refusal(f"episode {key!r}: hidden and token_ids are needed")
         if arrays["token_ids"].dtype.kind != "i":
             raise Refusal(f"episode {key!r}: token_ids must be whole numbers")
-        floats = {name: arrays[name].astype(np.float32) for name in ("hidden", "mean", "spread") if name in arrays}
-        service.episodes.put(
-            key, floats["hidden"], arrays["token_ids"].astype(np.int32), floats.get("mean"), floats.get("spread")
-        )
-        return {"key": key}
+        hidden, ids = arrays["hidden"].astype(np.float32), arrays["token_ids"].astype(np.int32)
+        try:
+            space = space_from(arrays, facts) if "mean" in arrays else None
+        except CodecError as error:
+            raise Refusal(f"episode {key!r}: {error}") from error
+        return {"key": key, "evicted": service.episodes.put(key, hidden, ids, space)}
 
     def drop_episode(self, key: str) -> Answer:
         """Forget it."""
@@ -135,7 +137,7 @@ class Calls:
         if kept is None:
             return {"state": "unknown", "reason": reason}
         arrays, facts = capture_parts(kept.capture(service.fingerprint), hidden=bool(hidden))
-        marks = {"memory": kept.memory.cpu().numpy(), "capped": kept.capped.cpu().numpy()}
+        marks = {"capped": kept.capped.cpu().numpy()}
         return {"state": "done", "blob": pack({**arrays, **marks}, facts)}
 
     def keep(self, blob: bytes) -> Answer:
@@ -194,10 +196,10 @@ class Calls:
         self._working()
         return self._learning.curvature(handles, options or {})
 
-    def statistics(self, handles: Sequence[str]) -> Answer:
-        """Mean and size of the hidden states."""
+    def hidden_space(self, handles: Sequence[str], version: str = "") -> Answer:
+        """Mean and spread of the hidden states of these captures."""
         self._working()
-        return self._learning.statistics(handles)
+        return self._learning.hidden_space(handles, version)
 
     def advance(self, job: str) -> Answer:
         """Work on a call that was asked for with ``sliced``."""

@@ -55,6 +55,7 @@ class Kept:
 
     def capture(self, fingerprint: str) -> Capture:
         """As it travels."""
+        memory = self.memory.cpu().numpy()
         return Capture(
             request_id=self.request_id,
             fingerprint=fingerprint,
@@ -66,6 +67,7 @@ class Kept:
             adapter_key=self.adapter_key,
             temperature=self.temperature,
             handle=self.handle,
+            memory=memory if memory.any() else None,
         )
 
 

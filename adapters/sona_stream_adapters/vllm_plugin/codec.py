@@ -205,6 +205,8 @@ def capture_parts(capture: Capture, *, hidden: bool) -> tuple[Arrays, Facts]:
     }
     if hidden:
         arrays["hidden"] = np.asarray(capture.hidden, np.float32)
+    if capture.memory is not None:
+        arrays["memory"] = np.asarray(capture.memory, np.float32)
     facts: Facts = {
         "request_id": capture.request_id,
         "fingerprint": capture.fingerprint,
@@ -230,10 +232,13 @@ def capture_from(arrays: Arrays, facts: Facts, *, hidden_dim: int, request_id: s
         adapter_key=facts.get("adapter_key") or None,
         temperature=number(facts, "temperature", 1.0),
         handle=facts.get("handle") or None,
+        memory=taken(arrays, "memory", 1) if "memory" in arrays else None,
     )
     tokens = len(token_ids)
     if capture.logprobs.shape != (tokens,) or capture.adapter_versions.shape != (tokens,):
         raise CodecError(f"logprobs and adapter_versions must have {tokens} entries, one a token")
+    if capture.memory is not None and capture.memory.shape != (tokens,):
+        raise CodecError(f"memory must have {tokens} entries, one a token")
     if hidden.shape[0] and hidden.shape != (tokens, hidden_dim):
         raise CodecError(f"hidden has shape {hidden.shape}, expected ({tokens}, {hidden_dim})")
     return capture

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_stream.lora import Curvature, Evaluation, HiddenStatistics, LoraGradient, Spectrum, TokenSignal
+from sona_stream.lora import Curvature, Evaluation, HiddenSpace, LoraGradient, Spectrum, TokenSignal
 
 from .codec import Arrays, CodecError, Facts, number, taken, weights_from, weights_parts
 
@@ -20,8 +20,8 @@ __all__ = [
     "gradient_parts",
     "signal_from",
     "signal_parts",
-    "statistics_from",
-    "statistics_parts",
+    "space_from",
+    "space_parts",
 ]
 
 _EVALUATION_FACTS = ("mean_kl_to_base", "max_kl_to_base", "mean_delta_ratio", "max_delta_ratio", "finite")
@@ -114,14 +114,15 @@ def evaluation_from(arrays: Arrays, facts: Facts, count: int) -> Evaluation:
     )
 
 
-def statistics_parts(statistics: HiddenStatistics) -> tuple[Arrays, Facts]:
-    """``mean`` (d,); ``rms`` and ``tokens`` among the facts."""
-    return {"mean": np.asarray(statistics.mean, np.float32)}, {"rms": statistics.rms, "tokens": statistics.tokens}
+def space_parts(space: HiddenSpace) -> tuple[Arrays, Facts]:
+    """``mean`` and ``spread`` (d,); ``space`` among the facts is its version."""
+    arrays = {"mean": np.asarray(space.mean, np.float32), "spread": np.asarray(space.spread, np.float32)}
+    return arrays, {"space": space.version}
 
 
-def statistics_from(arrays: Arrays, facts: Facts) -> HiddenStatistics:
-    """Inverse of `statistics_parts`. Raises CodecError."""
-    return HiddenStatistics(int(number(facts, "tokens")), taken(arrays, "mean", 1), number(facts, "rms"))
+def space_from(arrays: Arrays, facts: Facts) -> HiddenSpace:
+    """Inverse of `space_parts`. Raises CodecError."""
+    return HiddenSpace(taken(arrays, "mean", 1), taken(arrays, "spread", 1), str(facts.get("space") or ""))
 
 
 def curvature_parts(curvature: Curvature) -> tuple[Arrays, Facts]:

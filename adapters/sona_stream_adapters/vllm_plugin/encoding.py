@@ -11,6 +11,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
+from ..text import REFERENCE_VERSION, reference_ids
 from .codec import Facts
 from .engines import Engines, Result, require
 from .messages import Unanswered
@@ -80,6 +81,16 @@ class Encoder:
         await self._prefill(prompt, answer, rid, _temperature(asked))
         return await self._captured(rid, bool(asked.get("hidden")))
 
+    async def reference(self, info: Result) -> tuple[bytes, str]:
+        """(the capture of the reference text, which version of it). Raises Unanswered."""
+        try:
+            lead, rest = reference_ids(await self._tokenizer(), (self._context or 1 << 31) - 1)
+        except ValueError as error:
+            raise Unanswered(400, str(error)) from error
+        rid = f"sona-reference-{self._start}-{next(self._numbers)}"
+        asked = {"prompt_ids": lead, "answer_ids": rest, "rid": rid}
+        return await self.encode(asked, info), f"{REFERENCE_VERSION}:{len(rest)}"
+
     async def _prefill(self, prompt: list[int], answer: list[int], rid: str, temperature: float) -> None:
         params = self._params(
             max_tokens=1,
@@ -114,15 +125,17 @@ class Encoder:
         answer = asked.get("answer")
         if not isinstance(answer, str):
             raise Unanswered(400, "answer_ids (whole numbers) or answer (a text) is needed", param="answer")
-        tokenizer = self._client.get_tokenizer()
-        if inspect.isawaitable(tokenizer):
-            tokenizer = await tokenizer
+        tokenizer = await self._tokenizer()
         ids = await asyncio.to_thread(tokenizer.encode, answer, add_special_tokens=False)
         end = getattr(tokenizer, "eos_token_id", None)
         ids = [int(one) for one in ids] + ([] if end is None else [int(end)])
         if not ids:
             raise Unanswered(400, "answer has no tokens", param="answer")
         return ids
+
+    async def _tokenizer(self) -> Any:
+        found = self._client.get_tokenizer()
+        return await found if inspect.isawaitable(found) else found
 
 
 def _rendered(ids: list[int]) -> dict[str, Any]:

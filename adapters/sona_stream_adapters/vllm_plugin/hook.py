@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from ..episodes import EpisodeStore, Mixture, mix
 from .adapters import AdapterTable
 from .adapting import adapt
 from .captures import CaptureStore
 from .counters import Counters
-from .episodes import EpisodeStore, Mixture, mix
 from .plan import Captured, Plan, Planner
 from .requests import Requests, Tracked
 from .ring import CaptureRing
@@ -157,7 +157,7 @@ class Hook:
                 share=self._settings.episode_share,
                 threshold=self._settings.episode_threshold,
             )
-            logits[one.rows] = mixture.logprobs.to(logits.dtype)
+            mixture.write(logits, one.rows)
             self.counters.mixed_rows += len(one.places)
             mixed.append((one.places, mixture))
         captured = plan.captured
@@ -234,6 +234,5 @@ def _scored(pending: _Pending, token_ids: torch.Tensor) -> Scored:
         if pairs:
             mine = torch.tensor([place for place, _ in pairs], device=ids.device)
             i = torch.tensor([i for _, i in pairs], device=ids.device)
-            own, whole = (each[i].gather(1, labels[mine])[:, 0] for each in (mixture.own, mixture.logprobs))
-            memory[mine] = -torch.expm1(own - whole)
+            memory[mine] = mixture.share(labels[mine, 0], i)
     return Scored(captured.now, logprobs, memory)

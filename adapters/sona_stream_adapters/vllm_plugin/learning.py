@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from sona_stream.errors import HostError
-from sona_stream.lora import Evaluation, HiddenStatistics, LoraGradient
+from sona_stream.lora import Evaluation, LoraGradient
 
+from ..episodes import measured_space
 from ..head import (
     Batch,
     Job,
@@ -23,11 +24,10 @@ from ..head import (
     evaluate,
     gradient,
     predicted_kl,
-    statistics,
 )
 from .captures import Kept
 from .codec import CodecError, pack
-from .codec_computed import curvature_parts, evaluation_parts, gradient_parts, signal_from, statistics_parts
+from .codec_computed import curvature_parts, evaluation_parts, gradient_parts, signal_from, space_parts
 from .door import checked_weights, opened
 from .refusal import Refusal
 from .service import Service
@@ -36,10 +36,9 @@ __all__ = ["Learning"]
 
 CHUNK = 64
 MAX_JOBS = 16
-MEMORY_DECIDED = 0.5
-"""a token whose probability came from episodes to this share says nothing about the adapter"""
 
 Answer = dict[str, Any]
+Numbers = np.ndarray[Any, Any]
 _Job = tuple[Job[Any], Callable[[Any], Answer]]
 
 
@@ -68,8 +67,8 @@ class Learning:
             self._gradient([kept], blob, {})
 
     def gradient(self, handles: Sequence[str], blob: bytes, options: Answer) -> Answer:
-        """`TokenSignal` -> `LoraGradient`, both as in `codec`. Tokens that memory decided, or whose adapter was cut
-        to the norm cap, are no reason to move it: of the loss they keep the anchor, which pulls it back.
+        """`TokenSignal` -> `LoraGradient`, both as in `codec`. Tokens whose adapter was cut to the norm cap are no
+        reason to move it further: of the loss they keep the anchor, which pulls it back.
         """
         return self._gradient(self._find(handles), blob, options)
 
@@ -102,11 +101,11 @@ class Learning:
         task = curvature(self._source, self._batch(self._find(handles)), self._scratch)
         return self._run(task, lambda found: {"blob": pack(*curvature_parts(found))}, options)
 
-    def statistics(self, handles: Sequence[str]) -> Answer:
-        """Where the hidden states lie."""
+    def hidden_space(self, handles: Sequence[str], version: str) -> Answer:
+        """Where the hidden states of these captures lie."""
         with torch.inference_mode():
-            found = statistics(self._batch(self._find(handles)))
-        return {"blob": pack(*statistics_parts(HiddenStatistics(found.tokens, found.mean, found.rms)))}
+            found = measured_space(torch.cat([one.hidden for one in self._find(handles)]), version)
+        return {"blob": pack(*space_parts(found))}
 
     def advance(self, job: str) -> Answer:
         """``{"done": False}``, or with ``"done": True`` what the call would have answered."""
@@ -152,10 +151,12 @@ class Learning:
             signal = signal_from(arrays, {**facts, **options}, len(kept))
         except CodecError as error:
             raise Refusal(f"gradient: {error}") from error
-        kept = [_of_policy(one, arrays.get(f"logprobs_{i}")) for i, one in enumerate(kept)]
+        kept = [
+            _of_policy(one, arrays.get(f"logprobs_{i}"), arrays.get(f"memory_{i}")) for i, one in enumerate(kept)
+        ]
         check_signal(kept, signal)
         for one, advantages in zip(kept, signal.advantages, strict=True):
-            advantages[((one.memory >= MEMORY_DECIDED) | one.capped).cpu().numpy()] = 0.0
+            advantages[one.capped.cpu().numpy()] = 0.0
 
         def answer(found: LoraGradient) -> Answer:
             return {"blob": pack(*gradient_parts(found))}
@@ -174,13 +175,15 @@ class Learning:
         return {"job": name}
 
 
-def _of_policy(kept: Kept, logprobs: np.ndarray[Any, Any] | None) -> Kept:
-    """With the log-probabilities of the policy that drew it, where the caller knows better: an answer that was
-    encoded again has those of the policy that it was encoded under.
+def _of_policy(kept: Kept, logprobs: Numbers | None, memory: Numbers | None) -> Kept:
+    """With the log-probabilities of the policy that drew it and what of it came from memory, where the caller knows
+    better: an answer that was encoded again has those of the policy that it was encoded under.
     """
-    if logprobs is None:
-        return kept
-    if logprobs.shape != (len(kept),) or not np.isfinite(logprobs).all():
-        raise Refusal(f"logprobs of {kept.request_id!r}: expected {len(kept)} finite numbers")
-    values = torch.from_numpy(np.ascontiguousarray(logprobs, np.float32)).to(kept.logprobs.device)
-    return dataclasses.replace(kept, logprobs=values)
+    known: dict[str, Any] = {}
+    for name, values in (("logprobs", logprobs), ("memory", memory)):
+        if values is None:
+            continue
+        if values.shape != (len(kept),) or not np.isfinite(values).all():
+            raise Refusal(f"{name} of {kept.request_id!r}: expected {len(kept)} finite numbers")
+        known[name] = torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(kept.logprobs.device)
+    return dataclasses.replace(kept, **known) if known else kept

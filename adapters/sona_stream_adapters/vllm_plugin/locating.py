@@ -37,7 +37,7 @@ async def _owners(engines: Engines, handles: Sequence[str]) -> list[int]:
     if len(engines) == 1:
         return [0] * len(handles)
     owner: dict[str, int] = {}
-    for index, result in enumerate(await engines.all("sona_statistics", list(handles))):
+    for index, result in enumerate(await engines.all("sona_hidden_space", list(handles))):
         missing = result.get("gone")
         if missing is None:
             require(result)

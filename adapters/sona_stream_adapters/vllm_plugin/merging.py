@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sona_stream.lora import F32, Curvature, Evaluation, HiddenStatistics, LoraGradient
+from sona_stream.lora import F32, Curvature, Evaluation, LoraGradient
 
-__all__ = ["merge_curvatures", "merge_evaluations", "merge_gradients", "merge_kls", "merge_statistics"]
+__all__ = ["merge_curvatures", "merge_evaluations", "merge_gradients", "merge_kls"]
 
 
 def merge_gradients(parts: Sequence[LoraGradient]) -> LoraGradient:
@@ -69,17 +69,6 @@ def merge_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
 def merge_kls(kls: Sequence[float], tokens: Sequence[int]) -> float:
     """Means over tokens, weighted by tokens."""
     return _mean(kls, tokens)
-
-
-def merge_statistics(parts: Sequence[HiddenStatistics]) -> HiddenStatistics:
-    """Mean and root mean square over all tokens."""
-    if len(parts) == 1:
-        return parts[0]
-    weights = np.asarray([part.tokens for part in parts], np.float64)
-    shares = weights / max(weights.sum(), 1.0)
-    mean = sum(share * part.mean.astype(np.float64) for share, part in zip(shares, parts, strict=True))
-    square = math.fsum(share * part.rms**2 for share, part in zip(shares, parts, strict=True))
-    return HiddenStatistics(int(weights.sum()), np.asarray(mean, np.float32), math.sqrt(square))
 
 
 def _mean(values: Sequence[float], weights: Sequence[int]) -> float:

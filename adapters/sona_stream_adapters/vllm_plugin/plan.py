@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..episodes import ActiveEpisodes, EpisodeStore
 from .adapters import Adapter, AdapterTable
 from .counters import Counters
-from .episodes import ActiveEpisodes, EpisodeStore
 from .requests import Tracked
 
 __all__ = ["Adapted", "Captured", "Mixed", "Plan", "Planner"]

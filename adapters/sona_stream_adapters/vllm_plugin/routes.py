@@ -18,18 +18,16 @@ from .codec_computed import (
     gradient_from,
     gradient_parts,
     signal_from,
-    statistics_from,
-    statistics_parts,
 )
 from .encoding import Encoder
 from .engines import Engines, Result, require
 from .locating import Part, parts_of
-from .merging import merge_curvatures, merge_evaluations, merge_gradients, merge_kls, merge_statistics
+from .merging import merge_curvatures, merge_evaluations, merge_gradients, merge_kls
 from .messages import PREFIX, Answer, Question, Unanswered
 
 __all__ = ["Routes"]
 
-_PER_CAPTURE = ("advantages_", "logprobs_")
+_PER_CAPTURE = ("advantages_", "logprobs_", "memory_")
 
 Handle = Callable[["Routes", Question], Awaitable[Answer]]
 
@@ -108,7 +106,9 @@ class Routes:
         return Answer(await self.engines.everywhere("sona_drop", asked.text("key"), version))
 
     async def _put_episode(self, asked: Question) -> Answer:
-        return Answer(await self.engines.everywhere("sona_put_episode", asked.text("key"), asked.body))
+        results = await self.engines.all("sona_put_episode", asked.text("key"), asked.body)
+        evicted = sorted({str(key) for one in results for key in require(one).get("evicted") or ()})
+        return Answer({**results[0], "evicted": evicted})
 
     async def _drop_episode(self, asked: Question) -> Answer:
         return Answer(await self.engines.everywhere("sona_drop_episode", asked.text("key")))
@@ -172,15 +172,15 @@ class Routes:
         kls = [float(one["kl"]) for one in results]
         return Answer({"kl": merge_kls(kls, [part.tokens for part in parts])})
 
-    async def _statistics(self, asked: Question) -> Answer:
-        _, facts = unpack(asked.body)
-        parts = await self._parts(_handles(facts), _tokens(facts))
-        found = []
-        for part in parts:
-            result = require(await self.engines.one(part.engine, "sona_statistics", part.handles))
-            arrays, said = _unpacked(result)
-            found.append(statistics_from(arrays, {"tokens": part.tokens, **said}))
-        return Answer(pack(*statistics_parts(merge_statistics(found))))
+    async def _hidden_space(self, _: Question) -> Answer:
+        """Reads the reference text to the model, on whichever engine."""
+        assert self._encoder is not None
+        told, version = await self._encoder.reference(self.info)
+        facts = unpack(told)[1]
+        (part,) = await self._parts([str(facts["handle"])], [0])
+        found = require(await self.engines.one(part.engine, "sona_hidden_space", part.handles, version))
+        await self.engines.all("sona_release", str(facts["request_id"]))
+        return Answer(bytes(found["blob"]))
 
     async def _curvature(self, asked: Question) -> Answer:
         _, facts = unpack(asked.body)
@@ -255,7 +255,7 @@ _ROUTES: dict[str, dict[str, tuple[Handle, str]]] = {
     "gradient": {"POST": (Routes._gradient, "capture")},
     "evaluate": {"POST": (Routes._evaluate, "adapter")},
     "predicted_kl": {"POST": (Routes._predicted_kl, "adapter")},
-    "statistics": {"POST": (Routes._statistics, "none")},
+    "hidden_space": {"GET": (Routes._hidden_space, "none")},
     "curvature": {"POST": (Routes._curvature, "none")},
 }
 """Name -> method -> (handler, which limit its body has)."""

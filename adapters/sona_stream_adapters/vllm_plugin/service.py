@@ -11,11 +11,11 @@ import torch
 
 from sona_stream.errors import HostError
 
+from ..episodes import EpisodeStore
 from ..head import BaseLogits
 from .adapters import AdapterTable
 from .captures import CaptureStore
 from .counters import Counters
-from .episodes import EpisodeStore
 from .fingerprint import fingerprint_of
 from .hook import Hook
 from .lm_head import describe_head, find_head
@@ -53,6 +53,7 @@ class Service:
         self.table = AdapterTable(max_bytes=settings.adapter_bytes, device=self.device)
         self.episodes = EpisodeStore(
             max_bytes=settings.episode_bytes,
+            limit="SONA_VLLM_EPISODE_MB",
             hidden_dim=self.hidden_dim,
             vocab_size=self.vocab_size,
             device=self.device,

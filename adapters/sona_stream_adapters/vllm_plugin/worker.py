@@ -32,7 +32,7 @@ METHODS = (
     "predicted_kl",
     "evaluate",
     "curvature",
-    "statistics",
+    "hidden_space",
     "advance",
     "stats",
 )

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 import anyio
 
-from ...lora import I32, Capture, Curvature, Evaluation, HiddenStatistics, LoraGradient, LoraWeights, TokenSignal
+from ...lora import (
+    F32,
+    I32,
+    Capture,
+    Curvature,
+    Evaluation,
+    HiddenSpace,
+    LoraGradient,
+    LoraWeights,
+    TokenSignal,
+)
 from ...protocols import HiddenStateHost
 
 __all__ = ["TakingTurns"]
@@ -83,10 +93,17 @@ class TakingTurns:
         async with self._turn:
             return await self._host.curvature(captures)
 
-    async def statistics(self, captures: Sequence[Capture]) -> HiddenStatistics:
-        """In turn."""
-        async with self._turn:
-            return await self._host.statistics(captures)
+    async def hidden_space(self) -> HiddenSpace:
+        """Passes."""
+        return await self._host.hidden_space()
+
+    async def put_episode(self, key: str, hidden: F32, token_ids: I32, space: HiddenSpace) -> None:
+        """Passes."""
+        await self._host.put_episode(key, hidden, token_ids, space)
+
+    async def drop_episode(self, key: str) -> None:
+        """Passes."""
+        await self._host.drop_episode(key)
 
     async def evaluate(self, captures: Sequence[Capture], weights: LoraWeights) -> Evaluation:
         """In turn."""

@@ -1,0 +1,123 @@
+"""What remembered answers add to a row's logits (k-nearest-neighbour language models: Khandelwal et al. 2020,
+https://arxiv.org/abs/1911.00172).
+
+    s_i = cos(h, h_i) g_e over the pairs of the named episodes, h standardised
+    w = softmax(20 s over the top 32)      p_memory = sum w_i onehot(y_i)
+    p = (1 - l) p_model + l p_memory       l = share * sigmoid(25 (max s - threshold))
+
+p_memory is 0 but for at most 32 tokens. As logits count only up to a constant, (1 - l) p_model are the model's own
+logits, bit for bit, and a token y of memory has log(exp(logit_y) + l / (1 - l) p_memory(y) sum exp(logits)).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from .space import Space
+
+__all__ = ["ActiveEpisodes", "Episode", "Mixture", "mix"]
+
+NEIGHBOURS = 32
+SHARPNESS = 20.0
+STEEPNESS = 25.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Episode:
+    """One remembered answer."""
+
+    space: Space | None
+    """None: states are compared as they are"""
+    keys: torch.Tensor
+    """(T, d) float16 of length 1"""
+    token_ids: torch.Tensor
+    """(T,) int64"""
+    version: str = ""
+    """of the space"""
+
+    @property
+    def nbytes(self) -> int:
+        """On the device."""
+        return self.keys.numel() * 2 + self.token_ids.numel() * 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ActiveEpisodes:
+    """Those that one request names, by the space they were standardised in."""
+
+    named: tuple[tuple[Episode, float], ...]
+    """with their gates, in the request's order"""
+    parts: tuple[tuple[Space | None, torch.Tensor, torch.Tensor], ...]
+    """(space, keys (n, d) float32, gates (n,))"""
+    token_ids: torch.Tensor
+    """(N,) int64, of all parts"""
+
+    @classmethod
+    def of(cls, named: tuple[tuple[Episode, float], ...]) -> ActiveEpisodes:
+        """At least one."""
+        by_space: dict[int, list[tuple[Episode, float]]] = {}
+        for episode, gate in named:
+            by_space.setdefault(id(episode.space), []).append((episode, gate))
+        parts, ids = [], []
+        for group in by_space.values():
+            gates = [torch.full((len(e.token_ids),), g, device=e.keys.device) for e, g in group]
+            parts.append((group[0][0].space, torch.cat([e.keys for e, _ in group]).float(), torch.cat(gates)))
+            ids += [e.token_ids for e, _ in group]
+        return cls(named, tuple(parts), torch.cat(ids))
+
+    def is_of(self, named: tuple[tuple[Episode, float], ...]) -> bool:
+        """Whether it was made of these very episodes."""
+        same = len(named) == len(self.named)
+        return same and all(a[0] is b[0] and a[1] == b[1] for a, b in zip(named, self.named, strict=True))
+
+    def similarities(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(m, d) -> (m, N)."""
+        found = []
+        for space, keys, gates in self.parts:
+            unit = torch.nn.functional.normalize(hidden.float(), dim=1) if space is None else space.unit(hidden)
+            found.append((unit @ keys.T) * gates)
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Mixture:
+    """What memory says about some rows: the logits of at most 32 tokens change."""
+
+    token_ids: torch.Tensor
+    """(m, k) int64; where a token stands more than once, all its entries are alike"""
+    own: torch.Tensor
+    """(m, k) float32: the model's own logits of these tokens"""
+    mixed: torch.Tensor
+    """(m, k) float32: what they become"""
+
+    def write(self, logits: torch.Tensor, rows: torch.Tensor) -> None:
+        """Into `logits` (n, V) at `rows` (m,) int64; nothing else is touched."""
+        logits.index_put_((rows[:, None], self.token_ids), self.mixed.to(logits.dtype))
+
+    def share(self, labels: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+        """(m,) float32: the part of each row's probability of ``labels[row]`` (m,) that came from memory. `places`
+        (m,) choose among the rows.
+        """
+        ids, own, mixed = (
+            each if places is None else each[places] for each in (self.token_ids, self.own, self.mixed)
+        )
+        share = -torch.expm1(own - mixed)
+        return torch.where(ids == labels[:, None], share, 0.0).amax(1)
+
+
+def mix(
+    logits: torch.Tensor, hidden: torch.Tensor, episodes: ActiveEpisodes, *, share: float, threshold: float
+) -> Mixture:
+    """`logits` (m, V) at temperature 1 of the policy that serves, and `hidden` (m, d) of the unadapted model."""
+    similar = episodes.similarities(hidden)
+    top, index = torch.topk(similar, min(NEIGHBOURS, similar.shape[1]), dim=1)
+    weights = torch.softmax(SHARPNESS * top, dim=1)
+    ids = episodes.token_ids[index]
+    pooled = ((ids[:, :, None] == ids[:, None, :]) * weights[:, None, :]).sum(2)
+    amount = share * torch.sigmoid(STEEPNESS * (top[:, :1] - threshold))
+    odds = amount.log() - torch.log1p(-amount)
+    own = logits.gather(1, ids).float()
+    total = torch.logsumexp(logits.float(), 1, keepdim=True)
+    return Mixture(ids, own, torch.logaddexp(own, total + odds + pooled.log()))
