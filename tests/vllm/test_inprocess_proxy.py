@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -19,24 +20,28 @@ from sona_stream.config.load import hash_key
 ARGUMENTS = {"max_model_len": 512, "max_num_seqs": 8, "dtype": "float32", "enforce_eager": True}
 
 
+def configured(folder: Path, model: Path) -> list[str]:
+    """The program's arguments."""
+    keys = [
+        {"key": hash_key(name), "tenant": name, "roles": ["use", "teach", "admin"]} for name in ("alice", "bob")
+    ]
+    params = {"model": f"vllm_inprocess/{model}", "engine_args": ARGUMENTS}
+    entry = {"model_name": "m", "litellm_params": params}
+    sona = {**QUICK, "keys": keys, "health": {"interval": 0.5}}
+    (folder / "config.yaml").write_text(json.dumps({"model_list": [entry], "sona": sona}))
+    return ["--config", str(folder / "config.yaml")]
+
+
 class Served:
     """The program, and what starts it again on the same state."""
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder = folder
-        keys = [
-            {"key": hash_key(name), "tenant": name, "roles": ["use", "teach", "admin"]} for name in ("alice", "bob")
-        ]
-        params = {"model": f"vllm_inprocess/{model}", "engine_args": ARGUMENTS}
-        entry = {"model_name": "m", "litellm_params": params}
-        (folder / "config.yaml").write_text(
-            json.dumps({"model_list": [entry], "sona": {**QUICK, "keys": keys, "health": {"interval": 0.5}}})
-        )
+        self.arguments = configured(folder, model)
         self.start()
 
     def start(self) -> None:
-        arguments = ["--config", str(self.folder / "config.yaml")]
-        self.program = Program(arguments, self.folder / "state", self.folder / "log")
+        self.program = Program(self.arguments, self.folder / "state", self.folder / "log")
         self.alice, self.bob = (self.program.client(name, model="m") for name in ("alice", "bob"))
 
 
@@ -76,6 +81,40 @@ def lines_of(url, key, tokens, **fields):
     }
     headers = {"authorization": f"Bearer {key}"}
     return httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+
+@pytest.mark.parametrize("moment", ["it imports", "its processes start"])
+def test_sigterm_while_the_engine_starts(model_folder, tmp_path, moment, request):
+    """The program ends at once, and nothing of the engine is left."""
+    if request.config.getoption("--runner") != "v1":
+        pytest.skip("the interpreter of the second runner is not for processes of the engine's own")
+    program = Program(
+        configured(tmp_path, model_folder), tmp_path / "state", tmp_path / "log", ready=False, OF=str(tmp_path)
+    )
+    until(lambda: "starting vLLM" in program.log, seconds=60)
+    started: set[int] = set()
+    if moment == "its processes start":
+        started = until(lambda: engine_processes(program), seconds=120)
+    began = time.monotonic()
+    assert program.stop() == 0, program.log
+    assert time.monotonic() - began < 15
+    assert "Traceback" not in program.log
+    until(
+        lambda: not any(alive(pid) for pid in started), seconds=3
+    )
+    until(lambda: not left_of(tmp_path), seconds=3)
+
+
+def left_of(folder):
+    """Processes whose environment names this state."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if str(folder).encode() in environ.read_bytes():
+                found.append(int(environ.parent.name))
+        except OSError:
+            continue  # it ended, or is somebody else's
+    return [pid for pid in found if pid != os.getpid() and alive(pid)]
 
 
 def test_the_openai_client_streams(served):

@@ -27,6 +27,7 @@ from sona_stream_adapters.vllm_plugin.messages import Unanswered
 from sona_stream_adapters.vllm_plugin.routes import Routes
 
 from .engine_link import EngineLink
+from .engine_start import EngineStart
 from .host import VllmHost
 from .inprocess_answers import Answers
 from .inprocess_engine import Engine, start_engine
@@ -162,11 +163,12 @@ class InProcessBackend:
 
     async def _serve_once(self) -> None:
         """From a start to its end, whoever brings that about."""
-        engine = await asyncio.to_thread(self._start)
+        engine = await EngineStart(self._start, self._stopping).run()
         if engine is None:
             return
         try:
-            await self._introduce(engine)
+            if not await self._introduced(engine):
+                return
             self._engine = engine
             self._say("ready")
             while engine.alive:
@@ -193,6 +195,21 @@ class InProcessBackend:
             return None
         self._say(f"starting vLLM with {folder.name}")
         return start_engine(self.name, folder, self._options.engine_args)
+
+    async def _introduced(self, engine: Engine) -> bool:
+        """False when it is to stop meanwhile."""
+        introducing = asyncio.create_task(self._introduce(engine))
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({introducing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not introducing.done():
+                return False
+            await introducing
+            return True
+        finally:
+            for task in (introducing, stopping):
+                task.cancel()
+            await asyncio.gather(introducing, stopping, return_exceptions=True)
 
     async def _introduce(self, engine: Engine) -> None:
         """Installs the hook, and puts the adapters that an earlier start had."""
