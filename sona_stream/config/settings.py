@@ -107,7 +107,7 @@ class StorageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The learner of a `HiddenStateHost`. Rates come from the engine's section."""
 
-    anchor: Annotated[float, Meta(ge=0)] = 0.05
+    anchor: Annotated[float, Meta(ge=0)] = 0.04
     """Weight of KL(p || p_base) per token in every step."""
     step_kl: Seconds = 1e-3
     """Most that one step may move the policy at the default `micro_lora_lr` of 0.001: predicted mean KL, nats per
