@@ -6,8 +6,8 @@ Shapes: ``T`` tokens of one answer, ``d`` hidden size of the model. Arrays only,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,15 @@ __all__ = [
     "EpisodeStates",
     "EpisodeStore",
     "EpisodeText",
+    "KeepsEpisodes",
     "NewEpisode",
     "Place",
     "Question",
     "QuestionVectors",
     "Scope",
     "Viewer",
+    "key_of",
+    "number_of",
     "person_of",
 ]
 
@@ -36,6 +39,19 @@ I32 = NDArray[np.int32]
 
 Scope = Literal["person", "tenant", "global"]
 EpisodeKind = Literal["correction", "accepted"]
+
+
+def key_of(number: int, stamp: int) -> str:
+    """What hosts know an episode by: unique among all state folders and their copies."""
+    return f"{number:x}-{stamp:016x}"
+
+
+def number_of(key: str) -> int | None:
+    """The number in a key; None when it is none. Whether there is such an episode is another question."""
+    number, _, stamp = key.partition("-")
+    if len(stamp) != 16 or not set(number + stamp) <= set("0123456789abcdef") or not 0 < len(number) <= 15:
+        return None
+    return int(number, 16)
 
 
 def person_of(user: str | None, key_id: str) -> str:
@@ -167,6 +183,8 @@ class Place(NamedTuple):
     segment: int
     offset: int
     length: int
+    stamp: int
+    """63 random bits in the row and in the record"""
 
 
 class EpisodeEntry(NamedTuple):
@@ -197,59 +215,85 @@ class NewEpisode:
     """``number`` and ``key`` are given by the store"""
     static: bytes
     standing: float
-    data: bytes
+    head: bytes
+    """Read to judge a candidate"""
+    body: bytes
+    """Token ids and states"""
     space: HiddenSpace
     rank: int | None = None
     """None: the newest"""
+    stored_at: float | None = None
+    """What retention counts from; None: now"""
 
 
 class EpisodeStore(Protocol):
     """Where episodes are kept. Writes are durable when they return: the bytes first, then the row that names them.
 
-    Every write is one transaction. `SqliteStore` is one; the memory has another that lives in RAM.
+    Every write is one transaction. `SqliteStore.episode_store` is one; the memory has another that lives in RAM.
     """
 
-    async def put_episode(
+    durable: bool
+    on_removed: Callable[[Sequence[int]], None] | None
+    """Told on the event loop of numbers that left without the memory asking: retention, or a person forgotten."""
+
+    def secret(self) -> bytes:
+        """Keys hashes of words; of this store for ever."""
+        ...
+
+    async def put(
         self, new: NewEpisode, *, supersede: Sequence[int] = (), replace: int | None = None
     ) -> EpisodeEntry:
-        """`supersede`: numbers that this one takes the place of. `replace`: a number that goes, whose place among
-        the superseded this one takes.
+        """`supersede`: numbers that this one stands for from now on. `replace`: a number that goes, in whose place
+        among the superseded this one comes.
         """
         ...
 
-    async def episode_entries(self, *, after: int, limit: int) -> list[EpisodeEntry]:
-        """By number, those above `after`."""
+    async def entries(self, *, after: int = 0, limit: int = 1 << 30) -> list[EpisodeEntry]:
+        """By number, of those above `after`."""
         ...
 
-    async def episodes(self, numbers: Sequence[int] | None = None, *, tenant: str | None = None) -> list[Episode]:
-        """By number. None: all."""
+    async def find(self, numbers: Sequence[int] | None = None) -> list[Episode]:
+        """By rank. None: all."""
         ...
 
-    async def move_episode(
+    async def move(
         self, number: int, *, scope: Scope, by: str, supersede: Sequence[int] = ()
-    ) -> EpisodeEntry:
-        """Into a wider scope, as the newest there."""
+    ) -> EpisodeEntry | None:
+        """Into another scope, as the newest there; None when it is gone."""
         ...
 
-    async def drop_episodes(self, numbers: Sequence[int], *, revive: bool) -> list[int]:
-        """Delete, and overwrite the bytes. What they superseded returns (`revive`) or goes, too.
+    async def drop(self, numbers: Sequence[int], *, revive: bool = False) -> list[EpisodeEntry]:
+        """Delete, and overwrite the bytes. What they superseded is current again (`revive`) or goes, too.
 
-        -> the numbers deleted
+        -> what is current again; with `revive` off nothing.
         """
         ...
 
-    async def use_episodes(self, uses: Mapping[int, tuple[int, float]]) -> None:
-        """Number -> (uses since the last call, standing)."""
+    async def use(self, uses: Mapping[int, tuple[int, float]]) -> None:
+        """Number -> (further uses, standing)."""
         ...
 
-    async def compact_episodes(self) -> dict[int, Place]:
-        """Give disk space back; -> the new places of what was moved."""
+    async def compact(self) -> dict[int, Place]:
+        """Give disk space back, a bounded part a call; -> the new places of what was moved.
+
+        Old places stay readable until the next call.
+        """
         ...
 
-    async def hidden_space(self, fingerprint: str, version: str) -> HiddenSpace | None: ...
+    async def space(self, fingerprint: str, version: str) -> HiddenSpace | None: ...
 
-    def episode_bytes(self, place: Place) -> memoryview | None:
-        """Of a segment, memory-mapped; None when they are not there. May be called from any thread."""
+    def head(self, place: Place) -> bytes | None:
+        """None when it is gone or damaged. From any thread."""
         ...
 
-    def episode_key(self, number: int) -> str: ...
+    def body(self, place: Place) -> memoryview | None:
+        """In the memory map, perhaps with bytes behind its end; None when it is gone or damaged."""
+        ...
+
+
+@runtime_checkable
+class KeepsEpisodes(Protocol):
+    """A `protocols.Store` that keeps episodes, too."""
+
+    @property
+    def episode_store(self) -> EpisodeStore: ...

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import StateError
+from . import episodes
 from .files import STAGING, StateFiles
 from .lock import FolderLock
 from .schema import DATABASE, Migration, connect, migrate
+from .segments import Segments
 
 __all__ = ["OpenFolder", "named_files", "open_folder"]
 
@@ -27,6 +29,7 @@ class OpenFolder:
     lock: FolderLock
     connection: sqlite3.Connection
     files: StateFiles
+    segments: Segments
     secret: bytes
     """Keys the hashes by which retries are recognised; made with the folder."""
 
@@ -65,6 +68,8 @@ def _open_locked(directory: Path, migrations: Sequence[Migration], lock: FolderL
             files = StateFiles(directory)
             orphans = files.present() - named_files(connection).keys()
             files.remove(orphans)
+            segments = Segments(directory)
+            _recover_episodes(connection, segments, directory)
             for leftover in directory.glob(f"{STAGING}*"):
                 shutil.rmtree(leftover)
             if orphans:
@@ -76,7 +81,16 @@ def _open_locked(directory: Path, migrations: Sequence[Migration], lock: FolderL
         raise _cannot_open(directory, error) from error
     except OSError as error:
         raise StateError(f"the state folder {directory} cannot be used: {error}") from error
-    return OpenFolder(lock, connection, files, secret)
+    return OpenFolder(lock, connection, files, segments, secret)
+
+
+def _recover_episodes(connection: sqlite3.Connection, segments: Segments, directory: Path) -> None:
+    """Bytes that no row names go, and rows whose bytes are not there."""
+    rows = episodes.places(connection)
+    lost = set(segments.recover(rows.values()))
+    if lost:
+        _log.error("%d episodes of %s are gone: their segment was cut or removed", len(lost), directory)
+        episodes.delete(connection, [number for number, place in rows.items() if place in lost])
 
 
 def _secret(connection: sqlite3.Connection) -> bytes:

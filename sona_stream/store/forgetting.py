@@ -9,6 +9,7 @@ from sqlite3 import Connection
 from ..errors import StateError
 from . import retention
 from .pending import Entry, Pending
+from .retention import Removed
 from .schema import DATABASE, MIGRATIONS
 from .session import Session
 
@@ -30,7 +31,7 @@ def forget(directory: Path, *, tenant: str, user: str | None = None) -> dict[str
 async def _forget(directory: Path, tenant: str, user: str | None) -> dict[str, int]:
     session = await Session.open(directory, MIGRATIONS, Pending(capacity=1, max_bytes=1), _no_entries)
     try:
-        return await erase(session, tenant=tenant, user=user, directory=directory)
+        return (await erase(session, tenant=tenant, user=user, directory=directory)).rows
     finally:
         await session.close()
 
@@ -39,8 +40,8 @@ def _no_entries(connection: Connection, entries: list[Entry]) -> None:
     """Nobody submits trajectories here."""
 
 
-async def erase(session: Session, *, tenant: str, user: str | None, directory: Path) -> dict[str, int]:
-    """The rows with their files, and the automatic copies that still hold them. -> rows removed by kind"""
+async def erase(session: Session, *, tenant: str, user: str | None, directory: Path) -> Removed:
+    """The rows with their files, and the automatic copies that still hold them."""
     removed = await session.remove(lambda c: retention.forget(c, tenant, user))
     removed.rows["backups"] = await asyncio.to_thread(retention.remove_backups, directory)
-    return removed.rows
+    return removed

@@ -19,11 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import StateError
+from . import segment_copies
 from .files import FOLDERS, STAGING, DamagedFile, StateFiles, sync_folder
 from .folder import named_files
 from .lock import LOCK_NAME, FolderLock
 from .report import Report, rows_of
 from .schema import BACKUPS, DATABASE, MIGRATIONS, connect, copy_database, format_of
+from .segments import EPISODES
 
 __all__ = ["backup", "restore", "verify"]
 
@@ -101,6 +103,7 @@ def restore(source: Path, directory: Path, *, force: bool = False) -> Report:
                 _unpack(source, stage)
                 _check_restorable(source, stage)
                 _keep_old(directory)
+                segment_copies.renumber(stage, directory)
                 _replace(stage, directory)
             return verify(directory)
         finally:
@@ -131,8 +134,8 @@ def _verify(connection: sqlite3.Connection, directory: Path) -> Report:
         format=version,
         rows=rows_of(connection),
         files=len(named),
-        problems=tuple(problems),
-        orphans=tuple(sorted(files.present() - named.keys())),
+        problems=(*problems, *segment_copies.problems(connection, directory)),
+        orphans=tuple(sorted((files.present() - named.keys()) | segment_copies.orphans(connection, directory))),
     )
 
 
@@ -177,8 +180,8 @@ def _copy_consistently(directory: Path, stage: Path) -> list[str]:
             copy_database(connection, copy)
             with contextlib.closing(connect(copy, read_only=True)) as snapshot:
                 wanted = named_files(snapshot)
-            damaged = _copy_files(files, wanted, stage)
-            if damaged.keys() <= named_files(connection).keys():
+                damaged = _copy_files(files, wanted, stage) | segment_copies.copy(snapshot, directory, stage)
+            if damaged.keys() <= named_files(connection).keys() | segment_copies.named(connection):
                 break
     StateFiles(stage).remove(StateFiles(stage).present() - wanted.keys())
     return list(damaged.values())
@@ -236,7 +239,9 @@ def _unpack(source: Path, stage: Path) -> None:
 
 
 def _belongs(name: str) -> bool:
-    return name in (DATABASE, _MANIFEST) or (name.split("/")[0] in FOLDERS and ".." not in name.split("/"))
+    return name in (DATABASE, _MANIFEST) or (
+        name.split("/")[0] in (*FOLDERS, EPISODES) and ".." not in name.split("/")
+    )
 
 
 def _check_restorable(source: Path, stage: Path) -> None:
@@ -284,7 +289,7 @@ def _keep_old(directory: Path) -> None:
 
 
 def _replace(stage: Path, directory: Path) -> None:
-    for name in sorted(StateFiles(stage).present()):
+    for name in sorted(StateFiles(stage).present() | segment_copies.files(stage)):
         goal = directory / name
         goal.parent.mkdir(parents=True, exist_ok=True)
         os.replace(stage / name, goal)

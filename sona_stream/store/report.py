@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["Report", "rows_of", "stats_of"]
 
-_TABLES = ("trajectories", "trajectory_texts", "feedback", "adapters", "captures", "blobs")
+_TABLES = ("trajectories", "trajectory_texts", "feedback", "adapters", "captures", "blobs", "episodes")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,10 @@ import sqlite3
 from pathlib import Path
 
 from ..config.settings import Storage
+from ..episodes import Place
 from ..errors import StateError
 from ..events import pupil
-from . import adapters
+from . import adapters, episodes
 from .privacy import text_bytes
 from .schema import BACKUPS
 
@@ -29,6 +30,10 @@ class Removed:
 
     rows: dict[str, int] = dataclasses.field(default_factory=dict)
     files: list[str] = dataclasses.field(default_factory=list)
+    episodes: list[int] = dataclasses.field(default_factory=list)
+    """Numbers of episodes that left"""
+    places: list[Place] = dataclasses.field(default_factory=list)
+    """Where their bytes are"""
     more: bool = False
 
     @property
@@ -46,6 +51,13 @@ class Removed:
         rows = connection.execute(statement, values).fetchall()
         self.rows[what] = self.rows.get(what, 0) + len(rows)
         self.files += [row[0] for row in rows]
+
+    def take_episodes(self, connection: sqlite3.Connection, where: str, *values: object) -> None:
+        """Delete these rows of `episodes`, and what they superseded."""
+        numbers = episodes.with_superseded(connection, episodes.select(connection, where, *values))
+        self.places += episodes.delete(connection, numbers)
+        self.episodes += numbers
+        self.rows["episodes"] = self.rows.get("episodes", 0) + len(numbers)
 
 
 def expire(connection: sqlite3.Connection, *, features_before: float, text_before: float) -> Removed:
@@ -83,6 +95,16 @@ def expire(connection: sqlite3.Connection, *, features_before: float, text_befor
         f"DELETE FROM captures WHERE seq IN (SELECT seq FROM captures WHERE stored_at < ? {slice_}) RETURNING file",
         features_before,
     )
+    out.take_episodes(
+        connection, f"number IN (SELECT number FROM episodes WHERE stored_at < ? {slice_})", features_before
+    )
+    out.run(
+        connection,
+        "episode_texts",
+        "DELETE FROM episode_texts WHERE number IN (SELECT e.number FROM episodes e JOIN episode_texts t "
+        f"ON t.number = e.number WHERE e.stored_at < ? {slice_})",
+        text_before,
+    )
     out.more = any(count >= _BATCH for count in out.rows.values())
     return out
 
@@ -110,6 +132,7 @@ def enforce(connection: sqlite3.Connection, storage: Storage) -> Removed:
     if storage == "text":
         return out
     out.run(connection, "texts", "DELETE FROM trajectory_texts")
+    out.run(connection, "episode_texts", "DELETE FROM episode_texts")
     waiting = "" if storage == "none" else " AND status IS NOT NULL"
     out.run(
         connection, "corrections", f"UPDATE feedback SET correction = NULL WHERE correction IS NOT NULL{waiting}"
@@ -126,6 +149,7 @@ def enforce(connection: sqlite3.Connection, storage: Storage) -> Removed:
     )
     out.run(connection, "patterns", "DELETE FROM blobs WHERE name LIKE 'routing/%'")  # made of embeddings
     out.take_files(connection, "captures", "DELETE FROM captures RETURNING file")
+    out.take_episodes(connection, "TRUE")
     return out
 
 
@@ -152,6 +176,7 @@ def forget(connection: sqlite3.Connection, tenant: str, user: str | None) -> Rem
         who,
     )
     out.run(connection, "trajectories", f"DELETE FROM trajectories WHERE {mine}", tenant, who)
+    out.take_episodes(connection, mine, tenant, who)
     out.rows["adapters"] = out.rows["blobs"] = 0
     for whose in _pupils(connection, tenant, user):
         out.take_files(connection, "captures", "DELETE FROM captures WHERE tenant = ?1 RETURNING file", whose)

@@ -16,6 +16,7 @@ __all__ = [
     "BACKUPS",
     "BUSY_TIMEOUT_MS",
     "DATABASE",
+    "EPISODES_SINCE",
     "MIGRATIONS",
     "Migration",
     "connect",
@@ -28,6 +29,8 @@ __all__ = [
 DATABASE = "state.sqlite3"
 BACKUPS = "backups"
 BUSY_TIMEOUT_MS = 10_000
+EPISODES_SINCE = 2
+"""Format that brought the memory of episodes."""
 _APPLICATION_ID = 0x534F4E41  # "SONA"
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 
@@ -146,6 +149,57 @@ CREATE TABLE blobs (
 ) STRICT;
 """
 
+_VERSION_2 = """
+CREATE TABLE episodes (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    rank INTEGER NOT NULL,
+    model TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    scope TEXT NOT NULL,
+    tenant TEXT NOT NULL,
+    user BLOB,
+    key_id TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    feedback_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    tokens INTEGER NOT NULL,
+    answer_tokens INTEGER NOT NULL,
+    created_at REAL NOT NULL,
+    stored_at REAL NOT NULL,
+    promoted_by TEXT,
+    promoted_at REAL,
+    superseded_by INTEGER REFERENCES episodes (number) ON DELETE CASCADE,
+    uses INTEGER NOT NULL,
+    standing REAL NOT NULL,
+    static BLOB NOT NULL,
+    segment INTEGER NOT NULL,
+    offset INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    stamp INTEGER NOT NULL
+) STRICT;
+CREATE INDEX episodes_by_age ON episodes (stored_at);
+CREATE INDEX episodes_by_rank ON episodes (rank);
+CREATE INDEX episodes_by_tenant ON episodes (tenant);
+CREATE INDEX episodes_by_successor ON episodes (superseded_by) WHERE superseded_by IS NOT NULL;
+CREATE INDEX episodes_by_segment ON episodes (segment);
+
+CREATE TABLE episode_texts (
+    number INTEGER PRIMARY KEY REFERENCES episodes (number) ON DELETE CASCADE,
+    question BLOB NOT NULL,
+    system BLOB NOT NULL,
+    answer BLOB,
+    body BLOB
+) STRICT;
+
+CREATE TABLE hidden_spaces (
+    fingerprint TEXT NOT NULL,
+    version TEXT NOT NULL,
+    mean BLOB NOT NULL,
+    spread BLOB NOT NULL,
+    PRIMARY KEY (fingerprint, version)
+) STRICT, WITHOUT ROWID;
+"""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Migration:
@@ -169,7 +223,10 @@ def statements(script: str) -> Callable[[sqlite3.Connection], None]:
     return apply
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(1, "tables of the first version", statements(_VERSION_1)),)
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(1, "tables of the first version", statements(_VERSION_1)),
+    Migration(2, "the memory of episodes", statements(_VERSION_2)),
+)
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:

@@ -32,6 +32,7 @@ class Session:
         self._readers = readers
         self.writer = writer
         self.files = folder.files
+        self.segments = folder.segments
         self.secret = folder.secret
 
     @classmethod
@@ -81,6 +82,7 @@ class Session:
         def after(removed: Removed) -> None:
             self.erase_if(removed.any)
             self.files.remove(removed.files)
+            self.segments.erase(removed.places)
 
         return await self.write(run, after)
 

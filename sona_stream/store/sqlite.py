@@ -17,6 +17,7 @@ from ..events import Feedback, FeedbackOutcome, Trajectory
 from ..lora import AdapterRecord, Capture
 from . import adapters, captures, retention, trajectories
 from . import feedback as judgements
+from .episode_store import SqliteEpisodes
 from .forgetting import erase
 from .pending import Entry, Pending
 from .privacy import Redaction
@@ -57,6 +58,8 @@ class SqliteStore:
         self._pending = Pending(capacity=queue_capacity, max_bytes=queue_bytes)
         self._said: dict[str, Feedback] = {}
         """Corrections that wait for their outcome while storage "none" keeps their text off the disk."""
+        self.episode_store = SqliteEpisodes(self._open, settings.storage)
+        """Episodes of answers; what is there leaves by `forget` and `expire`, too."""
         self._refused = 0
         self._session: Session | None = None
         self._janitor: asyncio.Task[None] | None = None
@@ -248,7 +251,9 @@ class SqliteStore:
             for one in self._said.values()
             if one.tenant != tenant or (user is not None and one.user != user)
         }
-        return await erase(session, tenant=tenant, user=user, directory=self.directory)
+        removed = await erase(session, tenant=tenant, user=user, directory=self.directory)
+        self.episode_store.announce(removed.episodes)
+        return removed.rows
 
     async def expire(self, *, now: float | None = None) -> dict[str, int]:
         """Delete what is older than `sona.storage_options` says. Runs at open and every hour by itself."""
@@ -261,6 +266,7 @@ class SqliteStore:
             removed = await session.remove(
                 lambda c: retention.expire(c, features_before=features, text_before=text)
             )
+            self.episode_store.announce(removed.episodes)
             total = {name: total.get(name, 0) + count for name, count in removed.rows.items()}
             if not removed.more:
                 break

@@ -12,15 +12,17 @@ import pytest
 
 from sona_stream.errors import StateError
 from sona_stream.store import maintenance
+from sona_stream.store.feedback import commit
 from sona_stream.store.lock import FolderLock
-from sona_stream.store.schema import BACKUPS, DATABASE, MIGRATIONS, Migration, statements
+from sona_stream.store.schema import BACKUPS, DATABASE, MIGRATIONS, Migration, connect, migrate, statements
 
+NEWEST = MIGRATIONS[-1].version
 SECOND = Migration(
-    2,
+    NEWEST + 1,
     "a note beside every feedback",
     statements("ALTER TABLE feedback ADD COLUMN note TEXT; UPDATE feedback SET note = 'old ' || id"),
 )
-THIRD = Migration(3, "an index", statements("CREATE INDEX feedback_by_note ON feedback (note)"))
+THIRD = Migration(NEWEST + 2, "an index", statements("CREATE INDEX feedback_by_note ON feedback (note)"))
 
 
 def fails(connection):
@@ -43,7 +45,7 @@ async def one_feedback(open_store, make, **options):
 
 async def test_a_new_folder_has_the_newest_format_and_no_backup(open_store, make, folder):
     await one_feedback(open_store, make)
-    assert query(folder, "PRAGMA user_version") == [(1,)]
+    assert query(folder, "PRAGMA user_version") == [(NEWEST,)]
     assert query(folder, "PRAGMA journal_mode") == [("wal",)]
     assert not (folder / BACKUPS).exists()
     assert (folder / DATABASE).stat().st_mode & 0o777 == 0o600
@@ -53,23 +55,42 @@ async def test_migrations_run_in_order_after_a_backup(open_store, make, folder):
     await one_feedback(open_store, make)
     async with open_store(migrations=(*MIGRATIONS, SECOND, THIRD)) as store:
         assert (await store.feedback())[0] == make.feedback()
-    assert query(folder, "PRAGMA user_version") == [(3,)]
+    assert query(folder, "PRAGMA user_version") == [(NEWEST + 2,)]
     assert query(folder, "SELECT note FROM feedback") == [("old f1",)]
     (backup,) = (folder / BACKUPS).iterdir()
-    assert backup.name.startswith("state-v1-")
+    assert backup.name.startswith(f"state-v{NEWEST}-")
     assert backup.stat().st_mode & 0o777 == 0o600
     async with open_store(migrations=(*MIGRATIONS, SECOND, THIRD)):
         pass
     assert len(list((folder / BACKUPS).iterdir())) == 1
 
 
+async def test_state_of_the_first_format_is_brought_forward(open_store, make, folder):
+    folder.mkdir()
+    connection = connect(folder / DATABASE)
+    assert migrate(connection, folder, MIGRATIONS[:1]) == (0, 1)
+    commit(connection, make.feedback(), make.feedback(), bytes(32))
+    connection.close()
+    async with open_store() as store:
+        assert await store.feedback() == [make.feedback()]
+        assert await store.episode_store.entries() == []
+    assert query(folder, "PRAGMA user_version") == [(NEWEST,)]
+    (backup,) = (folder / BACKUPS).iterdir()
+    assert backup.name.startswith("state-v1-")
+    assert maintenance.verify(folder).ok
+    maintenance.restore(backup, folder, force=True)
+    assert query(folder, "PRAGMA user_version") == [(1,)]
+    async with open_store() as store:
+        assert await store.feedback() == [make.feedback()]
+
+
 async def test_a_failing_migration_leaves_everything_as_it_was(open_store, make, folder):
     await one_feedback(open_store, make)
-    broken = Migration(3, "broken", fails)
-    with pytest.raises(StateError, match=r"format 1 to 3: .*left as it was.*state-v1-"):
+    broken = Migration(NEWEST + 2, "broken", fails)
+    with pytest.raises(StateError, match=rf"format {NEWEST} to {NEWEST + 2}: .*left as it was.*state-v{NEWEST}-"):
         async with open_store(migrations=(*MIGRATIONS, SECOND, broken)):
             pass
-    assert query(folder, "PRAGMA user_version") == [(1,)]
+    assert query(folder, "PRAGMA user_version") == [(NEWEST,)]
     assert query(folder, "SELECT key_id FROM feedback") == [("k1",)]
     async with open_store() as store:
         assert await store.feedback() == [make.feedback()]
@@ -87,7 +108,7 @@ async def test_a_newer_format_is_refused_with_the_command(open_store, make, fold
     assert f"sona-stream state restore --force {backup}" in str(caught.value)
     assert (folder / DATABASE).read_bytes() == before
     report = maintenance.verify(folder)
-    assert report.format == 2
+    assert report.format == NEWEST + 1
     assert "newer" in report.problems[0]
     maintenance.restore(backup, folder, force=True)
     async with open_store() as store:

@@ -1,0 +1,139 @@
+"""`episodes.EpisodeStore` on an open state folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from sqlite3 import Connection
+
+from ..config.settings import Storage
+from ..episodes import Episode, EpisodeEntry, NewEpisode, Place, Scope
+from ..lora import HiddenSpace
+from . import episodes
+from .segments import Segments
+from .session import Session
+
+__all__ = ["SqliteEpisodes"]
+
+_log = logging.getLogger("sona_stream.store")
+
+_LEAST_DEAD = 0.5
+"""Share of a segment that must be dead before the rest is moved."""
+
+
+class SqliteEpisodes:
+    """Raises StateError while the store is not open, or when the folder cannot be written."""
+
+    durable = True
+
+    def __init__(self, session: Callable[[], Session], storage: Storage) -> None:
+        self._session = session
+        self._keep_text = storage == "text"
+        self.on_removed: Callable[[Sequence[int]], None] | None = None
+
+    def secret(self) -> bytes:
+        """Made with the state folder."""
+        return self._session().secret
+
+    async def put(
+        self, new: NewEpisode, *, supersede: Sequence[int] = (), replace: int | None = None
+    ) -> EpisodeEntry:
+        """Bytes first, row second."""
+        session = self._session()
+
+        def run(connection: Connection) -> tuple[EpisodeEntry, list[Place]]:
+            entry = episodes.put(connection, session.segments, new, keep_text=self._keep_text)
+            episodes.supersede(connection, supersede, entry.number)
+            if replace is None:
+                return entry, []
+            episodes.inherit(connection, replace, entry.number)
+            return entry, episodes.delete(connection, [replace])
+
+        entry, _ = await session.write(run, lambda done: session.segments.erase(done[1]))
+        return entry
+
+    async def entries(self, *, after: int = 0, limit: int = 1 << 30) -> list[EpisodeEntry]:
+        """By number, of those above `after`."""
+        where = "WHERE number > ? ORDER BY number LIMIT ?"
+        return await self._session().read(lambda c: episodes.entries(c, where, after, limit))
+
+    async def find(self, numbers: Sequence[int] | None = None) -> list[Episode]:
+        """By rank. None: all."""
+        return await self._session().read(lambda c: episodes.find(c, numbers))
+
+    async def move(
+        self, number: int, *, scope: Scope, by: str, supersede: Sequence[int] = ()
+    ) -> EpisodeEntry | None:
+        """Into another scope, as the newest there."""
+
+        def run(connection: Connection) -> EpisodeEntry | None:
+            episodes.supersede(connection, supersede, number)
+            return episodes.move(connection, number, scope, by)
+
+        return await self._session().write(run)
+
+    async def drop(self, numbers: Sequence[int], *, revive: bool = False) -> list[EpisodeEntry]:
+        """-> what is current again."""
+        session = self._session()
+
+        def run(connection: Connection) -> tuple[list[EpisodeEntry], list[Place]]:
+            returning = episodes.revive(connection, numbers) if revive else []
+            gone = episodes.delete(connection, episodes.with_superseded(connection, numbers))
+            return returning, gone
+
+        def after(done: tuple[list[EpisodeEntry], list[Place]]) -> None:
+            session.erase_if(bool(done[1]))
+            session.segments.erase(done[1])
+
+        returning, _ = await session.write(run, after)
+        return returning
+
+    async def use(self, uses: Mapping[int, tuple[int, float]]) -> None:
+        """Number -> (further uses, standing)."""
+        await self._session().write(lambda c: episodes.use(c, uses))
+
+    async def compact(self) -> dict[int, Place]:
+        """Removes segments that no row names; moves the records of the one that has most to give back."""
+        session = self._session()
+
+        def run(connection: Connection) -> tuple[dict[int, Place], list[int]]:
+            live, sizes = episodes.bytes_by_segment(connection), session.segments.sizes()
+            empty = [number for number in sizes if number not in live]
+            dead = {n: size - live[n] for n, size in sizes.items() if n in live and n != max(sizes)}
+            worst = max(dead, key=dead.__getitem__, default=None)
+            if worst is None or dead[worst] < _LEAST_DEAD * sizes[worst]:
+                return {}, empty
+            return _moved(connection, session.segments, worst), empty
+
+        places, _ = await session.write(run, lambda done: session.segments.remove(done[1]))
+        return places
+
+    async def space(self, fingerprint: str, version: str) -> HiddenSpace | None:
+        """None when no episode was stored in it."""
+        return await self._session().read(lambda c: episodes.space(c, fingerprint, version))
+
+    def head(self, place: Place) -> bytes | None:
+        """From any thread."""
+        record = self._session().segments.read(place)
+        return None if record is None else record.checked_head()
+
+    def body(self, place: Place) -> memoryview | None:
+        """In the memory map, perhaps with zeros behind its end."""
+        record = self._session().segments.read(place)
+        return None if record is None else record.checked_body()
+
+    def announce(self, numbers: Sequence[int]) -> None:
+        """These left by retention, or because somebody is forgotten."""
+        if numbers and self.on_removed is not None:
+            self.on_removed(numbers)
+
+
+def _moved(connection: Connection, segments: Segments, segment: int) -> dict[int, Place]:
+    """Damaged records stay behind, where `state verify` finds them."""
+    rows = episodes.places_in(connection, segment)
+    sound = {number: place for number, place in rows.items() if segments.is_sound(place)}
+    if len(sound) < len(rows):
+        _log.error("%d episodes of segment %d are damaged", len(rows) - len(sound), segment)
+    moved = dict(zip(sound, segments.move(list(sound.values())), strict=True))
+    episodes.relocate(connection, moved)
+    return moved

@@ -1,0 +1,299 @@
+"""Rows of remembered episodes. The bytes that they name are in `segments`; what both mean is the memory's affair.
+
+What a newer answer superseded exists for undo only: undo makes it current again, and whatever else takes the newer
+one away takes it along.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..episodes import Episode, EpisodeEntry, EpisodeText, NewEpisode, Place, Question, Scope, key_of, person_of
+from ..lora import HiddenSpace
+from .privacy import text_bytes, text_from
+from .segments import Segments
+
+__all__ = [
+    "bytes_by_segment",
+    "delete",
+    "entries",
+    "find",
+    "inherit",
+    "move",
+    "places",
+    "places_in",
+    "put",
+    "relocate",
+    "revive",
+    "select",
+    "space",
+    "supersede",
+    "use",
+    "with_superseded",
+]
+
+_PLACE = "segment, offset, bytes, stamp"
+_ENTRY = (
+    "number, rank, model, fingerprint, scope, tenant, user, key_id, kind, superseded_by, standing, static, "
+    + _PLACE
+)
+_EPISODE = (
+    "e.number, model, fingerprint, scope, tenant, user, key_id, request_id, feedback_id, kind, tokens, "
+    "answer_tokens, bytes, created_at, promoted_by, promoted_at, superseded_by, uses, question, system, "
+    "answer, body, stamp, rank"
+)
+_CHUNK = 500
+"""Numbers in one statement: SQLite takes a limited count of parameters"""
+
+
+def put(connection: sqlite3.Connection, segments: Segments, new: NewEpisode, *, keep_text: bool) -> EpisodeEntry:
+    """Bytes first, row second."""
+    episode, at = new.episode, segments.append(new.head, new.body)
+    rank = _next_rank(connection) if new.rank is None else new.rank
+    columns: dict[str, object] = {
+        "rank": rank,
+        "model": episode.model,
+        "fingerprint": episode.fingerprint,
+        "scope": episode.scope,
+        "tenant": episode.tenant,
+        "user": text_bytes(episode.user),
+        "key_id": episode.key_id,
+        "request_id": episode.request_id,
+        "feedback_id": episode.feedback_id,
+        "kind": episode.kind,
+        "tokens": episode.tokens,
+        "answer_tokens": episode.answer_tokens,
+        "created_at": episode.created_at,
+        "stored_at": time.time() if new.stored_at is None else new.stored_at,
+        "promoted_by": episode.promoted_by,
+        "promoted_at": episode.promoted_at,
+        "superseded_by": episode.superseded_by,
+        "uses": episode.uses,
+        "standing": new.standing,
+        "static": new.static,
+        "segment": at.segment,
+        "offset": at.offset,
+        "bytes": at.length,
+        "stamp": at.stamp,
+    }
+    cursor = connection.execute(
+        f"INSERT INTO episodes ({', '.join(columns)}) VALUES ({_marks(columns)})", tuple(columns.values())
+    )
+    number = int(cursor.lastrowid or 0)
+    if keep_text and episode.question is not None:
+        _put_text(connection, number, episode.question, episode.text)
+    connection.execute(
+        "INSERT OR IGNORE INTO hidden_spaces VALUES (?, ?, ?, ?)",
+        (episode.fingerprint, new.space.version, _f32(new.space.mean), _f32(new.space.spread)),
+    )
+    return entries(connection, "WHERE number = ?", number)[0]
+
+
+def _put_text(connection: sqlite3.Connection, number: int, question: Question, text: EpisodeText | None) -> None:
+    answer, body = (None, None) if text is None else (text_bytes(text.answer), text.body)
+    connection.execute(
+        "INSERT INTO episode_texts VALUES (?, ?, ?, ?, ?)",
+        (number, text_bytes(question.text), text_bytes(question.system), answer, body),
+    )
+
+
+def entries(connection: sqlite3.Connection, where: str, *values: object) -> list[EpisodeEntry]:
+    """What the index keeps of these rows."""
+    rows = connection.execute(f"SELECT {_ENTRY} FROM episodes {where}", values)
+    return [_entry(row) for row in rows]
+
+
+def find(connection: sqlite3.Connection, numbers: Sequence[int] | None = None) -> list[Episode]:
+    """By rank. None: all."""
+    table = "SELECT " + _EPISODE + " FROM episodes e LEFT JOIN episode_texts t ON t.number = e.number"
+    if numbers is None:
+        return [_episode(row) for row in connection.execute(f"{table} ORDER BY rank")]
+    rows: list[tuple[Any, ...]] = []
+    for some in _slices(numbers):
+        rows += connection.execute(f"{table} WHERE e.number IN ({_marks(some)})", some).fetchall()
+    return [_episode(row) for row in sorted(rows, key=lambda row: int(row[-1]))]
+
+
+def move(connection: sqlite3.Connection, number: int, scope: Scope, by: str) -> EpisodeEntry | None:
+    """Into another scope, as the newest there; None when there is no such row."""
+    connection.execute(
+        "UPDATE episodes SET scope = ?, rank = ?, promoted_by = ?, promoted_at = ? WHERE number = ?",
+        (scope, _next_rank(connection), by, time.time(), number),
+    )
+    found = entries(connection, "WHERE number = ?", number)
+    return found[0] if found else None
+
+
+def supersede(connection: sqlite3.Connection, numbers: Iterable[int], by: int) -> None:
+    """From now on `by` stands for these."""
+    connection.executemany("UPDATE episodes SET superseded_by = ? WHERE number = ?", [(by, n) for n in numbers])
+
+
+def inherit(connection: sqlite3.Connection, old: int, new: int) -> None:
+    """What `old` superseded is superseded by `new`, and who superseded `old` supersedes `new`."""
+    connection.execute(
+        "UPDATE episodes SET superseded_by = (SELECT superseded_by FROM episodes WHERE number = ?) "
+        "WHERE number = ?",
+        (old, new),
+    )
+    connection.execute("UPDATE episodes SET superseded_by = ? WHERE superseded_by = ?", (new, old))
+
+
+def revive(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[EpisodeEntry]:
+    """What these superseded is as if they had never been. -> those that are current again"""
+    returning = []
+    for number in numbers:
+        rows = connection.execute(
+            "UPDATE episodes SET superseded_by = (SELECT superseded_by FROM episodes WHERE number = ?1) "
+            "WHERE superseded_by = ?1 RETURNING number, superseded_by",
+            (number,),
+        ).fetchall()
+        returning += [row[0] for row in rows if row[1] is None]
+    found = [entries(connection, "WHERE number = ?", number) for number in returning if number not in numbers]
+    return [entry for one in found for entry in one]
+
+
+def with_superseded(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[int]:
+    """These numbers, where there are such rows, and those of all that they superseded."""
+    doomed: dict[int, None] = {}
+    for some in _slices(numbers):
+        rows = connection.execute(
+            f"WITH RECURSIVE doomed (number) AS (SELECT number FROM episodes WHERE number IN ({_marks(some)}) "
+            "UNION SELECT e.number FROM episodes e JOIN doomed d ON e.superseded_by = d.number) "
+            "SELECT number FROM doomed",
+            some,
+        )
+        doomed |= dict.fromkeys(row[0] for row in rows)
+    return list(doomed)
+
+
+def select(connection: sqlite3.Connection, where: str, *values: object) -> list[int]:
+    """Numbers of these rows."""
+    return [row[0] for row in connection.execute(f"SELECT number FROM episodes WHERE {where}", values)]
+
+
+def delete(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[Place]:
+    """-> whose bytes are to be overwritten once this is durable."""
+    found: list[Place] = []
+    for some in _slices(numbers):  # before the first goes: rows that it superseded go with it
+        rows = connection.execute(f"SELECT {_PLACE} FROM episodes WHERE number IN ({_marks(some)})", some)
+        found += [Place(*row) for row in rows]
+    connection.executemany("DELETE FROM episodes WHERE number = ?", [(number,) for number in numbers])
+    if found:
+        connection.execute(
+            "DELETE FROM hidden_spaces WHERE fingerprint NOT IN (SELECT DISTINCT fingerprint FROM episodes)"
+        )
+    return found
+
+
+def use(connection: sqlite3.Connection, uses: Mapping[int, tuple[int, float]]) -> None:
+    """Number -> (further uses, standing)."""
+    connection.executemany(
+        "UPDATE episodes SET uses = uses + ?, standing = ? WHERE number = ?",
+        [(more, standing, number) for number, (more, standing) in uses.items()],
+    )
+
+
+def places(connection: sqlite3.Connection) -> dict[int, Place]:
+    """Number -> place, of all rows."""
+    return {row[0]: Place(*row[1:]) for row in connection.execute(f"SELECT number, {_PLACE} FROM episodes")}
+
+
+def places_in(connection: sqlite3.Connection, segment: int) -> dict[int, Place]:
+    """Number -> place, of the rows in one segment."""
+    rows = connection.execute(
+        f"SELECT number, {_PLACE} FROM episodes WHERE segment = ? ORDER BY offset", (segment,)
+    )
+    return {row[0]: Place(*row[1:]) for row in rows}
+
+
+def bytes_by_segment(connection: sqlite3.Connection) -> dict[int, int]:
+    """Segment -> bytes that rows name."""
+    return dict(connection.execute("SELECT segment, sum(bytes) FROM episodes GROUP BY segment").fetchall())
+
+
+def relocate(connection: sqlite3.Connection, moved: Mapping[int, Place]) -> None:
+    """Name the new places."""
+    connection.executemany(
+        "UPDATE episodes SET segment = ?, offset = ?, bytes = ?, stamp = ? WHERE number = ?",
+        [(*place, number) for number, place in moved.items()],
+    )
+
+
+def space(connection: sqlite3.Connection, fingerprint: str, version: str) -> HiddenSpace | None:
+    """None when no episode was stored in it."""
+    row = connection.execute(
+        "SELECT mean, spread FROM hidden_spaces WHERE fingerprint = ? AND version = ?", (fingerprint, version)
+    ).fetchone()
+    if row is None:
+        return None
+    mean, spread = (np.frombuffer(data, "<f4").astype(np.float32) for data in row)
+    return HiddenSpace(mean=mean, spread=spread, version=version)
+
+
+def _slices(numbers: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    for start in range(0, len(numbers), _CHUNK):
+        yield tuple(numbers[start : start + _CHUNK])
+
+
+def _marks(values: Collection[object]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _next_rank(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT coalesce(max(rank), 0) + 1 FROM episodes").fetchone()[0])
+
+
+def _f32(values: Any) -> bytes:
+    return np.ascontiguousarray(values, dtype="<f4").tobytes()
+
+
+def _entry(row: tuple[Any, ...]) -> EpisodeEntry:
+    number, rank, model, fingerprint, scope, tenant, user, key_id, kind, superseded_by, standing, static = row[:12]
+    person = person_of(text_from(user), key_id)
+    return EpisodeEntry(
+        number,
+        rank,
+        model,
+        fingerprint,
+        scope,
+        tenant,
+        person,
+        kind,
+        superseded_by,
+        standing,
+        static,
+        Place(*row[12:]),
+    )
+
+
+def _episode(row: tuple[Any, ...]) -> Episode:
+    question, system, answer, body = row[18:22]
+    return Episode(
+        key=key_of(row[0], row[22]),
+        number=row[0],
+        model=row[1],
+        fingerprint=row[2],
+        scope=row[3],
+        tenant=row[4],
+        user=text_from(row[5]),
+        key_id=row[6],
+        request_id=row[7],
+        feedback_id=row[8],
+        kind=row[9],
+        tokens=row[10],
+        answer_tokens=row[11],
+        nbytes=row[12],
+        created_at=row[13],
+        promoted_by=row[14],
+        promoted_at=row[15],
+        superseded_by=row[16],
+        uses=row[17],
+        question=None if question is None else Question(text_from(question) or "", text_from(system) or ""),
+        text=None if answer is None else EpisodeText(answer=text_from(answer) or "", body=body),
+    )
