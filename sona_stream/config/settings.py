@@ -117,7 +117,11 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     max_delta_ratio: Seconds = 0.5
     """Gate: mean |h' - h| / |h|."""
     max_logprob_drop: Seconds = 0.5
-    """Gate: fall of the mean log-likelihood per token of accepted answers."""
+    """Gate: fall of the mean log-likelihood per token of accepted answers, of all and of each pattern's."""
+    max_token_kl: Seconds = 20.0
+    """Gate: KL to the base model at any one token of the replay sample."""
+    max_repetition: Seconds = 0.05
+    """Gate: rise of the chance that a drawn token repeats another one, over the base model's (degenerate text)."""
     least_trust: Annotated[float, Meta(ge=0.01, le=1)] = 0.15
     """Share of an adapter that is served before the ratings prove to be about the answers; 1: always all of it."""
     ratio_clip: tuple[float, float] = (0.5, 2.0)

@@ -190,7 +190,7 @@ class ToyHost:
 
     async def evaluate(self, captures, weights):
         self.calls.append("evaluate")
-        kls, logps, bases, ratios = [], [], [], []
+        kls, logps, bases, ratios, chances = [], [], [], [], [[], []]
         for capture in captures:
             h, rows = capture.hidden.astype(np.float64), np.arange(len(capture))
             lp, lp0 = self.logp(h, weights, capture.temperature), self.logp(h, None, capture.temperature)
@@ -198,6 +198,8 @@ class ToyHost:
             logps.append(lp[rows, capture.token_ids].astype(np.float32))
             bases.append(lp0[rows, capture.token_ids].astype(np.float32))
             ratios.append(np.linalg.norm(self.delta(h, weights), axis=1) / np.linalg.norm(h, axis=1))
+            chances[0].append(np.exp(lp))
+            chances[1].append(np.exp(lp0))
         kl, ratio = np.concatenate(kls), np.concatenate(ratios)
         return Evaluation(
             mean_kl_to_base=float(kl.mean()),
@@ -207,6 +209,8 @@ class ToyHost:
             mean_delta_ratio=float(ratio.mean()),
             max_delta_ratio=float(ratio.max()),
             finite=bool(np.isfinite(kl).all()),
+            collision=float((np.concatenate(chances[0]).mean(axis=0) ** 2).sum()),
+            base_collision=float((np.concatenate(chances[1]).mean(axis=0) ** 2).sum()),
         )
 
 

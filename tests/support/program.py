@@ -206,5 +206,7 @@ QUICK = {
         "max_kl_to_base": 20,
         "max_delta_ratio": 3,
         "max_logprob_drop": 5,
+        "max_token_kl": 100,
+        "max_repetition": 1,
     },
 }

@@ -158,7 +158,7 @@ class BackgroundLoop:
                 return await state.versions.publish(
                     line, served, kept, reason="replay", metrics=metrics, feedback_ids=news
                 )
-        state.counters[f"gated_{verdict.gate}"] += 1
+        state.refuse(line.key, verdict.gate, verdict.reason)
         _log.info("adapter %s: the refit is not published: %s", line.key, verdict.reason)
         return None
 

@@ -161,12 +161,12 @@ class InstantLoop:
             step_kl=state.step_kl,
         )
         if step is None:
-            return self._gated(feedback, "budget", "no step within step_kl was found")
+            return self._gated(feedback, line.key, "budget", "no step within step_kl was found")
         evidence = evidence.counting(correction=lesson.quality is None)
         served, kept = state.version(step.weights, step.moments, evidence)
         verdict = await state.gate(line.key, served, lesson)
         if not verdict.ok:
-            return self._gated(feedback, verdict.gate, verdict.reason)
+            return self._gated(feedback, line.key, verdict.gate, verdict.reason)
         metrics = {**verdict.metrics, "predicted_kl": step.predicted_kl, "advantage": advantage}
         record = await state.versions.publish(
             line, served, kept, reason="step", metrics=metrics, feedback_ids=(feedback.id,)
@@ -176,8 +176,8 @@ class InstantLoop:
             return _outcome(feedback, "accepted", f"observed as {record.key}@{record.version}, not served")
         return _outcome(feedback, "published", "step", _ref(line.key, record.version))
 
-    def _gated(self, feedback: Feedback, gate: str, reason: str) -> FeedbackOutcome:
-        self._state.counters[f"gated_{gate}"] += 1
+    def _gated(self, feedback: Feedback, key: AdapterKey, gate: str, reason: str) -> FeedbackOutcome:
+        self._state.refuse(key, gate, reason)
         return _outcome(feedback, "gated", reason)
 
 

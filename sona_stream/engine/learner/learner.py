@@ -195,6 +195,7 @@ class Learner:
             "idle": self._inbox.idle and self._background.idle,
             "inbox_overflows": self._inbox.overflows,
             "counters": dict(state.counters),
+            "gates": state.refusals.view(),
             "served": served,
             "accepted_feedback": counts,
             "rewards": {str(root): ledger.baseline.tenant.mean for root, ledger in state.ledgers.items()},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
-from itertools import zip_longest
 from typing import Literal, Protocol
 
 import numpy as np
@@ -16,13 +15,14 @@ from ...lora import AdapterRecord, Curvature, LoraWeights
 from ...protocols import HiddenStateHost, Store
 from .baseline import advantages
 from .evidence import Evidence, dependence, trust_of
-from .gates import Limits, Verdict, judge
+from .gates import Limits, Verdict, judge, sample
 from .initial import initial_weights
 from .keys import EVERYTHING, AdapterKey
 from .ledger import Ledger
-from .lessons import DEMONSTRATION, Lesson, LessonBook, up_to
+from .lessons import DEMONSTRATION, Lesson, LessonBook
 from .measurements import Measurements
 from .optimiser import RIDGE, Moments, Pace, contracted
+from .refusals import Refusals
 from .tenure import answering_since
 from .turns import TakingTurns
 from .versions import Line, Versions
@@ -78,6 +78,7 @@ class State:
         self._books: OrderedDict[AdapterKey, LessonBook] = OrderedDict()
         self.measurements = Measurements(store)
         self.counters: Counter[str] = Counter()
+        self.refusals = Refusals()
 
     @property
     def rate(self) -> float:
@@ -235,26 +236,23 @@ class State:
         return [self.versions.line(line.key.at(group)) for group in reversed(coarser)]
 
     async def gate(self, key: AdapterKey, weights: LoraWeights, lesson: Lesson | None) -> Verdict:
-        """Evaluate `weights` on this lesson and a sample of the key's, accepted answers and others in turn."""
-        known = [one for one in (await self.book(key)).of(key) if one is not lesson]
-        mixed = _alternating(known, [self._accepted(one) for one in known])
-        tokens = self.settings.gate_tokens
+        """Evaluate `weights` on this lesson and a sample of the tenant's, most of them of this key."""
+        book = await self.book(key)
+        own = [one for one in book.of(key) if one is not lesson]
+        others = [one for one in book if key.group not in one.groups]
         first = [] if lesson is None else [lesson]
-        sample = [*first, *up_to(mixed, int(tokens * INSTANT_SHARE) if first else tokens)]
-        if not sample:
+        tokens = int(self.settings.gate_tokens * (INSTANT_SHARE if first else 1.0))
+        chosen = [*first, *sample(own, others, self._accepted, tokens)]
+        if not chosen:
             return Verdict("no_evidence", "there is no answer to check the version on", {})
-        evaluation = await self.host(key.model).evaluate([one.capture for one in sample], weights)
-        limits = Limits(self.settings.max_kl_to_base, self.settings.max_delta_ratio, self.settings.max_logprob_drop)
-        return judge(weights, evaluation, [self._accepted(one) for one in sample], limits)
+        evaluation = await self.host(key.model).evaluate([one.capture for one in chosen], weights)
+        accepted, patterns = [self._accepted(one) for one in chosen], [one.groups[-1] for one in chosen]
+        return judge(weights, evaluation, accepted, Limits.of(self.settings), patterns)
+
+    def refuse(self, key: AdapterKey, gate: str, reason: str) -> None:
+        """Counts a version that is not served, and why."""
+        self.counters[f"gated_{gate}"] += 1
+        self.refusals.add(key, gate, reason)
 
     def _accepted(self, lesson: Lesson) -> bool:
         return lesson.quality is None or lesson.quality >= self.rates.quality_threshold
-
-
-def _alternating(lessons: list[Lesson], accepted: list[bool]) -> list[Lesson]:
-    """A repeatable random order in which accepted answers and the others alternate while there are both."""
-    order = np.random.default_rng(len(lessons)).permutation(len(lessons))
-    good = [lessons[int(i)] for i in order if accepted[int(i)]]
-    others = [lessons[int(i)] for i in order if not accepted[int(i)]]
-    pairs = zip_longest(good, others)
-    return [one for pair in pairs for one in pair if one is not None]
