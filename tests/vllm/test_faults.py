@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine import adapter_arrays
+from engine import adapter_arrays, capture
 
 PROMPTS = [[5 + 3 * i + j for j in range(7 + 4 * i)] for i in range(4)]
 EXTRAS = [None, {"sona": "a", "sona_rid": "x"}, None, None]
@@ -103,6 +103,66 @@ def test_other_weights_take_what_was_learned_with_them(engine):
         engine.generate(PROMPTS, EXTRAS)
     assert engine.call("install")["fingerprint"] == before
     assert runner.model.lm_head is lm_head
+
+
+def _gradient_job(engine, handle, tokens):
+    """A gradient that is computed in slices, and did not begin yet."""
+    from sona_stream_adapters.vllm_plugin.codec import pack
+
+    arrays = {**adapter_arrays(engine.d), "advantages_0": np.ones(tokens, np.float32)}
+    return engine.call("gradient", [handle], pack(arrays, {"anchor": 0.1}), {"sliced": True})["job"]
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_a_reload_voids_what_was_computed_with_the_weights_before_it(engine, other):
+    """Before any step, too. Under the same weights adapters and captures stay; under others everything goes."""
+    weight = engine.worker.model_runner.model.lm_head.weight.data
+    info = engine.call("install")
+    engine.put("a", 1, adapter_arrays(engine.d))
+    engine.generate(PROMPTS, EXTRAS)
+    held = capture(engine, "x")
+    job = _gradient_job(engine, held.handle, len(held))
+    assert engine.call("advance", job)["done"] is True
+    job = _gradient_job(engine, held.handle, len(held))
+    if other:
+        weight[:64].mul_(1.5)
+    engine.service.wraps._stale = True
+    try:
+        gone = engine.call("advance", job, ok=False)
+        assert gone["gone"] == [held.handle]
+        assert "loaded again" in gone["error"]
+        kept = engine.call("capture", "x")["state"]
+        assert kept == ("unknown" if other else "done")
+        assert engine.call("adapters")["adapters"] == [] or not other
+        assert (engine.call("install")["instance"] != info["instance"]) == other
+        if other:
+            assert engine.call("stats")["captures"] == 0
+            refused = engine.call("put", "a", 1, _blob(engine, fingerprint=info["fingerprint"]), ok=False)
+            assert "another model" in refused["error"]
+    finally:
+        if other:
+            weight[:64].div_(1.5)
+            engine.service.wraps._stale = True
+    assert engine.call("install")["fingerprint"] == info["fingerprint"]
+
+
+def test_answers_without_the_hook_are_named(engine, monkeypatch):
+    engine.put("a", 1, adapter_arrays(engine.d))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.service.hook.planner, "plan", lambda *args, **kwargs: 1 / 0)
+        engine.generate(PROMPTS, [{"sona": "a", "sona_rid": "during"}, *[None] * 3])
+    engine.generate(PROMPTS, [{"sona": "a", "sona_rid": "after"}, *[None] * 3])
+    for rid, words in (("during", "failed while it was being answered"), ("after", "switched itself off before")):
+        told = engine.call("capture", rid)
+        assert (told["state"], told["unserved"]) == ("unknown", True)
+        assert words in told["reason"]
+        assert "ZeroDivisionError" in told["reason"]
+    assert set(engine.call("install")["unserved"]) >= {"during", "after"}
+    assert "captures nothing now" in engine.call("capture", "never")["reason"]
+    assert engine.call("stats")["live_requests"] == 0
+    assert engine.call("install", True)["disabled"] == ""
+    engine.generate(PROMPTS, EXTRAS)
+    capture(engine, "x")
 
 
 def _blob(engine, arrays=None, **facts):

@@ -290,3 +290,36 @@ def test_states_that_lie_in_a_buffer_are_kept_before_the_next_step_writes_to_it(
     rows = stand.ring.read(stand.hook.requests.live["r"].rows)
     assert rows.hidden[:, 0].tolist() == [1.0, 2.0, 3.0, 4.0]
     assert rows.token_ids.tolist() == [0, 1, 2, 3]
+
+
+def test_who_is_answered_without_the_hook_is_known(monkeypatch):
+    """Those in the step in which it fails, and those who come later; who had ended keeps its capture."""
+    stand = Stand()
+    stand.table.put("k", 1, weights(D))
+    stand.runner.step(scheduled({"a": 3, "b": 3}, new=[new_request("a", sona_rid="A"), new_request("b", sona="k")]))
+    monkeypatch.setattr(stand.hook.planner, "plan", lambda *args, **kwargs: 1 / 0)
+    new = [new_request("c", sona="k", sona_rid="C"), new_request("d")]
+    stand.runner.step(scheduled({"b": 1, "c": 3, "d": 3}, new=new, finished=["a"]))
+    assert "ZeroDivisionError" in stand.counters.disabled
+    stand.runner.step(scheduled({"e": 3}, new=[new_request("e", sona="k", sona_rid="E", sona_gates=3)]))
+    stand.runner.step(scheduled({"f": 3}, new=[new_request("f", sona="k", sona_rid="F")], finished=["c", "e"]))
+    assert list(stand.hook.unserved.newest()) == ["C", "F"]
+    assert "failed while" in stand.hook.unserved.reason("C")
+    assert "switched itself off before" in stand.hook.unserved.reason("F")
+    assert stand.captures.waiting("A") is not None
+    assert not stand.hook.requests.live
+    monkeypatch.setattr(stand.hook, "pass_by", lambda scheduled: 1 / 0)
+    stand.runner.step(scheduled({"g": 3}, new=[new_request("g", sona_rid="G")]))  # and the step goes on
+
+
+def test_the_unserved_are_bounded():
+    from sona_stream_adapters.vllm_plugin.unserved import Unserved
+
+    unserved = Unserved()
+    for i in range(5000):
+        unserved.note(f"r{i}", "why")
+    unserved.note("r4999", "another reason")
+    assert len(unserved) == 4096
+    assert unserved.reason("r4999") == "why"
+    assert unserved.reason("r0") == ""
+    assert len(unserved.newest()) == 256

@@ -38,6 +38,7 @@ class Calls:
         self._service = Service(worker, settings, ranks)
         self._learning = Learning(self._service)
         self._scorings: OrderedDict[str, Scoring] = OrderedDict()
+        self._service.when_changed += [self._learning.forget, self._scorings.clear]
         if self._service.serves:
             self._learning.warm_up()
 
@@ -130,7 +131,7 @@ class Calls:
         if kept is None:
             waiting = service.captures.waiting(rid)
             if waiting is None:
-                return {"state": "unknown", "reason": "no request of this id is remembered"}
+                return self._unknown(rid)
             done, kept, reason = self._fetch(rid, waiting)
             if not done:
                 return {"state": "running", "reason": reason}
@@ -139,6 +140,13 @@ class Calls:
         arrays, facts = capture_parts(kept.capture(service.fingerprint), hidden=bool(hidden))
         marks = {"capped": kept.capped.cpu().numpy()}
         return {"state": "done", "blob": pack({**arrays, **marks}, facts)}
+
+    def _unknown(self, rid: str) -> Answer:
+        hook, off = self._service.hook, self._service.counters.disabled
+        if reason := hook.unserved.reason(rid):
+            return {"state": "unknown", "reason": reason, "unserved": True}
+        told = f"; the hook has switched itself off ({off}) and captures nothing now" if off else ""
+        return {"state": "unknown", "reason": f"no request of this id is remembered{told}"}
 
     def keep(self, blob: bytes) -> Answer:
         """A capture that comes back with its hidden states: it can be asked about by ``handle`` again."""
@@ -215,6 +223,7 @@ class Calls:
             raise Refusal("this is not the last pipeline rank: it has no hidden states")
         if self._service.problems:
             raise Refusal(_refusal(self._service))
+        self._service.model_changed()  # what is of another model's weights must not be served or computed with
         return self._service
 
     def _fetch(self, rid: str, tracked: Tracked) -> tuple[bool, Kept | None, str]:

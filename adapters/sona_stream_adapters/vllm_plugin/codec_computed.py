@@ -126,11 +126,17 @@ def space_from(arrays: Arrays, facts: Facts) -> HiddenSpace:
 
 
 def curvature_parts(curvature: Curvature) -> tuple[Arrays, Facts]:
-    """``constant`` (d,), ``vectors`` (k, d), ``values`` (k,), ``scores`` (n, d); the scalars among the facts."""
-    outputs = curvature.outputs
+    """``constant`` (d,), ``vectors`` (k, d), ``values`` (k,), ``scores`` (n, d), and where they are known
+    ``input_vectors`` and ``input_values``; the scalars among the facts.
+    """
+    outputs, inputs = curvature.outputs, curvature.inputs
     arrays = {"constant": curvature.constant, "vectors": outputs.vectors, "values": outputs.values}
     whole = {name: np.asarray(array, np.float32) for name, array in {**arrays, "scores": curvature.scores}.items()}
-    return whole, {"tokens": curvature.tokens, "rms": curvature.rms, "rest": outputs.rest}
+    facts: Facts = {"tokens": curvature.tokens, "rms": curvature.rms, "rest": outputs.rest}
+    if inputs is not None:
+        whole |= {"input_vectors": inputs.vectors, "input_values": inputs.values}
+        facts["input_rest"] = inputs.rest
+    return whole, facts
 
 
 def curvature_from(arrays: Arrays, facts: Facts) -> Curvature:
@@ -141,4 +147,10 @@ def curvature_from(arrays: Arrays, facts: Facts) -> Curvature:
         constant=taken(arrays, "constant", 1),
         outputs=Spectrum(taken(arrays, "vectors", 2), taken(arrays, "values", 1), number(facts, "rest")),
         scores=taken(arrays, "scores", 2),
+        inputs=_inputs_from(arrays, facts) if "input_vectors" in arrays else None,
     )
+
+
+def _inputs_from(arrays: Arrays, facts: Facts) -> Spectrum:
+    vectors, values = taken(arrays, "input_vectors", 2), taken(arrays, "input_values", 1)
+    return Spectrum(vectors, values, number(facts, "input_rest"))

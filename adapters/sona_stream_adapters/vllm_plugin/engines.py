@@ -92,6 +92,7 @@ class Engines:
             **first,
             "instance": instance,
             "engines": len(results),
+            "unserved": {rid: reason for one in results for rid, reason in (one.get("unserved") or {}).items()},
             "disabled": next((str(one["disabled"]) for one in results if one.get("disabled")), ""),
             "problems": list(dict.fromkeys(problems)),
         }

@@ -19,10 +19,11 @@ from .adapting import adapt
 from .captures import CaptureStore
 from .counters import Counters
 from .plan import Captured, Plan, Planner
-from .requests import Requests, Tracked
+from .requests import Requests, Tracked, binding_from
 from .ring import CaptureRing
 from .settings import PluginSettings
 from .staging import Scored, Step, own
+from .unserved import Unserved
 
 __all__ = ["Hook", "Layout"]
 
@@ -64,6 +65,7 @@ class Hook:
     ) -> None:
         self.counters = counters
         self.requests = Requests(table, counters)
+        self.unserved = Unserved()
         self.planner = Planner(table, episodes, counters, settings.max_delta, device)
         self._settings, self._table, self._ring, self._captures = settings, table, ring, captures
         self._layout: Callable[[], Layout] | None = None
@@ -84,8 +86,26 @@ class Hook:
         """Pass everything through from now on, and say why."""
         self.counters.errors += 1
         self.counters.disabled = f"{where}: {type(error).__name__}: {error}"
-        self._layout = self._pending = None
         logger.exception("sona: the hook disabled itself in %s; answers go on without adapters", where)
+        self.give_up(f"the hook failed while it was being answered ({self.counters.disabled})")
+
+    def give_up(self, reason: str) -> None:
+        """Who is being answered now goes on without us; what had ended is kept."""
+        self._layout = self._pending = None
+        ended, self.requests.finished[:] = list(self.requests.finished), []
+        self._captures.finish(ended)
+        for tracked in self.requests.live.values():
+            if tracked.binding.rid is not None:
+                self.unserved.note(tracked.binding.rid, reason)
+        self.requests.end_all()
+
+    def pass_by(self, scheduled: Any) -> None:
+        """A step starts while the hook is off: who comes is served without it."""
+        for new in scheduled.scheduled_new_reqs:
+            binding = None if new.sampling_params is None else binding_from(new.sampling_params.extra_args)
+            if binding is not None and binding.rid is not None:
+                reason = f"the hook had switched itself off before ({self.counters.disabled})"
+                self.unserved.note(binding.rid, reason)
 
     def begin(self, scheduled: Any) -> None:
         """A step starts: who came, who left."""

@@ -39,7 +39,8 @@ MAX_JOBS = 16
 
 Answer = dict[str, Any]
 Numbers = np.ndarray[Any, Any]
-_Job = tuple[Job[Any], Callable[[Any], Answer]]
+_Job = tuple[Job[Any], Callable[[Any], Answer], list[str]]
+"""what runs, what makes an answer of it, and the captures that it is about"""
 
 
 class Learning:
@@ -52,6 +53,7 @@ class Learning:
         self._scratch = Scratch()
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
         self._started = 0
+        self._forgotten: OrderedDict[str, list[str]] = OrderedDict()
 
     def warm_up(self) -> None:
         """The first gradient of a process takes seconds (kernels are chosen, buffers made): not at a lesson."""
@@ -82,7 +84,7 @@ class Learning:
         )
         top_k = options.get("top_k", facts.get("top_k"))
         task = predicted_kl(self._source, self._batch(kept), old, new, top_k, self._scratch)
-        return self._run(task, lambda kl: {"kl": float(kl)}, options)
+        return self._run(task, lambda kl: {"kl": float(kl)}, options, kept)
 
     def evaluate(self, handles: Sequence[str], blob: bytes, options: Answer) -> Answer:
         """An adapter -> `Evaluation`."""
@@ -94,12 +96,13 @@ class Learning:
         def answer(evaluation: Evaluation) -> Answer:
             return {"blob": pack(*evaluation_parts(evaluation))}
 
-        return self._run(task, answer, options)
+        return self._run(task, answer, options, kept)
 
     def curvature(self, handles: Sequence[str], options: Answer) -> Answer:
         """`Curvature` of these captures."""
-        task = curvature(self._source, self._batch(self._find(handles)), self._scratch)
-        return self._run(task, lambda found: {"blob": pack(*curvature_parts(found))}, options)
+        kept = self._find(handles)
+        task = curvature(self._source, self._batch(kept), self._scratch)
+        return self._run(task, lambda found: {"blob": pack(*curvature_parts(found))}, options, kept)
 
     def hidden_space(self, handles: Sequence[str], version: str) -> Answer:
         """Where the hidden states of these captures lie."""
@@ -109,9 +112,12 @@ class Learning:
 
     def advance(self, job: str) -> Answer:
         """``{"done": False}``, or with ``"done": True`` what the call would have answered."""
+        if job in self._forgotten:
+            handles = self._forgotten.pop(job)
+            raise Refusal("the model was loaded again meanwhile: what was computed is void", gone=handles)
         if job not in self._jobs:
             raise Refusal(f"job {job!r} is not here: it was answered, or {MAX_JOBS} others began since")
-        running, answer = self._jobs[job]
+        running, answer, _ = self._jobs[job]
         try:
             done = running.advance(max(1, self._service.settings.gradient_tokens // CHUNK))
         except BaseException:
@@ -123,10 +129,14 @@ class Learning:
         return {"done": True, **answer(running.result())}
 
     def forget(self) -> None:
-        """Give up what runs: the model changed."""
-        for job, _ in self._jobs.values():
+        """Give up what runs and what was computed: the model changed."""
+        for name, (job, _, handles) in self._jobs.items():
             job.close()
+            self._forgotten[name] = handles
+        while len(self._forgotten) > MAX_JOBS:
+            self._forgotten.popitem(last=False)
         self._jobs.clear()
+        self._scratch.clear()
 
     @property
     def _source(self) -> Any:
@@ -161,15 +171,21 @@ class Learning:
         def answer(found: LoraGradient) -> Answer:
             return {"blob": pack(*gradient_parts(found))}
 
-        return self._run(gradient(self._source, self._batch(kept), signal, self._scratch), answer, options)
+        return self._run(gradient(self._source, self._batch(kept), signal, self._scratch), answer, options, kept)
 
-    def _run(self, task: Generator[None, None, Any], answer: Callable[[Any], Answer], options: Answer) -> Answer:
+    def _run(
+        self,
+        task: Generator[None, None, Any],
+        answer: Callable[[Any], Answer],
+        options: Answer,
+        kept: Sequence[Kept],
+    ) -> Answer:
         job: Job[Any] = Job(task)
         if not options.get("sliced"):
             return answer(job.run())
         self._started += 1
         name = f"job-{self._started}"
-        self._jobs[name] = (job, answer)
+        self._jobs[name] = (job, answer, [one.handle for one in kept])
         while len(self._jobs) > MAX_JOBS:
             self._jobs.popitem(last=False)[1][0].close()
         return {"job": name}

@@ -55,7 +55,7 @@ class Tracked:
     """factors and version that served while the answer was read"""
 
 
-def binding_from(extra_args: Mapping[str, Any] | None, counters: Counters) -> Binding | None:
+def binding_from(extra_args: Mapping[str, Any] | None, counters: Counters | None = None) -> Binding | None:
     """None when the request has nothing for us. What cannot be used is counted and left out: a request that vLLM
     has accepted is never refused here.
     """
@@ -66,7 +66,8 @@ def binding_from(extra_args: Mapping[str, Any] | None, counters: Counters) -> Bi
     try:
         return _checked(extra_args)
     except (TypeError, ValueError):
-        counters.bad_bindings += 1
+        if counters is not None:
+            counters.bad_bindings += 1
         return None
 
 

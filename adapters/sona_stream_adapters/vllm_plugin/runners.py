@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from .hook import Hook, Layout
 from .lm_head import without_lora
 
 __all__ = ["RunnerWraps", "problems_of", "runner_kind"]
+
+logger = logging.getLogger("sona_stream.vllm_plugin")
 
 _METHODS = {"v1": ("execute_model", "_sample"), "v2": ("execute_model", "sample")}
 _FIRST_PARAMETERS = {
@@ -68,7 +71,7 @@ class RunnerWraps:
         self._runner, self._hook, self._on_reload = runner, hook, on_reload
         self._model: Any = None
         self._originals: dict[str, Any] = {}
-        self._stale = False
+        self._stale = self._blind = False
 
     def install(self) -> None:
         """Wrap the instance's methods; a second call changes nothing."""
@@ -118,6 +121,7 @@ class RunnerWraps:
     def _execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         hook, original = self._hook, self._originals["execute_model"]
         if hook.counters.disabled:
+            self._pass_by(scheduler_output)
             return original(scheduler_output, *args, **kwargs)
         try:
             if self._stale or self._runner.model is not self._model:
@@ -139,6 +143,15 @@ class RunnerWraps:
             except Exception as error:
                 hook.fail("prompt states", error)
         return out
+
+    def _pass_by(self, scheduler_output: Any) -> None:
+        """What fails here may be what switched the hook off: said once, and no reason to stop a step."""
+        try:
+            self._hook.pass_by(scheduler_output)
+        except Exception as error:
+            if not self._blind:
+                logger.warning("sona: who is answered without the hook cannot be told: %s", error)
+            self._blind = True
 
     def _layout_v1(self, scheduled: Any) -> Layout:
         request_ids = self._runner.input_batch.req_ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,6 +63,8 @@ class Service:
         self.ring = ring
         self.captures = CaptureStore(ring, self.counters, max_bytes=settings.capture_bytes)
         self.hook = Hook(settings, self.counters, self.table, self.episodes, ring, self.captures, self.device)
+        self.when_changed: list[Callable[[], None]] = []
+        """told when the model was replaced or loaded again: what they hold was computed with its weights"""
         self.wraps = RunnerWraps(runner, self.hook, self.model_changed)
         self.fingerprint = ""
         self.logits: BaseLogits | None = None
@@ -109,10 +112,14 @@ class Service:
             logger.warning(
                 "sona: another model was loaded: adapters, episodes and captures of the first are dropped"
             )
+            self.instance = secrets.token_hex(8)  # for its callers this is another start
+            self.hook.give_up("another model was loaded while it was being answered")
             self.table.clear()
             self.episodes.clear()
             self.captures.clear()
         self.hook.planner.forget()
+        for forget in self.when_changed:
+            forget()
 
     def info(self) -> dict[str, Any]:
         """What `sona_install` answers."""
@@ -131,6 +138,7 @@ class Service:
             "problems": list(self.problems),
             "warnings": list(self.warnings),
             "disabled": self.counters.disabled,
+            "unserved": self.hook.unserved.newest(),
         }
 
     def stats(self) -> dict[str, Any]:
@@ -148,6 +156,7 @@ class Service:
             "capture_bytes": self.captures.nbytes,
             "ring_bytes": self.ring.nbytes,
             "live_requests": len(self.hook.requests.live),
+            "unserved": len(self.hook.unserved),
         }
 
 
