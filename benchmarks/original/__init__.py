@@ -16,7 +16,7 @@ from typing import Any
 __all__ = ["Original", "OriginalUnavailable"]
 
 _HERE = Path(__file__).parent
-_FILES = ("package.json", "probe.js")
+_FILES = ("package.json", "probe.js", "learn.js", "vectors.js")
 
 
 class OriginalUnavailable(RuntimeError):

@@ -4,6 +4,7 @@
 //   node --expose-gc probe.js
 'use strict';
 const { SonaEngine } = require('@ruvector/sona');
+const { direction, ewc, regression } = require('./learn');
 
 const DIM = 3072;
 const PROFILES = { // the guide's, verbatim
@@ -13,24 +14,7 @@ const PROFILES = { // the guide's, verbatim
   edge: { hiddenDim: DIM, microLoraRank: 1, baseLoraRank: 4, microLoraLr: 0.001, qualityThreshold: 0.6, patternClusters: 15, trajectoryCapacity: 200, backgroundIntervalMs: 7200000, enableSimd: true },
 };
 
-// ---- vectors
-function mulberry32(seed) {
-  let a = seed >>> 0;
-  return () => {
-    a = (a + 0x6d2b79f5) | 0;
-    let t = Math.imul(a ^ (a >>> 15), 1 | a);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
-}
-const gaussian = (random) => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
-const normal = (dim, random) => Array.from({ length: dim }, () => gaussian(random));
-const dot = (a, b) => { let sum = 0; for (let i = 0; i < a.length; i++) sum += a[i] * b[i]; return sum; };
-const cosine = (a, b) => dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
-const unit = (v) => { const norm = Math.sqrt(dot(v, v)); return v.map((x) => x / norm); };
-const plus = (a, b, scale) => a.map((x, i) => x + scale * b[i]);
-const near = (centre, spread, random) => unit(plus(centre, unit(normal(centre.length, random)), spread));
-const mean = (values) => values.reduce((sum, v) => sum + v, 0) / values.length;
+const { mulberry32, normal, cosine, unit, plus, near, mean, trajectory } = require('./vectors');
 
 const random = mulberry32(1);
 const INPUTS = Array.from({ length: 64 }, () => unit(normal(DIM, random)));
@@ -40,12 +24,6 @@ function seconds(body) {
   const began = process.hrtime.bigint();
   body();
   return Number(process.hrtime.bigint() - began) / 1e9;
-}
-
-function trajectory(engine, query, steps, quality, attention) {
-  const id = engine.beginTrajectory(query);
-  for (const [activation, reward] of steps) engine.addTrajectoryStep(id, activation, attention, reward);
-  engine.endTrajectory(id, quality);
 }
 
 // the guide's "Basic LLM Enhancement", the model's own layers left out
@@ -111,7 +89,7 @@ const operations = {
   },
   learn: ({ name }) => { const e = engines[name]; let said; return { seconds: seconds(() => { said = e.forceLearn(); }), said, patterns: patternsStored(e) }; },
   find: ({ name, n, k }) => { const e = engines[name]; return { seconds: seconds(() => { for (let i = 0; i < n; i++) e.findPatterns(INPUTS[i & 63], k); }) }; },
-  learning,
+  learning, direction, regression, ewc,
   version: () => ({ version: require('@ruvector/sona/package.json').version, node: process.version }),
 };
 
