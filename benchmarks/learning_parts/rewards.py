@@ -95,7 +95,7 @@ FAMILIES = ("concise", "format", "lexical")
 
 _ASKED: dict[str, tuple[str, int, Callable[[str, str], float]]] = {
     "concise": ("You answer in one short sentence.", 48, concise),
-    "format": ("Reply with a numbered list and nothing else.", 64, listed),
+    "format": ("Reply with a plain numbered list: no introduction, no bold, one line an item.", 64, listed),
     "lexical": ("You answer in two or three sentences.", 48, lexical),
 }
 
