@@ -228,6 +228,8 @@ class Curvature:
     1/2 u^T E[g g^T] u nats per token"""
     scores: F32
     """(n, d), one row a capture: the mean of its g_t"""
+    inputs: Spectrum | None = None
+    """of E[h h^T]: what the hidden states are like; None where a host does not say"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -256,7 +258,7 @@ class AdapterRecord:
     weights: LoraWeights
     moments: Mapping[str, F32] = dataclasses.field(default_factory=dict)
     """optimiser state by name; belongs to this version"""
-    status: Literal["published", "observed", "rolled_back"] = "published"
+    status: Literal["published", "observed", "rolled_back", "canary"] = "published"
     reason: str = ""
     """what made it: step, replay, consolidate, rollback"""
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -80,3 +80,11 @@ def test_ranks_that_share_the_vocabulary_find_the_same():
     for ours in ranks.run(lambda rank: measured(CAPTURES, shard=ranks.shard(rank, V))):
         close(ours.scores, whole.scores, rtol=2e-5)
         close(ours.outputs.values, whole.outputs.values, rtol=1e-4)
+
+
+def test_inputs_are_the_second_moment_of_the_states():
+    inputs = measured(CAPTURES).inputs
+    hidden = np.concatenate([one.hidden for one in CAPTURES]).astype(np.float64)
+    vectors = inputs.vectors.astype(np.float64)
+    found = inputs.rest * np.eye(D) + vectors.T @ ((inputs.values - inputs.rest)[:, None] * vectors)
+    close(f32(found), hidden.T @ hidden / len(hidden), rtol=2e-5)

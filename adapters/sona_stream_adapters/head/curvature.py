@@ -17,6 +17,8 @@ __all__ = ["curvature"]
 
 DIRECTIONS = 32
 """eigenpairs kept: the loud directions of a policy are few"""
+INPUT_DIRECTIONS = 64
+"""the same of the hidden states: twice as many as the largest base pair has rows"""
 
 _RIDGE = 1e-2
 
@@ -44,15 +46,17 @@ def curvature(source: BaseLogits, batch: Batch, scratch: Scratch) -> Generator[N
     constant = _constant(hidden)
     yield
     rms = float(hidden.square().mean().sqrt())
+    inputs = _spectrum(hidden, INPUT_DIRECTIONS)
+    yield
     lengths = [len(capture) for capture in batch.captures]
     if batch.learned is None:
         scores = torch.stack([part.mean(0) for part in torch.split(gradients, lengths)])
-        return Curvature(len(batch), rms, constant, _spectrum(gradients.double()), _array(scores))
+        return Curvature(len(batch), rms, constant, _spectrum(gradients.double()), _array(scores), inputs)
     gradients.mul_(batch.learned[:, None])
     counts = [max(1, int(part.sum())) for part in torch.split(batch.learned, lengths)]
     sums = [part.sum(0) / n for part, n in zip(torch.split(gradients, lengths), counts, strict=True)]
     own = gradients[batch.learned] if bool(batch.learned.any()) else gradients
-    return Curvature(len(batch), rms, constant, _spectrum(own.double()), _array(torch.stack(sums)))
+    return Curvature(len(batch), rms, constant, _spectrum(own.double()), _array(torch.stack(sums)), inputs)
 
 
 def _constant(hidden: torch.Tensor) -> F32:
@@ -70,12 +74,12 @@ def _constant(hidden: torch.Tensor) -> F32:
     return np.ascontiguousarray(scaled.float().cpu().numpy())
 
 
-def _spectrum(gradients: torch.Tensor) -> Spectrum:
-    """Of E[g g^T], from the gradients (n, d)."""
-    n, d = gradients.shape
-    _, sizes, vectors = torch.linalg.svd(gradients, full_matrices=False)
+def _spectrum(rows: torch.Tensor, directions: int = DIRECTIONS) -> Spectrum:
+    """Of E[x x^T], from the rows x (n, d)."""
+    n, d = rows.shape
+    _, sizes, vectors = torch.linalg.svd(rows, full_matrices=False)
     values = sizes.square() / n
-    k = max(1, min(DIRECTIONS, int((values > 1e-12 * values[0]).sum())))
+    k = max(1, min(directions, int((values > 1e-12 * values[0]).sum())))
     rest = float(values[k:].sum()) / max(1, d - k)
     return Spectrum(_array(vectors[:k]), _array(values[:k].clamp_min(1e-12)), rest)
 

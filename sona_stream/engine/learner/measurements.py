@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
+import anyio
 import numpy as np
 
 from ...lora import F32, Curvature, Spectrum
 from ...protocols import HiddenStateHost, Store
+from .consolidation import merged
 from .keys import AdapterKey
 from .lessons import Lesson, up_to
 
@@ -64,8 +68,12 @@ class Measurements:
         scores = self._scores.setdefault(root, {})
         scores |= {one.feedback_id: row for one, row in zip(lessons, found.scores, strict=True)}
         known = self._curvatures.get(root)
-        if known is not None and known.tokens > found.tokens:
-            return known
+        if known is not None:
+            inputs = await anyio.to_thread.run_sync(_running, known, found)
+            larger = known if known.tokens > found.tokens else found
+            found = dataclasses.replace(larger, inputs=inputs)
+            if larger is known and inputs is known.inputs:
+                return known
         self._curvatures[root] = found
         await self._store.put_blob(_blob(host, root), _packed(found))
         return found
@@ -83,16 +91,29 @@ def _blob(host: HiddenStateHost, root: AdapterKey) -> str:
     return f"learner/curvature/{root}/{host.fingerprint}"
 
 
+def _running(known: Curvature, found: Curvature) -> Spectrum | None:
+    """Of the hidden states, over both measurements; what is older than `TOKENS` tokens fades."""
+    if known.inputs is None or found.inputs is None:
+        return found.inputs or known.inputs
+    return merged(known.inputs, found.inputs, found.tokens / (found.tokens + min(known.tokens, TOKENS)))
+
+
 def _packed(curvature: Curvature) -> bytes:
     """Without the scores."""
     file, outputs = io.BytesIO(), curvature.outputs
     scalars = np.asarray([curvature.tokens, curvature.rms, outputs.rest], dtype=np.float64)
-    np.savez(file, constant=curvature.constant, vectors=outputs.vectors, values=outputs.values, scalars=scalars)
+    arrays: dict[str, Any] = {"constant": curvature.constant, "vectors": outputs.vectors, "values": outputs.values}
+    if (inputs := curvature.inputs) is not None:
+        arrays |= {"input_vectors": inputs.vectors, "input_values": inputs.values}
+        scalars = np.append(scalars, inputs.rest)
+    np.savez(file, scalars=scalars, **arrays)
     return file.getvalue()
 
 
 def _unpacked(data: bytes) -> Curvature:
     with np.load(io.BytesIO(data), allow_pickle=False) as held:
-        tokens, rms, rest = (float(value) for value in held["scalars"])
+        tokens, rms, rest, *more = (float(value) for value in held["scalars"])
         constant, spectrum = held["constant"], Spectrum(held["vectors"], held["values"], rest)
-    return Curvature(int(tokens), rms, constant, spectrum, np.zeros((0, constant.shape[0]), dtype=np.float32))
+        inputs = Spectrum(held["input_vectors"], held["input_values"], more[0]) if more else None
+    scores = np.zeros((0, constant.shape[0]), dtype=np.float32)
+    return Curvature(int(tokens), rms, constant, spectrum, scores, inputs)

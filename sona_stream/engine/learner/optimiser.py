@@ -10,6 +10,9 @@ ratings. A part of the largest eigenvalue is added to M: directions quieter than
 is a bias, the part that needs the fewest ratings. The other columns, and every step of A (Adam, Kingma & Ba 2015,
 https://arxiv.org/abs/1412.6980, ``rate`` relative to A h of order 1), move in proportion to ``freedom``: how far
 answers not seen support what was learned so far.
+
+**The base pair** takes the same steps in the background. Its rows are white at birth (see `consolidation`), so that
+one stride fits every column.
 """
 
 from __future__ import annotations
@@ -21,13 +24,26 @@ import numpy as np
 
 from ...lora import F32, Curvature, LoraGradient, LoraWeights, LowRank
 
-__all__ = ["RIDGE", "Direction", "Moments", "Pace", "contracted", "moved", "shifted", "step_of"]
+__all__ = [
+    "RIDGE",
+    "Direction",
+    "Moments",
+    "Pace",
+    "base_moved",
+    "base_step_of",
+    "contracted",
+    "micro_cleared",
+    "moved",
+    "shifted",
+    "step_of",
+]
 
 Moments = Mapping[str, F32]
 """Optimiser state by name, as an `AdapterRecord` keeps it: m and v of A, the count, h's rms; beside it what
 `evidence` keeps."""
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.99, 1e-12
+_ADAM, _BASE = ("count", "m_A", "v_A"), "base_"
 RIDGE = 0.03
 
 
@@ -45,7 +61,7 @@ class Pace:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Direction:
-    """A full step of the micro pair, to be subtracted: (r, d) and (d, r)."""
+    """A full step of one pair, to be subtracted: (r, d) and (d, r)."""
 
     lora_A: F32
     lora_B: F32
@@ -65,14 +81,32 @@ def step_of(gradient: LoraGradient, moments: Moments, pace: Pace) -> tuple[Direc
     return Direction(A.astype(np.float32), B.astype(np.float32)), after
 
 
-def _adam(g: F32, moments: Moments) -> tuple[F32, Moments]:
+def base_step_of(gradient: LoraGradient, moments: Moments, pace: Pace) -> tuple[Direction, Moments]:
+    """The same for the base pair, whose gradient must be there."""
+    if gradient.base_A is None or gradient.base_B is None:
+        raise ValueError("the gradient is not of a base pair")
+    tokens = np.float32(max(gradient.tokens, 1))
+    B = pace.freedom * pace.stride * pace.curvature.outputs.solve(gradient.base_B / tokens, RIDGE)
+    unit, after = _adam(gradient.base_A / tokens, moments, _BASE)
+    rms, d = float(moments["rms"][0]), gradient.base_A.shape[1]
+    A = pace.freedom * pace.rate / (rms * d**0.5) * unit
+    return Direction(A.astype(np.float32), B.astype(np.float32)), after
+
+
+def micro_cleared(moments: Moments) -> Moments:
+    """Without what is known of the micro pair's own steps: it starts anew."""
+    return {name: value for name, value in moments.items() if name not in _ADAM}
+
+
+def _adam(g: F32, moments: Moments, prefix: str = "") -> tuple[F32, Moments]:
     """Adam's unit step on A (r, d), and all moments after it."""
-    count = float(moments["count"][0]) + 1.0 if "count" in moments else 1.0
+    names = [prefix + name for name in _ADAM]
+    count = float(moments[names[0]][0]) + 1.0 if names[0] in moments else 1.0
     zero = np.zeros_like(g)
-    m = _BETA1 * moments.get("m_A", zero) + (1 - _BETA1) * g
-    v = _BETA2 * moments.get("v_A", zero) + (1 - _BETA2) * g * g
+    m = _BETA1 * moments.get(names[1], zero) + (1 - _BETA1) * g
+    v = _BETA2 * moments.get(names[2], zero) + (1 - _BETA2) * g * g
     unit = (m / (1 - _BETA1**count)) / np.maximum(np.sqrt(v / (1 - _BETA2**count)), _EPSILON)
-    kept = {"count": np.asarray([count], dtype=np.float32), "m_A": m, "v_A": v}
+    kept = dict(zip(names, (np.asarray([count], dtype=np.float32), m, v), strict=True))
     after = {**moments, **{name: value.astype(np.float32) for name, value in kept.items()}}
     return unit, after
 
@@ -86,17 +120,34 @@ def moved(weights: LoraWeights, direction: Direction, scale: float = 1.0) -> Lor
     return dataclasses.replace(weights, micro=pair)
 
 
+def base_moved(weights: LoraWeights, direction: Direction, scale: float = 1.0) -> LoraWeights:
+    """The same for the base pair, which must be there."""
+    base, by = weights.base, np.float32(scale)
+    if base is None:
+        raise ValueError("there is no base pair to move")
+    pair = LowRank(base.lora_A - by * direction.lora_A, base.lora_B - by * direction.lora_B, scaling=base.scaling)
+    return dataclasses.replace(weights, base=pair)
+
+
 def shifted(start: LoraWeights, end: LoraWeights, onto: LoraWeights, scale: float = 1.0) -> LoraWeights:
-    """`onto` plus scale * (end - start), factor by factor: a background result on what was learned meanwhile."""
-    by = Direction(
-        start.micro.lora_A - end.micro.lora_A,
-        start.micro.lora_B - end.micro.lora_B,
-    )
-    return moved(onto, by, scale)
+    """`onto` plus scale * (end - start), factor by factor: a background result on what was learned meanwhile. The
+    base pair moves where all three have one.
+    """
+    out = moved(onto, _difference(start.micro, end.micro), scale)
+    if start.base is None or end.base is None or start.base is end.base or out.base is None:
+        return out
+    return base_moved(out, _difference(start.base, end.base), scale)
+
+
+def _difference(start: LowRank, end: LowRank) -> Direction:
+    return Direction(start.lora_A - end.lora_A, start.lora_B - end.lora_B)
 
 
 def contracted(weights: LoraWeights, share: float) -> LoraWeights:
-    """The micro pair's effect times `share`; the base pair stays."""
-    micro = weights.micro
-    pair = LowRank(micro.lora_A, np.float32(share) * micro.lora_B, scaling=micro.scaling)
-    return dataclasses.replace(weights, micro=pair)
+    """The whole adapter's effect times `share`."""
+    base = None if weights.base is None else _scaled(weights.base, share)
+    return LoraWeights(_scaled(weights.micro, share), base)
+
+
+def _scaled(pair: LowRank, share: float) -> LowRank:
+    return LowRank(pair.lora_A, np.float32(share) * pair.lora_B, scaling=pair.scaling)
