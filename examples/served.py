@@ -1,4 +1,4 @@
-"""A running `sona-stream serve` for the examples: on a free port, with a state folder that goes away with it."""
+"""A running `sona-stream serve` for the examples: on a free port, by default with a state folder that goes away."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ __all__ = ["served"]
 
 
 @contextmanager
-def served(config: str, *import_path: str) -> Iterator[str]:
-    """Yields the server's address once a model answers. ``config`` is YAML; this folder can be imported from."""
+def served(config: str, *import_path: str, state: Path | None = None) -> Iterator[str]:
+    """Yields the server's address once a model answers. ``config`` is YAML; this folder can be imported from.
+    ``state``: a folder that is there already and stays.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.yaml")
         file.write_text(config)
         paths = [*import_path, str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "SONA_STREAM_STATE": f"{folder}/state"}
+        kept = str(state or Path(folder, "state"))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "SONA_STREAM_STATE": kept}
         command = [sys.executable, "-m", "sona_stream.cli", "serve", "--port", "0", "--config", str(file)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
             try:

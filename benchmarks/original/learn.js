@@ -59,7 +59,7 @@ function ewc({ seed, lr, dim, cycles, each, lambda, unseen }) {
   const centres = [0, 1].map(() => unit(plus(common, directionOf(dim, random), 1)));
   const targets = [0, 1].map(() => directionOf(dim, random));
   const tests = centres.map((centre) => Array.from({ length: unseen }, () => near(centre, 0.3, random)));
-  const engine = engineOf(dim, { microLoraLr: lr, ewcLambda: lambda });
+  const engine = engineOf(dim, { microLoraLr: lr, ewcLambda: lambda, patternClusters: 4, trajectoryCapacity: 200 });
   const score = (k) => mean(tests[k].map((x) => cosine(engine.applyMicroLora(x), targets[k])));
   const learn = (k) => {
     for (let cycle = 0; cycle < cycles; cycle++) {

@@ -1,0 +1,178 @@
+"""The protocol of `correction`: who asks what, in which order, and what is written down.
+
+One request at a time, greedy, to one server; adapters are frozen, so that nothing but the memory can change an
+answer. Two end users share a tenant: A corrects, B only asks. What comes out is text only; `correction` judges
+it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .plan import ROOT, say
+from .serving import ADMIN, Answer, Client, Server
+
+__all__ = ["DATA", "Protocol", "lines"]
+
+DATA = ROOT / "benchmarks" / "learning_data"
+ANSWER, GLANCE, LONG = 64, 32, 192
+"""Tokens at most: of an answer that a correction may decide, of one that is only compared, of a long one."""
+UNDONE = 20
+WARM = 0.7
+
+Row = Mapping[str, Any]
+Turns = Sequence[Mapping[str, str]]
+
+
+def lines(name: str, folder: Path = DATA) -> list[dict[str, Any]]:
+    """One file of `learning_data`."""
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def some(rows: Sequence[Row], each: int | None) -> list[Row]:
+    """All, or the first so many of each half."""
+    if each is None:
+        return list(rows)
+    return [row for half in ("fit", "report") for row in [r for r in rows if r["split"] == half][:each]]
+
+
+class Protocol:
+    """Runs it. ``each``: so many corrections of each half instead of all of them, and of all that hangs on them."""
+
+    def __init__(self, serving: Server, each: int | None = None) -> None:
+        self.serving = serving
+        self.corrections = some(lines("corrections"), each)
+        known = {row["id"] for row in self.corrections}
+        self.same_form = [row for row in lines("same_form") if row["like"] in known]
+        self.near_miss = [row for row in lines("near_miss") if row["correction"] in known]
+        self.unrelated = some(lines("unrelated"), each)
+        self.newer = [row for row in lines("contradictions") if row["correction"] in known]
+        self.long, self.turns = some(lines("long_answers"), each), some(lines("multi_turn"), each)
+        self.many = 1000 if each is None else 4 * each
+        self.warm_samples = 4 if each is None else 1
+
+    async def run(self) -> dict[str, Any]:
+        """-> for each set of prompts, a list of records with ``id``, ``split`` and the texts that it needs."""
+        keys, url = self.serving.keys, self.serving.base_url
+        async with Client(url, keys["a"]) as a, Client(url, keys["b"]) as b, Client(url, keys[ADMIN]) as operator:
+            await operator.post("/v1/sona/freeze")
+            told: dict[str, Any] = {"before": await self._glances(a)}
+            told["own_before"] = await self._ask_all(a, self.corrections)
+            say("correction: all prompts asked without corrections")
+            told["next"] = await self._correct_all(a)
+            say("correction: all corrected")
+            told["moved"] = await self._ask_all(a, self.corrections)
+            told["other_user"] = await self._ask_all(b, self.corrections)
+            say("correction: corrected prompts asked by both")
+            for part in ("paraphrases", "situations"):
+                told[part] = await self._ask_texts(a, self.corrections, part)
+            say("correction: paraphrases asked")
+            told["after"] = await self._glances(a)
+            say("correction: other prompts asked again")
+            told["warm"] = await self._warm(a)
+            told["undone"] = await self._undo(a)
+            told["newest"] = await self._newest(a)
+            told["long"] = await self._long(a)
+            told["turns"] = await self._turns(a)
+            say("correction: undone, contradicted, long answers, conversations")
+            told["crowd"] = await self._crowd(a, b)
+        return told
+
+    async def _ask(self, client: Client, messages: str | Turns, tokens: int = ANSWER, **options: Any) -> Answer:
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        return await client.chat(turns, max_tokens=tokens, **{"temperature": 0, **options})
+
+    async def _ask_all(self, client: Client, rows: Iterable[Row]) -> list[dict[str, Any]]:
+        return [_record(row, await self._ask(client, row["prompt"])) for row in rows]
+
+    async def _ask_texts(self, client: Client, rows: Iterable[Row], part: str) -> list[dict[str, Any]]:
+        return [_record(row, await self._ask(client, text)) for row in rows for text in row[part]]
+
+    async def _glances(self, client: Client) -> dict[str, list[dict[str, Any]]]:
+        sets = {"same_form": self.same_form, "unrelated": self.unrelated, "near_miss": self.near_miss}
+        return {
+            name: [_record(row, await self._ask(client, row["prompt"], GLANCE)) for row in rows]
+            for name, rows in sets.items()
+        }
+
+    async def _correct(self, client: Client, messages: str | Turns, answer: str, tokens: int = ANSWER) -> Answer:
+        """Asks, corrects, and asks the same at once."""
+        said = await self._ask(client, messages, tokens)
+        await client.feedback(said.request_id, correction=answer)
+        return await self._ask(client, messages, tokens)
+
+    async def _correct_all(self, client: Client) -> list[dict[str, Any]]:
+        return [_record(row, await self._correct(client, row["prompt"], row["answer"])) for row in self.corrections]
+
+    async def _warm(self, client: Client) -> list[dict[str, Any]]:
+        """Corrected prompts at a temperature."""
+        rows = [row for row in self.corrections if row["split"] == "report"][:50]
+        return [
+            _record(row, await self._ask(client, row["prompt"], temperature=WARM, seed=seed))
+            for row in rows
+            for seed in range(self.warm_samples)
+        ]
+
+    async def _undo(self, client: Client) -> list[dict[str, Any]]:
+        """Takes the newest corrections back, one by one; they are given again afterwards."""
+        latest = self.corrections[-UNDONE:]
+        told = []
+        for row in reversed(latest):
+            await client.post("/v1/feedback/undo")
+            told.append(_record(row, await self._ask(client, row["prompt"])))
+        for row in latest:
+            await self._correct(client, row["prompt"], row["answer"])
+        return told
+
+    async def _newest(self, client: Client) -> list[dict[str, Any]]:
+        """A second correction of the same prompt; undone, the first one holds again."""
+        prompts, told = {row["id"]: row["prompt"] for row in self.corrections}, []
+        for row in self.newer:
+            prompt = prompts[row["correction"]]
+            newer = await self._correct(client, prompt, row["answer"])
+            await client.post("/v1/feedback/undo")
+            told.append({**_record(row, newer), "back": (await self._ask(client, prompt)).text})
+        return told
+
+    async def _long(self, client: Client) -> list[dict[str, Any]]:
+        told = []
+        for row in self.long:
+            said = await self._correct(client, row["prompt"], row["answer"], LONG)
+            others = [(await self._ask(client, text, LONG)).text for text in row["paraphrases"]]
+            told.append({**_record(row, said), "paraphrases": others})
+        return told
+
+    async def _turns(self, client: Client) -> list[dict[str, Any]]:
+        told = []
+        for row in self.turns:
+            before = await self._ask(client, row["other"], GLANCE)
+            said = await self._correct(client, row["messages"], row["answer"])
+            reworded, other = [
+                await self._ask(client, row[part], tokens)
+                for part, tokens in (("reworded", ANSWER), ("other", GLANCE))
+            ]
+            kept = other.text == before.text
+            told.append({**_record(row, said), "reworded": reworded.text, "other_kept": kept})
+        return told
+
+    async def _crowd(self, a: Client, b: Client) -> list[dict[str, Any]]:
+        """A corrects until `many` corrections are there, on prompts that B then asks."""
+        rows = [*self.corrections, *self.same_form]
+        texts = [row["prompt"] for row in self.same_form]
+        texts += [text for row in self.corrections for part in ("paraphrases", "situations") for text in row[part]]
+        for number, text in enumerate(texts[: max(0, self.many - len(self.corrections))]):
+            said = await self._ask(a, text, 1)
+            await a.feedback(said.request_id, correction=f"That is what note {number} of user A says.")
+        return [_record(row, await self._ask(b, row["prompt"], GLANCE)) for row in rows]
+
+    def go(self) -> dict[str, Any]:
+        """`run` to its end."""
+        return asyncio.run(self.run())
+
+
+def _record(row: Row, answer: Answer) -> dict[str, Any]:
+    return {"id": row["id"], "split": row["split"], "text": answer.text, "episodes": answer.episodes}

@@ -1,0 +1,286 @@
+"""`benchmarks/learning.py`: its arithmetic, its protocols against ideal and leaky memories."""
+
+import asyncio
+import dataclasses
+import json
+import types
+import xml.etree.ElementTree as ET
+
+import learning
+import numpy as np
+import pytest
+from learning_parts import answers, collapse, correcting, correction, original, plan, plots, rewards, students
+from learning_parts.serving import Answer
+from report import Report
+
+FAMILY = rewards.families()["concise"]
+
+
+def answer(question, text, finish_reason="stop"):
+    return Answer(question, text, finish_reason, "r", "none")
+
+
+# ---- the entry
+
+
+def test_what_was_measured_is_kept_until_the_code_changes(tmp_path, capsys):
+    out, calls = tmp_path / "out.json", []
+
+    def measure():
+        calls.append(1)
+        return {"value": (1, 2)}
+
+    run = plan.Run(quick=True, out=out, code="one")
+    assert run.kept("a.0", measure) == run.kept("a.0", measure) == {"value": [1, 2]}
+    assert len(calls) == 1
+    plan.Run(quick=True, out=out, code="two").kept("a.0", measure)
+    plan.Run(quick=False, out=out, code="two").kept("a.0", measure)
+    assert len(calls) == 3, "other code, other counts"
+    assert plan.Run(code="two").kept("a.0", measure) == {"value": [1, 2]}
+    assert len(calls) == 4, "nowhere to keep it"
+
+
+def test_a_measurement_that_fails_leaves_nothing_behind(tmp_path):
+    run = plan.Run(out=tmp_path / "out.json", code="one")
+    with pytest.raises(ZeroDivisionError):
+        run.kept("a", lambda: 1 / 0)
+    assert run.kept("a", lambda: 1) == 1
+
+
+def test_every_file_that_decides_is_in_the_digest(tmp_path, monkeypatch):
+    assert plan.state_of_code() == plan.state_of_code()
+    for name in ("sona_stream", "benchmarks/learning_data"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "benchmarks/learning_data/x.jsonl").write_text("{}")
+    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    before = plan.state_of_code()
+    (tmp_path / "benchmarks/learning_data/x.jsonl").write_text("{ }")
+    assert plan.state_of_code() != before
+
+
+def test_the_command_runs_the_parts_that_are_named(tmp_path, monkeypatch):
+    part = types.SimpleNamespace(add_rows=lambda report, run: report.measured("x", [float(len(run.seeds))], ""))
+    monkeypatch.setattr(learning.importlib, "import_module", lambda name: part)
+    out = tmp_path / "out.json"
+    learning.main(["--only", "reward", "--json", str(out)])
+    assert [(row["id"], row["value"]) for row in json.loads(out.read_text())["rows"]] == [("x", 5.0)]
+    learning.main(["--only", "reward", "--quick", "--json", str(out)])
+    told = json.loads(out.read_text())
+    assert told["rows"][0]["value"] == 1.0
+    assert "quick" in told["benchmark"]
+
+
+# ---- sets of answers
+
+
+def test_rewards_by_prompt_follow_the_family_and_noise_is_two_standard_errors():
+    good, bad = "The sky is blue because air scatters blue light most.", "Air."
+    first, second = FAMILY.unseen[:2]
+    found = answers.by_prompt([answer(second, bad), answer(first, good), answer(second, good)], FAMILY)
+    assert list(found) == [1.0, 0.5]
+    one, other = np.zeros(4), np.array([0.0, 1.0, 0.0, 1.0])
+    assert answers.noise(one, other) == pytest.approx(2 * np.std(other, ddof=1) / 2)
+
+
+def test_the_bootstrap_covers_the_mean_and_is_repeatable(monkeypatch):
+    monkeypatch.setattr(answers, "RESAMPLES", 400)
+    drawn = np.random.default_rng(0).normal(0.3, 0.1, (5, 32))
+    low, high = answers.bootstrap(drawn)
+    assert 0.2 < low < drawn.mean() < high < 0.4
+    assert answers.bootstrap(drawn) == (low, high)
+
+
+def test_distinct_pairs_are_compared_over_equally_many():
+    varied = [answer("q", f"word{i} and thing{i} of kind{i}") for i in range(40)]
+    same = [answer("q", "and and and and and")] * 10
+    assert answers.distinct2_ratio(varied, varied[:5]) == pytest.approx(1.0)
+    assert answers.distinct2_ratio(varied, same) < 0.1
+    assert answers.distinct2_ratio(varied, [answer("q", "one")]) == 0.0
+
+
+def test_what_is_on_topic_is_nearer():
+    near = [answer("How do bees make honey?", "Bees make honey from the nectar of flowers.")]
+    far = [answer("How do bees make honey?", "The stock market closed lower on Friday.")]
+    assert answers.relevance(near) > answers.relevance(far)
+
+
+def test_a_plot_is_a_picture_with_every_point():
+    drawn = plots.curves("A & B", "x", "y", {"one": [(0, 0.1), (25, -3)], "two <": [(400, 55)]})
+    root = ET.fromstring(drawn)
+    marks = [e for e in root.iter() if e.tag.endswith("circle")]
+    assert len(marks) == 3
+    assert all(0 <= float(e.get("cx")) <= 640 and 0 <= float(e.get("cy")) <= 400 for e in marks)
+    assert ET.fromstring(plots.curves("empty", "x", "y", {})) is not None
+
+
+def test_avoiding_the_word():
+    assert collapse.without_the("and and and", "stop") == 1.0
+    assert collapse.without_the("the cat and its two kittens sleep here", "stop") == 0.0
+    one_of_sixteen = '"The" end, so to say, of all good stories here, my dear friends, is very near'
+    assert collapse.without_the(one_of_sixteen, "stop") == 0.5
+    assert collapse.without_the("the", "stop") == collapse.without_the("and", "stop") == 0.0
+    assert collapse.GATES_OFF["anchor"] == 0
+
+
+# ---- students
+
+
+class FakeStudent(students.Student):
+    """Says what it was asked, and writes down what it is told."""
+
+    def __init__(self, seed):
+        super().__init__("http://127.0.0.1:1", "key", FAMILY, seed)
+        self.asked, self.told = [], []
+
+    async def ask(self, prompt, seed):
+        self.asked.append(prompt)
+        words = 2 + len(self.asked) % 7
+        return dataclasses.replace(answer(prompt, "word " * (words - 1) + "end."), request_id=str(seed))
+
+    async def feedback(self, request_id, **judgement):
+        self.told.append((request_id, judgement["value"]))
+
+
+async def test_a_control_hears_the_same_rewards_in_another_order():
+    async with FakeStudent(3) as student, FakeStudent(3) as placebo:
+        for until in (25, 40):
+            await student.teach(until)
+            await placebo.teach(until, permuted=True)
+    assert student.asked == placebo.asked
+    assert len(student.told) == len(placebo.told) == 40
+    assert sorted(value for _, value in student.told) == sorted(value for _, value in placebo.told)
+    assert dict(student.told) != dict(placebo.told)
+    assert len({name for name, _ in placebo.told}) == 40
+
+
+async def test_every_training_prompt_comes_before_one_comes_again():
+    count = len(FAMILY.train)
+    async with FakeStudent(1) as one, FakeStudent(2) as other:
+        await asyncio.gather(one.teach(count + 5), other.teach(count))
+    assert set(one.asked[:count]) == set(FAMILY.train)
+    assert one.asked[:count] != other.asked
+
+
+# ---- one correction
+
+
+class Memory:
+    """A server whose memory acts on the prompts that ``hits`` says. Corrections belong to a key."""
+
+    def __init__(self, hits):
+        self.hits, self.stored, self.last = hits, [], {}
+
+    def client(self, url, key):
+        return MemoryClient(self, key)
+
+
+class MemoryClient:
+    def __init__(self, memory, key):
+        self.memory, self.key = memory, key
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *exc):
+        pass
+
+    async def chat(self, messages, max_tokens, **options):
+        said, name = " | ".join(turn["content"] for turn in messages), str(len(self.memory.last))
+        self.memory.last[name] = said
+        own = [(p, text) for key, p, text in self.memory.stored if key == self.key]
+        hit = next((text for prompt, text in reversed(own) if self.memory.hits(prompt, said)), None)
+        text = hit or f"The model says something about {said}."[: 4 * max_tokens]
+        return Answer(said, text, "stop", name, "none", "" if hit is None else "key")
+
+    async def feedback(self, request_id, correction):
+        self.memory.stored.append((self.key, self.memory.last[request_id], correction))
+
+    async def post(self, path, body=None):
+        if path == "/v1/feedback/undo":
+            at = max(i for i, (key, _, _) in enumerate(self.memory.stored) if key == self.key)
+            del self.memory.stored[at]
+        else:
+            assert path == "/v1/sona/freeze"
+
+
+MEANT = {
+    row["prompt"]: {row["prompt"], *row["paraphrases"], *row["situations"]}
+    for row in correcting.lines("corrections")
+}
+for row in correcting.lines("long_answers"):
+    MEANT[row["prompt"]] = {row["prompt"], *row["paraphrases"]}
+for row in correcting.lines("multi_turn"):
+    said, again = (" | ".join(turn["content"] for turn in row[part]) for part in ("messages", "reworded"))
+    MEANT[said] = {said, again}
+
+
+def shares(hits, monkeypatch, each=2):
+    memory = Memory(hits)
+    monkeypatch.setattr(correcting, "Client", memory.client)
+    serving = types.SimpleNamespace(base_url="", keys={"a": "a", "b": "b", "operator": "operator"})
+    told = json.loads(json.dumps(correcting.Protocol(serving, each).go()))
+    report = Report("test")
+    correction.rows(report, told)
+    return {row.id.removeprefix("correction."): row.value for row in report.rows}
+
+
+def test_an_ideal_memory_gets_everything(monkeypatch, capsys):
+    found = shares(lambda prompt, asked: asked in MEANT.get(prompt, {prompt}), monkeypatch)
+    assert {name: value for name, value in found.items() if value not in (100, None)} == {}
+    named = "moved next paraphrase situation undo_exact newest other_user_kept long_fact turns_other_kept warm"
+    assert {*named.split(), *(f"{kind}_kept" for kind in ("same_form", "unrelated", "near_miss"))} <= set(found)
+
+
+def test_a_memory_that_acts_on_everything_keeps_nothing(monkeypatch, capsys):
+    found = shares(lambda prompt, asked: True, monkeypatch)
+    assert found["next"] == 100
+    assert max(found[f"{name}_kept"] for name in ("same_form", "unrelated", "near_miss")) == 0
+    assert found["moved"] <= 50
+    assert found["undo_exact"] == 0
+    assert found["other_user_kept"] == 100
+
+
+def test_no_memory_moves_nothing_and_spoils_nothing(monkeypatch, capsys):
+    found = shares(lambda prompt, asked: False, monkeypatch)
+    assert found["moved"] == found["next"] == found["paraphrase"] == 0
+    assert found["near_miss_kept"] == found["undo_exact"] == found["other_user_kept"] == 100
+
+
+# ---- against the original
+
+
+def test_the_tasks_without_a_model_are_repeatable():
+    one = original.direction(3, dim=16, trajectories=60, inputs=10)
+    assert one == original.direction(3, dim=16, trajectories=60, inputs=10)
+    assert 0 <= one["towards"] <= 1
+    gained = original.regression(3, trajectories=300, unseen=20, steps=4, shuffled=False)
+    control = original.regression(3, trajectories=300, unseen=20, steps=4, shuffled=True)
+    assert gained["before"] == control["before"]
+    assert gained["after"] - gained["before"] > control["after"] - control["before"]
+    told = original.ewc(3, strength=0, cycles=2, each=5, unseen=5)
+    assert set(told) == {"learned", "forgotten", "relearned", "tasks", "outputs"}
+
+
+def test_rows_against_a_partner_that_does_nothing(monkeypatch, capsys):
+    class Idle:
+        def ask(self, op, **options):
+            if op == "direction":
+                return {"towards": 0.48}
+            if op == "regression":
+                return {"before": 0.1, "after": 0.1 + 1e-6 * options["lr"], "improved": 0.5}
+            return {"learned": 0.0, "forgotten": 0.0, "relearned": 0.0, "tasks": 0, "outputs": "same"}
+
+    for name in ("direction", "regression", "ewc"):
+        fake = lambda seed, name=name, **options: Idle().ask(name, lr=1.0, **options)  # noqa: E731
+        fake.__name__ = name
+        monkeypatch.setattr(original, name, fake)
+    report = Report("test")
+    original.add_rows(report, plan.Run(quick=True, original=Idle()))
+    rows = {row.id: row for row in report.rows}
+    assert set(rows) == {
+        f"original.{what}.{who}" for what in ("direction", "regression", "ewc") for who in ("ours", "theirs")
+    }
+    assert rows["original.direction.theirs"].value == 0
+    assert rows["original.regression.theirs"].compared["rate"] == 500
+    assert rows["original.ewc.theirs"].value == 1.0
+    assert rows["original.direction.ours"].ok is False
