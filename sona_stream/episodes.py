@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .lora import HiddenSpace
 
 __all__ = [
+    "Dropped",
     "Episode",
     "EpisodeEntry",
     "EpisodeKind",
@@ -150,6 +151,8 @@ class Episode:
     """of the whole answer; more than `tokens` when it was longer than `sona.memory.max_tokens`"""
     nbytes: int
     created_at: float
+    stored_at: float
+    """What retention counts from"""
     promoted_by: str | None = None
     """key id of the admin"""
     promoted_at: float | None = None
@@ -222,8 +225,15 @@ class NewEpisode:
     space: HiddenSpace
     rank: int | None = None
     """None: the newest"""
-    stored_at: float | None = None
-    """What retention counts from; None: now"""
+
+
+class Dropped(NamedTuple):
+    """What became of `EpisodeStore.drop`."""
+
+    numbers: list[int]
+    """that are gone"""
+    returned: list[EpisodeEntry]
+    """that are current again"""
 
 
 class EpisodeStore(Protocol):
@@ -252,8 +262,20 @@ class EpisodeStore(Protocol):
         """By number, of those above `after`."""
         ...
 
-    async def find(self, numbers: Sequence[int] | None = None) -> list[Episode]:
-        """By rank. None: all."""
+    async def find(self, numbers: Sequence[int]) -> list[Episode]:
+        """Those of them that are there, by number."""
+        ...
+
+    async def latest(
+        self,
+        *,
+        tenant: str | None = None,
+        person: str | None = None,
+        scope: Scope | None = None,
+        model: str | None = None,
+        limit: int = 1000,
+    ) -> list[Episode]:
+        """Newest first. None: whichever."""
         ...
 
     async def move(
@@ -262,11 +284,8 @@ class EpisodeStore(Protocol):
         """Into another scope, as the newest there; None when it is gone."""
         ...
 
-    async def drop(self, numbers: Sequence[int], *, revive: bool = False) -> list[EpisodeEntry]:
-        """Delete, and overwrite the bytes. What they superseded is current again (`revive`) or goes, too.
-
-        -> what is current again; with `revive` off nothing.
-        """
+    async def drop(self, numbers: Sequence[int], *, revive: bool = False) -> Dropped:
+        """Delete, and overwrite the bytes. What they superseded is current again (`revive`) or goes, too."""
         ...
 
     async def use(self, uses: Mapping[int, tuple[int, float]]) -> None:
@@ -280,7 +299,9 @@ class EpisodeStore(Protocol):
         """
         ...
 
-    async def space(self, fingerprint: str, version: str) -> HiddenSpace | None: ...
+    async def spaces(self) -> list[tuple[str, HiddenSpace]]:
+        """(fingerprint, space) of all that episodes were stored in."""
+        ...
 
     def head(self, place: Place) -> bytes | None:
         """None when it is gone or damaged. From any thread."""

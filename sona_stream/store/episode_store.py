@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sqlite3 import Connection
 
 from ..config.settings import Storage
-from ..episodes import Episode, EpisodeEntry, NewEpisode, Place, Scope
+from ..episodes import Dropped, Episode, EpisodeEntry, NewEpisode, Place, Scope
 from ..lora import HiddenSpace
 from . import episodes
 from .segments import Segments
@@ -57,9 +57,23 @@ class SqliteEpisodes:
         where = "WHERE number > ? ORDER BY number LIMIT ?"
         return await self._session().read(lambda c: episodes.entries(c, where, after, limit))
 
-    async def find(self, numbers: Sequence[int] | None = None) -> list[Episode]:
-        """By rank. None: all."""
+    async def find(self, numbers: Sequence[int]) -> list[Episode]:
+        """By number."""
         return await self._session().read(lambda c: episodes.find(c, numbers))
+
+    async def latest(
+        self,
+        *,
+        tenant: str | None = None,
+        person: str | None = None,
+        scope: Scope | None = None,
+        model: str | None = None,
+        limit: int = 1000,
+    ) -> list[Episode]:
+        """Newest first."""
+        return await self._session().read(
+            lambda c: episodes.latest(c, tenant=tenant, person=person, scope=scope, model=model, limit=limit)
+        )
 
     async def move(
         self, number: int, *, scope: Scope, by: str, supersede: Sequence[int] = ()
@@ -72,21 +86,21 @@ class SqliteEpisodes:
 
         return await self._session().write(run)
 
-    async def drop(self, numbers: Sequence[int], *, revive: bool = False) -> list[EpisodeEntry]:
-        """-> what is current again."""
+    async def drop(self, numbers: Sequence[int], *, revive: bool = False) -> Dropped:
+        """The rows, then the bytes."""
         session = self._session()
 
-        def run(connection: Connection) -> tuple[list[EpisodeEntry], list[Place]]:
-            returning = episodes.revive(connection, numbers) if revive else []
-            gone = episodes.delete(connection, episodes.with_superseded(connection, numbers))
-            return returning, gone
+        def run(connection: Connection) -> tuple[Dropped, list[Place]]:
+            returned = episodes.revive(connection, numbers) if revive else []
+            gone = episodes.with_superseded(connection, numbers)
+            return Dropped(gone, returned), episodes.delete(connection, gone)
 
-        def after(done: tuple[list[EpisodeEntry], list[Place]]) -> None:
+        def after(done: tuple[Dropped, list[Place]]) -> None:
             session.erase_if(bool(done[1]))
             session.segments.erase(done[1])
 
-        returning, _ = await session.write(run, after)
-        return returning
+        dropped, _ = await session.write(run, after)
+        return dropped
 
     async def use(self, uses: Mapping[int, tuple[int, float]]) -> None:
         """Number -> (further uses, standing)."""
@@ -108,9 +122,9 @@ class SqliteEpisodes:
         places, _ = await session.write(run, lambda done: session.segments.remove(done[1]))
         return places
 
-    async def space(self, fingerprint: str, version: str) -> HiddenSpace | None:
-        """None when no episode was stored in it."""
-        return await self._session().read(lambda c: episodes.space(c, fingerprint, version))
+    async def spaces(self) -> list[tuple[str, HiddenSpace]]:
+        """(fingerprint, space)"""
+        return await self._session().read(episodes.spaces)
 
     def head(self, place: Place) -> bytes | None:
         """From any thread."""

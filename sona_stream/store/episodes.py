@@ -24,6 +24,7 @@ __all__ = [
     "entries",
     "find",
     "inherit",
+    "latest",
     "move",
     "places",
     "places_in",
@@ -31,7 +32,7 @@ __all__ = [
     "relocate",
     "revive",
     "select",
-    "space",
+    "spaces",
     "supersede",
     "use",
     "with_superseded",
@@ -45,8 +46,9 @@ _ENTRY = (
 _EPISODE = (
     "e.number, model, fingerprint, scope, tenant, user, key_id, request_id, feedback_id, kind, tokens, "
     "answer_tokens, bytes, created_at, promoted_by, promoted_at, superseded_by, uses, question, system, "
-    "answer, body, stamp, rank"
+    "answer, body, stamp, stored_at"
 )
+_SELECT = f"SELECT {_EPISODE} FROM episodes e LEFT JOIN episode_texts t ON t.number = e.number"
 _CHUNK = 500
 """Numbers in one statement: SQLite takes a limited count of parameters"""
 
@@ -69,7 +71,7 @@ def put(connection: sqlite3.Connection, segments: Segments, new: NewEpisode, *, 
         "tokens": episode.tokens,
         "answer_tokens": episode.answer_tokens,
         "created_at": episode.created_at,
-        "stored_at": time.time() if new.stored_at is None else new.stored_at,
+        "stored_at": episode.stored_at,
         "promoted_by": episode.promoted_by,
         "promoted_at": episode.promoted_at,
         "superseded_by": episode.superseded_by,
@@ -108,15 +110,38 @@ def entries(connection: sqlite3.Connection, where: str, *values: object) -> list
     return [_entry(row) for row in rows]
 
 
-def find(connection: sqlite3.Connection, numbers: Sequence[int] | None = None) -> list[Episode]:
-    """By rank. None: all."""
-    table = "SELECT " + _EPISODE + " FROM episodes e LEFT JOIN episode_texts t ON t.number = e.number"
-    if numbers is None:
-        return [_episode(row) for row in connection.execute(f"{table} ORDER BY rank")]
+def find(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[Episode]:
+    """By number."""
     rows: list[tuple[Any, ...]] = []
     for some in _slices(numbers):
-        rows += connection.execute(f"{table} WHERE e.number IN ({_marks(some)})", some).fetchall()
-    return [_episode(row) for row in sorted(rows, key=lambda row: int(row[-1]))]
+        rows += connection.execute(f"{_SELECT} WHERE e.number IN ({_marks(some)})", some).fetchall()
+    return [_episode(row) for row in sorted(rows, key=lambda row: int(row[0]))]
+
+
+def latest(
+    connection: sqlite3.Connection,
+    *,
+    tenant: str | None,
+    person: str | None,
+    scope: Scope | None,
+    model: str | None,
+    limit: int,
+) -> list[Episode]:
+    """Newest first."""
+    kind, _, name = (person or "").partition(":")
+    asked = {
+        "tenant = ?": tenant,
+        "scope = ?": scope,
+        "model = ?": model,
+        "user = ?": text_bytes(name) if kind == "user" else None,
+        "user IS NULL AND key_id = ?": name if kind == "key" else None,
+    }
+    given = {clause: value for clause, value in asked.items() if value is not None}
+    where = " AND ".join(("TRUE", *given))
+    rows = connection.execute(
+        f"{_SELECT} WHERE {where} ORDER BY rank DESC LIMIT ?", (*given.values(), limit)
+    ).fetchall()
+    return [_episode(row) for row in rows]
 
 
 def move(connection: sqlite3.Connection, number: int, scope: Scope, by: str) -> EpisodeEntry | None:
@@ -225,15 +250,13 @@ def relocate(connection: sqlite3.Connection, moved: Mapping[int, Place]) -> None
     )
 
 
-def space(connection: sqlite3.Connection, fingerprint: str, version: str) -> HiddenSpace | None:
-    """None when no episode was stored in it."""
-    row = connection.execute(
-        "SELECT mean, spread FROM hidden_spaces WHERE fingerprint = ? AND version = ?", (fingerprint, version)
-    ).fetchone()
-    if row is None:
-        return None
-    mean, spread = (np.frombuffer(data, "<f4").astype(np.float32) for data in row)
-    return HiddenSpace(mean=mean, spread=spread, version=version)
+def spaces(connection: sqlite3.Connection) -> list[tuple[str, HiddenSpace]]:
+    """(fingerprint, space) of all that episodes were stored in."""
+    found = []
+    for fingerprint, version, *data in connection.execute("SELECT * FROM hidden_spaces"):
+        mean, spread = (np.frombuffer(one, "<f4").astype(np.float32) for one in data)
+        found.append((fingerprint, HiddenSpace(mean=mean, spread=spread, version=version)))
+    return found
 
 
 def _slices(numbers: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -290,6 +313,7 @@ def _episode(row: tuple[Any, ...]) -> Episode:
         answer_tokens=row[11],
         nbytes=row[12],
         created_at=row[13],
+        stored_at=row[23],
         promoted_by=row[14],
         promoted_at=row[15],
         superseded_by=row[16],

@@ -1,0 +1,54 @@
+"""Whether what is to be remembered can be: errors name the field and its limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...episodes import EpisodeRecord
+from ...errors import InvalidRequest
+from ...lora import HiddenSpace
+
+__all__ = ["check_pairs", "check_record"]
+
+_MOST_DIMS = 4096
+
+
+def check_record(record: EpisodeRecord, static_dim: int) -> None:
+    """Raises InvalidRequest."""
+    if not record.question.text.strip():
+        raise InvalidRequest(
+            "question.text must not be empty: there is nothing to know it again by", param="question"
+        )
+    vectors = record.vectors
+    _check_vector(vectors.static, "vectors.static", static_dim)
+    if vectors.contextual is not None:
+        _check_vector(vectors.contextual, "vectors.contextual", None)
+    if record.question.system.strip():
+        if vectors.system is None:
+            raise InvalidRequest("vectors.system must be given with question.system", param="vectors.system")
+        _check_vector(vectors.system, "vectors.system", static_dim)
+    check_pairs(record.hidden, record.token_ids, record.space)
+
+
+def check_pairs(hidden: NDArray[np.float32], token_ids: NDArray[np.int32], space: HiddenSpace) -> None:
+    """Raises InvalidRequest."""
+    dim = len(space.mean)
+    if hidden.ndim != 2 or not len(hidden) or hidden.shape[1] != dim:
+        raise InvalidRequest(f"hidden must have shape (tokens, {dim}), not {hidden.shape}", param="hidden")
+    if token_ids.shape != hidden.shape[:1]:
+        raise InvalidRequest(f"token_ids must be {len(hidden)} numbers, not {token_ids.shape}", param="token_ids")
+    if space.spread.shape != space.mean.shape or not (space.spread > 0).all():
+        raise InvalidRequest(f"space.spread must be {dim} numbers above 0", param="space")
+    for name, values in (("hidden", hidden), ("space.mean", space.mean), ("space.spread", space.spread)):
+        if not np.isfinite(values).all():
+            raise InvalidRequest(f"every entry of {name} must be a finite number", param=name)
+
+
+def _check_vector(vector: NDArray[Any], name: str, dim: int | None) -> None:
+    if vector.ndim != 1 or not 0 < len(vector) <= _MOST_DIMS or (dim is not None and len(vector) != dim):
+        raise InvalidRequest(f"{name} must have shape ({dim or 'n'},), not {vector.shape}", param=name)
+    if not np.isfinite(vector).all():
+        raise InvalidRequest(f"every entry of {name} must be a finite number", param=name)

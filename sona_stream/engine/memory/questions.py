@@ -1,0 +1,100 @@
+"""What a request asks, as one text that stands by itself.
+
+A correction belongs to a question, wherever in a conversation it is asked: "How long is the refund window?" is the
+same after small talk. "And for Italy?" is not: it means what was said before. So the last user message alone is the
+question, unless it leans on the conversation; then the earlier user messages, back to one that stands by itself,
+are put before it. The model's own answers have no part in it: they differ from one time to the next. Both vectors
+and the words that the gate compares are of that text. System and developer messages are kept apart: they must
+agree, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...episodes import Question
+from .wordlists import CLASSES, EMPTY, LEANING
+from .words import split_words
+
+__all__ = ["leans", "question_of"]
+
+_MOST_BACK = 4
+_BEGINNINGS = {
+    "and",
+    "but",
+    "or",
+    "so",
+    "then",
+    "also",
+    "why",
+    "ok",
+    "okay",
+    "yes",
+    "no",
+    "now",
+    "more",
+    "continue",
+}
+_ABOUT = (("what", "about"), ("how", "about"), ("what", "if"), ("why", "not"))
+_DEFINITE = {"the", "its", "his", "her", "their"}
+_POINTING = {"this", "that", "these", "those", "same", "other", "such", "there"}
+
+
+def question_of(messages: Sequence[Mapping[str, Any]], prompt: str | None = None) -> Question:
+    """Of a chat's messages, or of a plain prompt."""
+    if prompt is not None:
+        return Question(prompt)
+    system = "\n".join(filter(None, (_text(m) for m in messages if m.get("role") in ("system", "developer"))))
+    asked = [_text(m) for m in messages if m.get("role") == "user"]
+    if not asked:
+        return Question(_text(messages[-1]) if messages else "", system)
+    parts = [asked[-1]]
+    for earlier in reversed(asked[:-1][-_MOST_BACK:]):
+        if not leans(parts[0]):
+            break
+        if earlier.strip() and earlier.strip() != parts[0].strip():
+            parts.insert(0, earlier)
+    return Question("\n".join(parts), system)
+
+
+def leans(text: str) -> bool:
+    """Whether a message seems to mean something only after what was said before it."""
+    words = split_words(text)
+    plain = [word for word, _ in words]
+    if not plain:
+        return True
+    if plain[0] in _BEGINNINGS or tuple(plain[:2]) in _ABOUT:
+        return True
+    said = [word for word in plain if word not in EMPTY and word not in LEANING]
+    if not said:
+        return True
+    if any(named for _, named in words) or len(said) > 8:
+        return False
+    if _leaning(plain):
+        return True
+    # "What is the capital?": one definite thing, and nothing that says of what
+    return len(said) == 1 and any(plain[i] in _DEFINITE and plain[i + 1] == said[0] for i in range(len(plain) - 1))
+
+
+def _leaning(words: Sequence[str]) -> bool:
+    """A pronoun for which nothing before it in the message stands."""
+    for i, word in enumerate(words):
+        if word in LEANING and not any(w not in EMPTY and w not in LEANING for w in words[:i]):
+            follows = words[i + 1] if i + 1 < len(words) else ""
+            named = follows != "" and follows not in EMPTY and follows not in CLASSES
+            # "this function": named at once; "is there": speaks of nothing
+            if not (word == "there" or (word in _POINTING and named)):
+                return True
+    return False
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """Of its content, or of the text parts of a content list, one a line."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    parts = (part.get("text") for part in content if isinstance(part, Mapping))
+    return "\n".join(part for part in parts if isinstance(part, str))

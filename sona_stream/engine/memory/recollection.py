@@ -1,0 +1,167 @@
+"""The request's side of the memory: from a question's vectors to the episodes that act. Synchronous, and quick."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...episodes import (
+    EpisodeStates,
+    EpisodeStore,
+    Question,
+    QuestionVectors,
+    Viewer,
+    key_of,
+    number_of,
+)
+from ...events import EpisodeRef
+from ...kernels import Kernels
+from ...lora import HiddenSpace
+from .comparison import RECALL_COSINE
+from .encoding import Codes, Head, codes_of, head_from, states_from
+from .index import EpisodeIndex, Found
+from .judging import Asked, Judged, closeness, resolve, same_question
+from .words import Reader
+from .worth import used
+
+__all__ = ["CANDIDATES", "Recalled", "Recollection"]
+
+_log = logging.getLogger("sona_stream.engine.memory")
+
+CANDIDATES = 64
+"""The nearest by the static vectors that are looked at again: hundreds of prompts of one form lie close."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Recalled:
+    """Candidates for one question, nearest first; falsy when there is none."""
+
+    slots: tuple[int, ...] = ()
+    numbers: tuple[int, ...] = ()
+    cosines: tuple[float, ...] = ()
+    """of the static vectors"""
+
+    def __bool__(self) -> bool:
+        return bool(self.numbers)
+
+
+NOTHING = Recalled()
+
+
+class Recollection:
+    """Reads the index and the bytes; writes nothing but how often an episode was used."""
+
+    def __init__(
+        self,
+        index: EpisodeIndex,
+        store: EpisodeStore,
+        kernels: Kernels,
+        half_life: float,
+        lost: Callable[[int], None],
+    ) -> None:
+        """`lost`: told of the number of an episode whose bytes are gone or damaged."""
+        self.index, self._store, self._kernels = index, store, kernels
+        self._half_life, self._lost = half_life, lost
+        self.reader = Reader(store.secret())
+        self.spaces: dict[tuple[str, str], HiddenSpace] = {}
+        self.uses: Counter[int] = Counter()
+        """Number -> uses that are not written yet"""
+        self.counters: Counter[str] = Counter()
+
+    def recall(self, viewer: Viewer, static: NDArray[np.float32]) -> Recalled:
+        """See `EpisodeMemory.recall`."""
+        if not self.index.holds(viewer):
+            return NOTHING
+        if static.shape != (self.index.dim,):
+            raise ValueError(f"static must have shape ({self.index.dim},), not {static.shape}")
+        self.counters["searches"] += 1
+        query = codes_of(static, self._kernels)
+        found = self.index.search(viewer, query, least=RECALL_COSINE, most=CANDIDATES)
+        if not len(found.slots):
+            return NOTHING
+        self.counters["recalled"] += 1
+        numbers = self.index.rows["number"][found.slots].tolist()
+        return Recalled(tuple(found.slots.tolist()), tuple(numbers), tuple(found.cosines.tolist()))
+
+    def gate(self, recalled: Recalled, question: Question, vectors: QuestionVectors) -> tuple[EpisodeRef, ...]:
+        """See `EpisodeMemory.gate`."""
+        asked = self._asked(question, vectors)
+        passed = []
+        for slot, number, static in zip(recalled.slots, recalled.numbers, recalled.cosines, strict=True):
+            head = self.head(slot, number)
+            if head is None:
+                continue
+            near, gate = closeness(asked, head, static)
+            if gate > 0:
+                row = self.index.rows[slot]
+                scope = self.index.scope(slot)
+                passed.append(Judged(slot, near, gate, head, scope, bool(row["correction"]), int(row["rank"])))
+        return tuple(self._use(one) for one in resolve(passed))
+
+    def states(self, key: str) -> EpisodeStates | None:
+        """See `EpisodeMemory.states`."""
+        slot = self.slot(key)
+        if slot is None:
+            return None
+        number = int(self.index.rows["number"][slot])
+        head, body = self.head(slot, number), self._store.body(self.index.place(slot))
+        if head is None:
+            return None
+        space = self.spaces.get((self.index.fingerprint(slot), head.space_version))
+        if body is None or space is None:
+            self._report(number)
+            return None
+        return states_from(body, space)
+
+    def slot(self, key: str) -> int | None:
+        """None for an episode that is not there (any more)."""
+        number = number_of(key)
+        slot = None if number is None else self.index.slot_of(number)
+        if slot is None or key_of(int(number or 0), int(self.index.rows["stamp"][slot])) != key:
+            return None
+        return slot
+
+    def head(self, slot: int, number: int) -> Head | None:
+        """None when the slot is another's by now, or the bytes are gone."""
+        if self.index.rows["number"][slot] != number:
+            return None
+        data = self._store.head(self.index.place(slot))
+        if data is None:
+            self._report(number)
+            return None
+        return head_from(data)
+
+    def same_in(self, circle: bytes, static: Codes, head: Head) -> list[int]:
+        """Slots of the current answers to this question in one circle, the nearest first."""
+        found: Found = self.index.in_circle(circle, static, least=RECALL_COSINE, most=CANDIDATES)
+        slots: Sequence[int] = found.slots.tolist()
+        heads = ((slot, self.head(slot, int(self.index.rows["number"][slot]))) for slot in slots)
+        return [slot for slot, other in heads if other is not None and same_question(head, other)]
+
+    def _asked(self, question: Question, vectors: QuestionVectors) -> Asked:
+        contextual, system = vectors.contextual, vectors.system
+        if question.system.strip() and system is None:
+            raise ValueError("vectors.system must be given for a question with a system prompt")
+        return Asked(
+            features=self.reader.read(question.text),
+            contextual=None if contextual is None else codes_of(contextual, self._kernels),
+            system=codes_of(system, self._kernels) if system is not None and question.system.strip() else None,
+        )
+
+    def _use(self, one: Judged) -> EpisodeRef:
+        row = self.index.rows[one.slot]
+        number = int(row["number"])
+        row["standing"] = used(float(row["standing"]), time.time(), self._half_life)
+        self.uses[number] += 1
+        self.counters["used"] += 1
+        return EpisodeRef(key=key_of(number, int(row["stamp"])), gate=one.gate)
+
+    def _report(self, number: int) -> None:
+        _log.error("episode %d cannot be read and is not used any more; see `sona-stream state verify`", number)
+        self._lost(number)

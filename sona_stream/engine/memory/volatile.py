@@ -1,0 +1,170 @@
+"""Episodes in memory only: at `sona.storage: none`, or with a store that keeps none. They end with the process."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from ...episodes import Dropped, Episode, EpisodeEntry, NewEpisode, Place, Scope, key_of
+from ...lora import HiddenSpace
+
+__all__ = ["VolatileEpisodes"]
+
+
+@dataclasses.dataclass(slots=True)
+class _Kept:
+    entry: EpisodeEntry
+    episode: Episode
+    head: bytes
+    body: bytes
+
+
+class VolatileEpisodes:
+    """An `EpisodeStore` that forgets. No text is kept."""
+
+    durable = False
+
+    def __init__(self) -> None:
+        self.on_removed: Callable[[Sequence[int]], None] | None = None
+        self._kept: dict[int, _Kept] = {}
+        self._spaces: dict[tuple[str, str], HiddenSpace] = {}
+        self._secret = secrets.token_bytes(32)
+        self._numbers = self._ranks = 0
+
+    def secret(self) -> bytes:
+        """Never written."""
+        return self._secret
+
+    async def put(
+        self, new: NewEpisode, *, supersede: Sequence[int] = (), replace: int | None = None
+    ) -> EpisodeEntry:
+        """At once."""
+        self._numbers += 1
+        number, stamp = self._numbers, secrets.randbits(63)
+        place = Place(0, number, len(new.head) + len(new.body), stamp)
+        episode = dataclasses.replace(
+            new.episode, number=number, key=key_of(number, stamp), nbytes=place.length, text=None, question=None
+        )
+        old = None if replace is None else self._kept[replace]
+        if old is not None:
+            episode = dataclasses.replace(episode, superseded_by=old.episode.superseded_by)
+        entry = EpisodeEntry(
+            number,
+            self._next_rank() if new.rank is None else new.rank,
+            episode.model,
+            episode.fingerprint,
+            episode.scope,
+            episode.tenant,
+            episode.person,
+            episode.kind,
+            episode.superseded_by,
+            new.standing,
+            new.static,
+            place,
+        )
+        self._kept[number] = _Kept(entry, episode, new.head, new.body)
+        self._spaces.setdefault((episode.fingerprint, new.space.version), new.space)
+        for one in supersede:
+            self._supersede(one, number)
+        if old is not None:
+            for other in self._superseded_by(old.entry.number):
+                self._supersede(other, number)
+            del self._kept[old.entry.number]
+        return entry
+
+    async def entries(self, *, after: int = 0, limit: int = 1 << 30) -> list[EpisodeEntry]:
+        """By number."""
+        return [self._kept[number].entry for number in sorted(self._kept) if number > after][:limit]
+
+    async def find(self, numbers: Sequence[int]) -> list[Episode]:
+        """By number."""
+        return [self._kept[number].episode for number in sorted(set(numbers) & self._kept.keys())]
+
+    async def latest(
+        self,
+        *,
+        tenant: str | None = None,
+        person: str | None = None,
+        scope: Scope | None = None,
+        model: str | None = None,
+        limit: int = 1000,
+    ) -> list[Episode]:
+        """Newest first."""
+        asked = {"tenant": tenant, "person": person, "scope": scope, "model": model}
+        given = {name: value for name, value in asked.items() if value is not None}
+        newest = sorted(self._kept.values(), key=lambda kept: -kept.entry.rank)
+        found = [k.episode for k in newest if all(getattr(k.entry, n) == v for n, v in given.items())]
+        return found[:limit]
+
+    async def move(
+        self, number: int, *, scope: Scope, by: str, supersede: Sequence[int] = ()
+    ) -> EpisodeEntry | None:
+        """As the newest there."""
+        kept = self._kept.get(number)
+        if kept is None:
+            return None
+        for one in supersede:
+            self._supersede(one, number)
+        kept.entry = kept.entry._replace(scope=scope, rank=self._next_rank())
+        kept.episode = dataclasses.replace(kept.episode, scope=scope, promoted_by=by, promoted_at=time.time())
+        return kept.entry
+
+    async def drop(self, numbers: Sequence[int], *, revive: bool = False) -> Dropped:
+        """What they superseded is current again, or goes, too."""
+        doomed = [number for number in dict.fromkeys(numbers) if number in self._kept]
+        returned: list[int] = []
+        for number in doomed:  # grows while it is walked
+            for other in self._superseded_by(number):
+                if revive:
+                    self._supersede(other, self._kept[number].entry.superseded_by)
+                    returned.append(other)
+                elif other not in doomed:
+                    doomed.append(other)
+        for number in doomed:
+            del self._kept[number]
+        current = (self._kept[number].entry for number in dict.fromkeys(returned) if number in self._kept)
+        return Dropped(doomed, [entry for entry in current if entry.superseded_by is None])
+
+    async def use(self, uses: Mapping[int, tuple[int, float]]) -> None:
+        """Those that are there."""
+        for number, (more, standing) in uses.items():
+            kept = self._kept.get(number)
+            if kept is not None:
+                kept.entry = kept.entry._replace(standing=standing)
+                kept.episode = dataclasses.replace(kept.episode, uses=kept.episode.uses + more)
+
+    async def compact(self) -> dict[int, Place]:
+        """There is nothing to give back."""
+        return {}
+
+    async def spaces(self) -> list[tuple[str, HiddenSpace]]:
+        """(fingerprint, space)"""
+        return [(fingerprint, space) for (fingerprint, _), space in self._spaces.items()]
+
+    def head(self, place: Place) -> bytes | None:
+        """None when it is gone."""
+        kept = self._at(place)
+        return None if kept is None else kept.head
+
+    def body(self, place: Place) -> memoryview | None:
+        """None when it is gone."""
+        kept = self._at(place)
+        return None if kept is None else memoryview(kept.body)
+
+    def _at(self, place: Place) -> _Kept | None:
+        kept = self._kept.get(place.offset)
+        return kept if kept is not None and kept.entry.place == place else None
+
+    def _next_rank(self) -> int:
+        self._ranks += 1
+        return self._ranks
+
+    def _superseded_by(self, number: int) -> list[int]:
+        return [one for one, kept in self._kept.items() if kept.entry.superseded_by == number]
+
+    def _supersede(self, number: int, by: int | None) -> None:
+        kept = self._kept[number]
+        kept.entry = kept.entry._replace(superseded_by=by)
+        kept.episode = dataclasses.replace(kept.episode, superseded_by=by)
