@@ -17,6 +17,7 @@ __all__ = [
     "HostError",
     "InvalidRequest",
     "ModelUnavailable",
+    "NotAdapted",
     "NotFound",
     "NotPermitted",
     "NotReady",
@@ -101,6 +102,10 @@ class CaptureGone(SonaError):
 
     status = 410
     code = "capture_gone"
+
+
+class NotAdapted(CaptureGone):
+    """The adapter that an answer's head names did not serve all of it: nothing can be said about that adapter."""
 
 
 class NotReady(SonaError):

@@ -198,6 +198,8 @@ class Head:
     """Stamped by the fallback stage: what the server's `x-sona-*` headers and the record stage report."""
     prompt_ids: tuple[int, ...] = ()
     """Token ids of the prompt, where the backend knows them."""
+    no_capture: str = ""
+    """Why the host holds nothing of this answer, where that is known before it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +277,8 @@ class Trajectory:
     finish_reason: str | None = None
     usage: Usage | None = None
     learn: bool = True
+    no_capture: str = ""
+    """Why nothing of this answer was captured, whatever adapter it was meant to have; empty: nothing is known."""
     outcome: Literal["complete", "cancelled", "failed"] = "complete"
     started_at: float = 0.0
     ttft_s: float | None = None

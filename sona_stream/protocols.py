@@ -6,7 +6,7 @@ the stream's block is the cancellation, and it reaches the backend.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -40,6 +40,7 @@ from .lora import (
 
 __all__ = [
     "AdapterResolver",
+    "AnswerAuditor",
     "Backend",
     "Closable",
     "Embedder",
@@ -48,6 +49,7 @@ __all__ = [
     "FeedbackSink",
     "Handler",
     "HiddenStateHost",
+    "HookReporter",
     "HostReporter",
     "LearnedPattern",
     "Middleware",
@@ -195,6 +197,26 @@ class HostReporter(Protocol):
     @property
     def host_problem(self) -> str:
         """Why `host` is None, for good or until the next probe; empty when nothing is known to be wrong."""
+        ...
+
+
+@runtime_checkable
+class AnswerAuditor(Protocol):
+    """A backend that learns after an answer's head that it was not served as the head said."""
+
+    def take_unserved(self) -> Mapping[str, str]:
+        """Request id -> why its adapter did not serve it all; each is told once. Ids may be other programs'."""
+        ...
+
+
+@runtime_checkable
+class HookReporter(Protocol):
+    """A backend whose model runs elsewhere with a hook of ours in it."""
+
+    def hook_stats(self) -> Mapping[str, float | str]:
+        """What the hook counted when it was last asked, by name; ``disabled`` is a text, empty while it works. Empty
+        while it is out of reach.
+        """
         ...
 
 

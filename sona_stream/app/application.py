@@ -20,6 +20,7 @@ from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Principal, 
 from ..protocols import Backend, Closable, Embedder, Handler, Store
 from ..stages import Meter
 from . import embeddings as own_embeddings
+from .amendments import Amendments
 from .assembly import (
     build_backends,
     build_embedder,
@@ -30,6 +31,7 @@ from .assembly import (
 )
 from .auto import AutoFeedback
 from .engine_settings import engine_config
+from .hook_metrics import HookCollector
 from .hosts import Hosts
 from .notices import notices
 from .patterns import PatternBanks
@@ -74,6 +76,7 @@ class Application:
         self._meter = Meter(self.registry)
         self._watch = Watch(self.backends, interval=sona.health.interval)
         self._hosts = Hosts(self._adaptable, self._watch)
+        self.registry.register(HookCollector(self._watch))
         self._stack = AsyncExitStack()
         self._started_at = time.time()
 
@@ -116,6 +119,7 @@ class Application:
             embedder=self.embedder,
             sink=self.trajectories,
             resolver=self,
+            standing=self._hosts.standing,
             scorers=build_scorers(settings),
             meter=self._meter,
         )
@@ -124,6 +128,8 @@ class Application:
         tasks.start_soon(self._watch.run)
         tasks.start_soon(self._learn_on)
         tasks.start_soon(scores.run)
+        if keeps:
+            tasks.start_soon(Amendments(self._watch, self.store).run)
         tasks.start_soon(banks.tend)
 
     async def _learn_on(self) -> None:

@@ -10,7 +10,7 @@ from ..engine import SonaEngine
 from ..protocols import AdapterResolver, Backend, Embedder, Handler, Router, TrajectorySink
 from ..quality import Combined, create_combined
 from ..routing import Discover, Patterns, PolicyRouter, create_router, load_classifier
-from ..stages import Meter, adapt, fallback, measure, overhead, record, route, score
+from ..stages import Meter, adapt, fallback, measure, overhead, record, replica, route, score
 from .engine_settings import engine_config
 
 __all__ = [
@@ -80,11 +80,13 @@ def build_pipeline(
     resolver: AdapterResolver,
     scorers: Combined,
     meter: Meter,
+    standing: Callable[[Backend], str],
 ) -> Handler:
-    """Overhead -> route -> record -> fallback -> adapt -> score -> measure -> backend."""
+    """Overhead -> route -> record -> fallback -> replica -> adapt -> score -> measure -> backend."""
 
     def stacked(backend: Backend) -> Handler:
-        return adapt(resolver)(score(scorers.begin)(measure(meter, backend.name)(backend)))
+        adapted = adapt(resolver)(score(scorers.begin)(measure(meter, backend.name)(backend)))
+        return replica(lambda: standing(backend))(adapted)
 
     groups = {name: [stacked(backend) for backend in group] for name, group in backends.items()}
     routed = route(router, embedder)(record(sink, settings.sona.storage)(fallback(groups)))

@@ -9,7 +9,8 @@ import anyio
 
 from ..engine.learner import Learner
 from ..errors import HostAway, NotReady, SonaError
-from ..protocols import HiddenStateHost
+from ..protocols import Backend, HiddenStateHost
+from .deployments import Deployments
 from .watch import Watch
 
 __all__ = ["Hosts"]
@@ -24,11 +25,14 @@ _AGAIN_S = 2.0
 class _Joined:
     """One model: its host as the learner knows it, and why it is not used."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, watch: Watch) -> None:
+        self.deployments = Deployments(name, watch)
         self.host: HiddenStateHost | None = None
         self.reason: SonaError | None = NotReady(f"{name}: the learned adapters are being put on the model")
         """None: served with what was learned, or known to have no host."""
         self.without = ""
+        self.problem = ""
+        """What a deployment refused of what the others serve."""
 
 
 class Hosts:
@@ -36,7 +40,7 @@ class Hosts:
 
     def __init__(self, names: Iterable[str], watch: Watch) -> None:
         self._watch = watch
-        self._joined = {name: _Joined(name) for name in names}
+        self._joined = {name: _Joined(name, watch) for name in names}
 
     def __contains__(self, name: str) -> bool:
         return name in self._joined
@@ -57,6 +61,11 @@ class Hosts:
             raise joined.reason.with_traceback(None)
         return not joined.without
 
+    def standing(self, backend: Backend) -> str:
+        """See `Deployments`."""
+        joined = self._joined.get(backend.name)
+        return "" if joined is None else joined.deployments.standing(backend)
+
     def check_all(self) -> None:
         """Raises what keeps a model that answers from being adapted."""
         for name in self._joined:
@@ -65,13 +74,17 @@ class Hosts:
 
     def problems(self) -> dict[str, str]:
         """Model -> why its hidden states are not in use, for those where it is so."""
-        told = {name: str(one.reason or "") or one.without for name, one in self._joined.items()}
+        told = {
+            name: str(one.reason or "") or one.without or one.problem or one.deployments.problem
+            for name, one in self._joined.items()
+        }
         return {name: reason for name, reason in told.items() if reason}
 
     async def _follow(self, name: str, joined: _Joined, learner: Learner) -> None:
         away = False
         while True:
-            host = self._watch.host(name, joined.host)
+            host = joined.deployments.host()
+            await self._complete(name, joined)
             joined.without = "" if host is not None else self._watch.without_host(name)
             if host is not None and host is not joined.host:
                 await self._attach(name, joined, host, learner)
@@ -81,6 +94,15 @@ class Hosts:
                 joined.reason = None
             away = host is None
             await anyio.sleep(_POLL_S)
+
+    async def _complete(self, name: str, joined: _Joined) -> None:
+        try:
+            await joined.deployments.complete()
+            joined.problem = ""
+        except SonaError as error:
+            if joined.problem != str(error):
+                _log.error("%s: a deployment cannot be given what the others have learned: %s", name, error)
+            joined.problem = str(error)
 
     async def _attach(self, name: str, joined: _Joined, host: HiddenStateHost, learner: Learner) -> None:
         """What goes wrong here concerns this model alone."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
 
 from ..errors import ModelUnavailable, NotReady, SonaError
-from ..protocols import Backend, HiddenStateHost, HostReporter
+from ..protocols import AnswerAuditor, Backend, HookReporter, HostReporter
 
 __all__ = ["Watch"]
 
@@ -89,11 +90,9 @@ class Watch:
         """Whether a deployment of this model did when it was last asked."""
         return any(one.problem is None for one in self._all if one.name == name)
 
-    def host(self, name: str, known: HiddenStateHost | None = None) -> HiddenStateHost | None:
-        """That of a deployment of this model that answers, ``known`` before others; None when there is none now."""
-        found = [one.backend.host for one in self._adaptable(name) if one.problem is None]
-        there = [host for host in found if host is not None]
-        return known if any(host is known for host in there) else there[0] if there else None
+    def adaptable(self, name: str) -> list[tuple[Backend, bool]]:
+        """Its deployments that can have a host, and whether they answered when they were last asked."""
+        return [(one.backend, one.problem is None) for one in self._adaptable(name)]
 
     def without_host(self, name: str) -> str:
         """Why there is no host of this model though everything that could have one was asked: for good, or until
@@ -111,6 +110,21 @@ class Watch:
 
     def _adaptable(self, name: str) -> list[_Watched]:
         return [one for one in self._all if one.name == name and one.backend.adaptable]
+
+    def unserved(self) -> list[tuple[str, str]]:
+        """(request id, why its answer was not served as its head said), each told once."""
+        told = [one.backend.take_unserved() for one in self._all if isinstance(one.backend, AnswerAuditor)]
+        return [pair for each in told for pair in each.items()]
+
+    def hook_stats(self) -> list[tuple[tuple[str, str], Mapping[str, float | str]]]:
+        """((model, place of the deployment), what its hook counts), for those that can have one."""
+        told, places = [], Counter[str]()
+        for one in self._all:
+            places[one.name] += 1
+            if isinstance(one.backend, HookReporter):
+                stats = one.backend.hook_stats() if one.problem is None else {}
+                told.append(((one.name, str(places[one.name])), stats))
+        return told
 
     def view(self) -> dict[str, Any]:
         """Name -> "ready" or what is wrong, per deployment."""

@@ -1,6 +1,6 @@
 """The stages of a request, one middleware a file. They don't know each other; `sona_stream.app` stacks them:
 
-overhead -> route -> record -> fallback -> adapt -> score -> measure -> backend
+overhead -> route -> record -> fallback -> replica -> adapt -> score -> measure -> backend
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from .adapt import adapt
 from .fallback import fallback
 from .measure import Meter, measure, overhead
 from .record import record
+from .replica import replica
 from .route import route
 from .score import score
 
-__all__ = ["Meter", "adapt", "fallback", "measure", "overhead", "record", "route", "score"]
+__all__ = ["Meter", "adapt", "fallback", "measure", "overhead", "record", "replica", "route", "score"]

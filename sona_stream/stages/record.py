@@ -103,6 +103,7 @@ class _Notes:
             usage=finish.usage if finish else None,
             embedding=request.embedding,
             learn=request.learn,
+            no_capture=head.no_capture if head else "",
             outcome=self.outcome,
             started_at=request.received_at,
             ttft_s=self.ttft,

@@ -27,6 +27,7 @@ _PLAIN = (
     "model",
     "finish_reason",
     "learn",
+    "no_capture",
     "outcome",
     "ttft_s",
     "duration_s",

@@ -39,6 +39,7 @@ class Worker:
         self.put_log, self.calls = [], []
         self.episodes, self.episode_budget = {}, None
         self.disabled, self.budget = "", None
+        self.unserved, self.breaks = {}, ""
         self.rank = rank
 
     def __getattr__(self, name):
@@ -59,7 +60,14 @@ class Worker:
 
     def install_(self):
         facts = {"hidden_dim": D, "vocab_size": V, "fingerprint": self.toy.fingerprint, "model": MODEL}
-        return {**facts, "instance": self.instance, "problems": [], "disabled": self.disabled, "last_pp": True}
+        now = {"disabled": self.disabled, "unserved": dict(self.unserved)}
+        return {**facts, **now, "instance": self.instance, "problems": [], "last_pp": True}
+
+    def fail(self, rid):
+        """The hook fails in the middle of this answer."""
+        self.disabled, self.breaks = self.breaks, ""
+        self.toy.captures.pop(rid, None)
+        self.unserved[rid] = f"the hook failed while it was being answered ({self.disabled})"
 
     def stats_(self):
         return {"puts": len(self.put_log), "disabled": self.disabled}
@@ -87,6 +95,8 @@ class Worker:
         return {"dropped": int(self.toy.adapters.pop(key, None) is not None)}
 
     def capture_(self, rid, hidden=False):
+        if rid in self.unserved:
+            return {"state": "unknown", "reason": self.unserved[rid], "unserved": True}
         capture = self.toy.captures.get(rid)
         if capture is None:
             return {"state": "unknown", "reason": "SONA_VLLM_RING_TOKENS bounds the ring"}
@@ -256,8 +266,11 @@ class FakeApp:
         xargs = asked.get("vllm_xargs") or {}
         prompt = [1 + ord(one) % (V - 1) for one in asked["messages"][-1]["content"]]
         rid = xargs.get("sona_rid") or secrets.token_hex(4)
-        tokens = self.worker.toy.answer(rid, prompt, key=xargs.get("sona"))
-        if "sona_rid" not in xargs:
+        off = self.worker.disabled
+        tokens = self.worker.toy.answer(rid, prompt, key=None if off else xargs.get("sona"))
+        if off and "sona_rid" in xargs:
+            self.worker.unserved[rid] = f"the hook had switched itself off before ({off})"
+        if off or "sona_rid" not in xargs:
             del self.worker.toy.captures[rid]
         chunks = []
         for i, token in enumerate(tokens):
@@ -270,7 +283,15 @@ class FakeApp:
             if i == 0 and asked.get("return_token_ids"):
                 chunk["prompt_token_ids"] = prompt
             chunks.append(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-        await _send(send, 200, b"".join(chunks) + b"data: [DONE]\n\n", b"text/event-stream")
+        await _send(self._breaking(rid, send), 200, b"".join(chunks) + b"data: [DONE]\n\n", b"text/event-stream")
+
+    def _breaking(self, rid, send):
+        async def breaking(message):
+            await send(message)
+            if self.worker.breaks and message["type"] == "http.response.start":
+                self.worker.fail(rid)
+
+        return breaking
 
 
 async def _send(send, status, body, kind):

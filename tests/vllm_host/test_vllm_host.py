@@ -1,5 +1,6 @@
 """The host over HTTP against the toy's own closed-form maths, and what restarts do to it."""
 
+import asyncio
 import contextlib
 
 import numpy as np
@@ -8,7 +9,7 @@ from fake_vllm_server import KEY, MODEL, D, T
 from toy import ToyHost
 
 from sona_stream.config.settings import Deployment, SonaSettings
-from sona_stream.errors import CaptureGone, ConfigError, HostAway, HostError, NotFound
+from sona_stream.errors import CaptureGone, ConfigError, HostAway, HostError, NotAdapted, NotFound
 from sona_stream.events import AdapterRef, Delta, Head, Request
 from sona_stream.lora import LoraWeights, LowRank, TokenSignal
 from sona_stream_adapters.vllm import VllmBackend, create_backend
@@ -275,6 +276,50 @@ async def test_a_hook_that_switched_itself_off_is_seen(vllm):
         assert "RuntimeError: forced" in backend.host_problem
         head, _ = await collected(backend, ask(adapter=AdapterRef(key="m/a/*", version=1)))
         assert head.adapter is None
+
+
+async def test_the_answer_after_the_failure_already_says_so(vllm):
+    """Before the next probe: the server tells with the answer that nothing was bound to it."""
+    async with running(vllm) as backend:
+        await backend.probe()
+        await backend.host.put_adapter("m/a/*", 1, weights())
+        ref = AdapterRef(key="m/a/*", version=1)
+        vllm.worker.disabled = "logits: RuntimeError: forced"
+        await asyncio.sleep(0.12)  # what was asked a tenth of a second ago is believed
+        head, ids = await collected(backend, ask(adapter=ref))
+        assert head.adapter is None
+        assert "forced" in head.no_capture
+        assert not [name for name, _ in head.headers if name.startswith(b"x-sona")]
+        assert len(ids) == T
+        assert backend.host is None
+        head, ids = await collected(backend, ask(adapter=ref, id="r2"))
+        assert (head.adapter, len(ids)) == (None, T)  # token ids are kept: it can be learned from later
+        assert vllm.app.seen[-1].get("vllm_xargs") is None
+        assert "forced" in head.no_capture
+        vllm.worker.disabled = ""
+        await asyncio.sleep(0.12)
+        await backend.probe()
+        head, _ = await collected(backend, ask(adapter=ref, id="r3"))
+        assert (head.adapter, head.no_capture) == (ref, "")
+
+
+async def test_an_answer_in_which_the_hook_fails_is_told_afterwards(vllm):
+    async with running(vllm) as backend:
+        await backend.probe()
+        host = backend.host
+        await host.put_adapter("m/a/*", 1, weights())
+        vllm.worker.breaks = "logits: RuntimeError: forced"
+        head, _ = await collected(backend, ask(adapter=AdapterRef(key="m/a/*", version=1)))
+        assert head.adapter is not None  # what was sent cannot be taken back
+        with pytest.raises(NotAdapted, match="failed while it was being answered"):
+            await host.capture("r1")
+        await asyncio.sleep(0.12)
+        with pytest.raises(HostAway, match="forced"):
+            await host.encode([1, 2], [3, 4])
+        await backend.probe()
+        assert list(backend.take_unserved()) == ["r1"]
+        await backend.probe()
+        assert backend.take_unserved() == {}
 
 
 async def test_a_wrong_key_is_named_and_never_shown(vllm):

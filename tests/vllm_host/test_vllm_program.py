@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import sqlite3
 import time
 
 import numpy as np
@@ -204,6 +205,53 @@ def test_without_the_plugin_the_reason_is_shown(started, vllm):
     alice = talk(program)
     assert asked(alice).status_code == 200
     assert "no plug-in" in stats(alice)["hosts"]["m"]
+
+
+@pytest.mark.parametrize("storage", ["features", "none"])
+def test_an_answer_without_the_hook(started, vllm, storage):
+    """Its feedback waits for the hook where token ids are kept; else the reason is the true one."""
+    program = started(storage=storage)
+    alice = talk(program)
+    assert teach(alice, asked(alice), rating=1)[1]["status"] == "published"
+    vllm.worker.disabled = "logits: RuntimeError: forced"
+    time.sleep(0.15)
+    answer = asked(alice)
+    assert answer.headers["x-sona-adapter"] == "none"
+    status, body = teach(alice, answer, rating=1)
+    if storage == "none":
+        assert status == 410
+        assert "RuntimeError: forced" in body["error"]["message"]
+        assert "sona.storage" not in body["error"]["message"]
+        return
+    assert (status, body["status"]) == (202, "queued"), body
+    assert "RuntimeError: forced" in body["reason"]
+    vllm.worker.disabled = ""
+    until(lambda: stats(alice)["learner"]["pending"] == 0 and stats(alice)["learner"]["counters"]["accepted"] == 2)
+
+
+@pytest.mark.parametrize("storage", ["features", "none"])
+def test_an_answer_in_which_the_hook_fails(started, vllm, storage, tmp_path):
+    program = started(storage=storage)
+    alice = talk(program)
+    assert teach(alice, asked(alice), rating=1)[1]["status"] == "published"
+    vllm.worker.breaks = "logits: RuntimeError: forced"
+    answer = asked(alice)
+    assert answer.headers["x-sona-adapter"] == "m/alice/*@1"
+    rid = answer.headers["x-sona-request-id"]
+    for wait in (True, False):
+        status, body = teach(alice, answer, rating=-1, wait=wait, idempotency_key=f"{wait}")
+        if wait or storage == "none":
+            assert status == 410, body
+            assert "failed while it was being answered" in body["error"]["message"]
+    assert asked(alice).headers["x-sona-adapter"] == "none"
+    if storage == "features":
+        until(lambda: f"request {rid} was not adapted" in program.log)
+        program.stop()
+        database = sqlite3.connect(next(tmp_path.rglob("*.sqlite*")))
+        (facts,) = database.execute("SELECT facts FROM trajectories WHERE request_id = ?", (rid,)).fetchone()
+        database.close()
+        assert json.loads(facts)["adapter"] is None
+        assert "forced" in json.loads(facts)["no_capture"]
 
 
 def test_the_control_key_is_shown_nowhere(started, vllm):

@@ -112,7 +112,7 @@ class OpenAIBackend:
         return request.model if self.name == WILDCARD else self.name
 
     async def _events(self, response: UpstreamResponse, name: str) -> AsyncGenerator[Event, None]:
-        headers = answer_headers(response.headers)
+        headers = self._answer_headers(response.headers)
         if not 200 <= response.status < 300:
             raise refusal(
                 name,
@@ -128,6 +128,10 @@ class OpenAIBackend:
             return opaque_events(response, head)
         read = stream_events if kind == b"text/event-stream" else body_events
         return read(response, head, self._count_unreadable)
+
+    def _answer_headers(self, headers: Headers) -> Headers:
+        """What of the upstream's headers is seen here."""
+        return answer_headers(headers)
 
     def _count_unreadable(self) -> None:
         self.unreadable_answers += 1

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 from sona_stream.config.settings import Deployment, SonaSettings
 from sona_stream.errors import HostAway, HostError, UpstreamError
-from sona_stream.events import AdapterRef, Event, Head, Request
+from sona_stream.events import AdapterRef, Event, Head, Headers, Request
 from sona_stream_adapters.openai.backend import OpenAIBackend, upstream_url
 
 from .body import with_fields
+from .hook_stats import hook_stats
 from .host import VllmHost
 from .link import HttpLink, NoPlugin
 from .meeting import Meeting
-from .options import INSTANCE, parse_options, with_control
+from .options import HOOK, INSTANCE, parse_options, with_control
 
 __all__ = ["VllmBackend"]
+
+_log = logging.getLogger(__name__)
 
 _TRIES = 3
 
@@ -41,6 +45,7 @@ class VllmBackend(OpenAIBackend):
         )
         self._met = Meeting(self.name, self._link, fetch_hidden=options.fetch_hidden)
         self._meeting = asyncio.Lock()
+        self._stats: Mapping[str, float | str] = {}
 
     @property
     def host(self) -> VllmHost | None:
@@ -52,18 +57,27 @@ class VllmBackend(OpenAIBackend):
         """Why the server's hidden states are out of reach though it answers."""
         return self._met.problem
 
+    def hook_stats(self) -> Mapping[str, float | str]:
+        """See `HookReporter`."""
+        return self._stats
+
+    def take_unserved(self) -> Mapping[str, str]:
+        """See `AnswerAuditor`."""
+        return self._met.take_unserved()
+
     async def probe(self) -> None:
         """Also looks whether the server is still the one that was met, and puts what it lacks."""
         await super().probe()
         await self._meet()
         if self.host is not None:
             await self.host.restore()
+        self._stats = await hook_stats(self._link) if self._met.known else {}
 
     @asynccontextmanager
     async def __call__(self, request: Request, /) -> AsyncIterator[AsyncIterator[Event]]:
         async with AsyncExitStack() as stack:
             events, adapter = await self._opened(stack, request)
-            async with aclosing(_stamped(events, adapter)) as stamped:
+            async with aclosing(self._stamped(events, adapter)) as stamped:
                 yield stamped
 
     async def _opened(
@@ -93,11 +107,38 @@ class VllmBackend(OpenAIBackend):
             xargs |= await host.bind_episodes(request.episodes)
             if self._learns and request.learn and _is_single(request):
                 xargs["sona_rid"] = request.id
-        body = with_fields(request.body, xargs, token_ids=self._keeps_ids and request.learn and host is not None)
+        # Also while the hook is off: when it works again, what was answered meanwhile can be learned from.
+        keeps_ids = self._keeps_ids and request.learn and self._met.known
+        body = with_fields(request.body, xargs, token_ids=keeps_ids)
         headers = request.headers
         if host is not None and xargs:
             headers = (*headers, (INSTANCE.encode(), host.instance.encode()))
         return dataclasses.replace(request, body=body, headers=headers), adapter
+
+    def _answer_headers(self, headers: Headers) -> Headers:
+        """Also what is meant for us alone; `_stamped` takes it out."""
+        return (*super()._answer_headers(headers), *(pair for pair in headers if pair[0] == HOOK))
+
+    async def _stamped(
+        self, events: AsyncIterator[Event], adapter: AdapterRef | None
+    ) -> AsyncGenerator[Event, None]:
+        """What served the answer, on its head: not the adapter when the hook is off, as the server tells there."""
+        async for event in events:
+            if isinstance(event, Head):
+                headers = tuple(pair for pair in event.headers if pair[0] != HOOK)
+                problem = self._met.problem
+                if len(headers) < len(event.headers):
+                    await self._meet_again()
+                    adapter, problem = None, self._met.problem or f"{self.name}: the hook is off"
+                event = dataclasses.replace(event, headers=headers, adapter=adapter, no_capture=problem)
+            yield event
+
+    async def _meet_again(self) -> None:
+        """Before the next request; this one's answer does not depend on it."""
+        try:
+            await self._meet()
+        except (HostAway, HostError) as error:
+            _log.warning("%s", error)
 
     async def _meet(self) -> None:
         """Who is there? Raises HostAway when the plug-in does not answer now."""
@@ -124,9 +165,3 @@ def _is_new_instance(error: UpstreamError) -> bool:
         return bool(json.loads(error.body)["error"]["type"] == "instance_changed")
     except (ValueError, KeyError, TypeError):
         return False
-
-
-async def _stamped(events: AsyncIterator[Event], adapter: AdapterRef | None) -> AsyncGenerator[Event, None]:
-    """The adapter on the head."""
-    async for event in events:
-        yield dataclasses.replace(event, adapter=adapter) if isinstance(event, Head) else event

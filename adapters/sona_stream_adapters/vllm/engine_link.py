@@ -32,6 +32,10 @@ class EngineLink(Link):
         """Another start of the engine, or none."""
         self._routes = routes
 
+    async def off(self) -> str:
+        """Why the hook is off; empty while it works."""
+        return "" if self._routes is None else await self._routes.watch.off()
+
     async def call(
         self, method: str, path: str, body: bytes = b"", *, tensors: bool = False, **query: object
     ) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sona_stream.errors import CaptureGone, HostAway, HostError
+from sona_stream.errors import CaptureGone, HostAway, HostError, NotAdapted
 from sona_stream.events import AdapterRef, EpisodeRef
 from sona_stream.lora import (
     Capture,
@@ -25,7 +25,7 @@ from sona_stream.lora import (
 )
 from sona_stream_adapters.vllm_plugin import codec, codec_computed
 
-from .link import Gone, Link
+from .link import Gone, Link, Unserved
 from .served import Entry, ServedAdapters
 from .served_episodes import ServedEpisodes
 
@@ -114,7 +114,7 @@ class VllmHost:
                 return  # a server that starts again does not have it
 
     async def capture(self, request_id: str) -> Capture:
-        """Raises CaptureGone when the server no longer holds it."""
+        """Raises CaptureGone when the server no longer holds it, NotAdapted when its hook had no part in it."""
         self._check_alive()
         shown = self._shown.get(request_id)
         hidden = self._fetch or shown is not None
@@ -126,6 +126,8 @@ class VllmHost:
                 raise CaptureGone(
                     f"{error}; with sona.storage: features its tokens would be encoded again"
                 ) from error
+            except Unserved as error:
+                raise NotAdapted(str(error)) from error
             if told[:1] != b"{":
                 capture = self._capture(told, request_id)
                 return capture if shown is None else _cut(capture, shown)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -28,6 +28,7 @@ from sona_stream_adapters.vllm_plugin.routes import Routes
 
 from .engine_link import EngineLink
 from .engine_start import EngineStart
+from .hook_stats import hook_stats
 from .host import VllmHost
 from .inprocess_answers import Answers
 from .inprocess_engine import Engine, start_engine
@@ -68,6 +69,7 @@ class InProcessBackend:
         self._learns = settings.learning != "off"
         self._link = EngineLink(self.name)
         self._met = Meeting(self.name, self._link, fetch_hidden=self._options.fetch_hidden)
+        self._stats: Mapping[str, float | str] = {}
         self._engine: Engine | None = None
         self._failure: SonaError | None = None
         self._status = f"{self.name}: not started"
@@ -83,6 +85,14 @@ class InProcessBackend:
     def host_problem(self) -> str:
         """Why the hidden states are out of reach though the model answers."""
         return self._met.problem
+
+    def hook_stats(self) -> Mapping[str, float | str]:
+        """See `HookReporter`."""
+        return self._stats
+
+    def take_unserved(self) -> Mapping[str, str]:
+        """See `AnswerAuditor`."""
+        return self._met.take_unserved()
 
     async def __aenter__(self) -> InProcessBackend:
         self._stopping.clear()
@@ -103,6 +113,7 @@ class InProcessBackend:
             self._met.meet(await self._link.json("GET", "info"))
         if self.host is not None:
             await self.host.restore()
+        self._stats = await hook_stats(self._link) if self._met.known else {}
 
     async def embeddings(self, body: bytes, headers: Headers = ()) -> tuple[int, Headers, bytes]:
         """A causal language model has no sentence embeddings worth the name."""
@@ -126,9 +137,13 @@ class InProcessBackend:
         if host is not None:
             extra |= await host.bind_episodes(request.episodes)
         answers = await Answers.begin(engine, request, self._options, extra, host if self._learns else None)
-        head = Head(model=self.name, adapter=adapter, prompt_ids=tuple(answers.prompt_ids))
-        async with answers, aclosing(events_of(head, answers.queue, completion_id(request))) as events:
-            yield events
+        async with answers:
+            problem = self._met.problem or (await self._link.off() if extra else "")
+            adapter = None if problem else adapter
+            ids = tuple(answers.prompt_ids)
+            head = Head(model=self.name, adapter=adapter, prompt_ids=ids, no_capture=problem)
+            async with aclosing(events_of(head, answers.queue, completion_id(request))) as events:
+                yield events
 
     def _ready(self) -> Engine:
         if self._engine is not None:

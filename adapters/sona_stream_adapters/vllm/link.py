@@ -14,7 +14,7 @@ from sona_stream.events import Headers
 from sona_stream.transport import Timeouts
 from sona_stream_adapters.openai.answer import UpstreamResponse
 
-__all__ = ["Exchange", "Gone", "HttpLink", "Link", "NoPlugin"]
+__all__ = ["Exchange", "Gone", "HttpLink", "Link", "NoPlugin", "Unserved"]
 
 CONNECT_S = 5.0
 ANSWER_S = 300.0
@@ -38,6 +38,10 @@ class Gone(HostError):
     def __init__(self, message: str, handles: tuple[str, ...]) -> None:
         super().__init__(message)
         self.handles = handles
+
+
+class Unserved(HostError):
+    """The hook had no part in an answer, or failed in the middle of it; the message says why."""
 
 
 class NoPlugin(HostError):
@@ -72,6 +76,8 @@ class Link(ABC):
         told = f"{self._name}: {message}"
         if kind == "capture_gone":
             return Gone(told, gone)
+        if kind == "unserved":
+            return Unserved(told)
         if kind == "no_hook":
             return NoPlugin(told)
         if status in (429, 502, 503, 504):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ __all__ = ["Meeting"]
 
 _log = logging.getLogger(__name__)
 
+_TOLD = 4096
+
 
 class Meeting:
     """What the plug-in tells of itself, over time."""
@@ -22,15 +25,23 @@ class Meeting:
         self.problem = ""
         """Why the hidden states are out of reach though the model answers."""
         self._host: VllmHost | None = None
+        self._unserved: dict[str, str] = {}
+        self._told: OrderedDict[str, None] = OrderedDict()
 
     @property
     def host(self) -> VllmHost | None:
         """None until the plug-in has told of itself, and while it is not there or its hook is off."""
         return None if self.problem else self._host
 
+    @property
+    def known(self) -> bool:
+        """Whether the plug-in was ever there."""
+        return self._host is not None
+
     def meet(self, info: Any) -> None:
         """The plug-in's answer to ``info``. Raises HostError when a part is missing."""
         problem = _problem_of(info)
+        self._hear(info.get("unserved") if isinstance(info, Mapping) else None)
         self.note(f"{self._name}: {problem}" if problem else "")
         if not problem:
             self._meet_model(info)
@@ -40,6 +51,19 @@ class Meeting:
         if problem and problem != self.problem:
             _log.warning("its hidden states are out of reach: %s", problem)
         self.problem = problem
+
+    def take_unserved(self) -> dict[str, str]:
+        """See `AnswerAuditor`."""
+        taken, self._unserved = self._unserved, {}
+        return taken
+
+    def _hear(self, unserved: Any) -> None:
+        for rid, reason in unserved.items() if isinstance(unserved, Mapping) else ():
+            if rid not in self._told:
+                self._told[rid] = None
+                self._unserved[rid] = str(reason)
+        while len(self._told) > _TOLD:
+            self._told.popitem(last=False)
 
     def _meet_model(self, info: Mapping[str, Any]) -> None:
         known = self._host

@@ -7,12 +7,14 @@ import dataclasses
 from sona_stream.config.settings import Deployment
 from sona_stream.errors import ConfigError
 
-__all__ = ["CONTROL", "INSTANCE", "VllmOptions", "parse_options", "with_control"]
+__all__ = ["CONTROL", "HOOK", "INSTANCE", "VllmOptions", "parse_options", "with_control"]
 
 CONTROL = "x-sona-control"
 """Header with the control key: only who has it may bind a request to an adapter."""
 INSTANCE = "x-sona-instance"
 """Header with the engine start that holds our adapters; another one answers 409."""
+HOOK = b"x-sona-hook"
+"""Header of an answer to a bound request: why nothing was bound to it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,7 @@ class SonaEndpoint:
             Guard,
             key=control.key,
             instance=lambda: str(control.info.get("instance", "")),
+            watch=control.watch,
             models=lambda: self._models,
             count=control.count,
         )

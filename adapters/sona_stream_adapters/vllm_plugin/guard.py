@@ -12,8 +12,10 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any
 
+from .hook_watch import HookWatch
 from .messages import (
     CONTROL_HEADER,
+    HOOK_HEADER,
     INSTANCE_HEADER,
     PREFIX,
     App,
@@ -35,6 +37,7 @@ _ARGUMENTS = ("vllm_xargs", "extra_args")
 _PREFIX = "sona"
 # JSON may spell any of these letters as \u00XX; a body in UTF-16 or UTF-32 has zero bytes.
 _HINTS = re.compile(rb"sona|\\u00[4-7]|\x00", re.IGNORECASE)
+_MOST_TOLD = 300
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 Stripped = tuple[bytes, bool]
@@ -43,7 +46,8 @@ Stripped = tuple[bytes, bool]
 
 class Guard:
     """ASGI middleware around vLLM's routes. Those who show the key pass untouched, unless they name another engine
-    start than ours: then they are told (409), so that they put their adapters again first.
+    start than ours: then they are told (409), so that they put their adapters again first. Those who name ours are
+    told with the answer when the hook is off and nothing of theirs is bound.
     """
 
     def __init__(
@@ -52,11 +56,12 @@ class Guard:
         *,
         key: bytes,
         instance: Callable[[], str],
+        watch: HookWatch,
         models: Callable[[], Collection[str]],
         count: Callable[[str], None],
     ) -> None:
         self._app, self._key = app, key
-        self._instance, self._models, self._count = instance, models, count
+        self._instance, self._watch, self._models, self._count = instance, watch, models, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope.get("method") not in _WITH_BODY or _is_control(scope):
@@ -66,6 +71,7 @@ class Guard:
             if header(scope, CONTROL_HEADER):
                 self._check_caller(scope)
                 body = None
+                send = self._telling(send) if header(scope, INSTANCE_HEADER) else send
             else:
                 body = await read_body(receive, None)
                 scope, body = self._cleaned(scope, body)
@@ -83,6 +89,18 @@ class Guard:
         believed = header(scope, INSTANCE_HEADER).decode("latin-1")
         if believed and believed != self._instance():
             raise Unanswered(409, "this server was started again: put its adapters first", kind="instance_changed")
+
+    def _telling(self, send: Send) -> Send:
+        """Asked while the request is on its way to the engine, so that the answer waits for nothing."""
+        self._watch.begin()
+
+        async def telling(message: Message) -> None:
+            if message["type"] == "http.response.start" and (off := await self._watch.off()):
+                told = " ".join(off.encode("ascii", "replace").decode().split())[:_MOST_TOLD]
+                message = {**message, "headers": [*message.get("headers", ()), (HOOK_HEADER, told.encode())]}
+            await send(message)
+
+        return telling
 
     def _cleaned(self, scope: Scope, body: bytes) -> tuple[Scope, bytes]:
         kind = header(scope, b"content-type")

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 
 __all__ = [
     "CONTROL_HEADER",
+    "HOOK_HEADER",
     "INSTANCE_HEADER",
     "PREFIX",
     "TENSORS",
@@ -40,6 +41,8 @@ CONTROL_HEADER = b"x-sona-control"
 """Bears the key of those who may bind and write adapters."""
 INSTANCE_HEADER = b"x-sona-instance"
 """The engine start that a caller believes to speak to."""
+HOOK_HEADER = b"x-sona-hook"
+"""Of an answer to a bound request: why the hook is off. Not there while it works."""
 PREFIX = "/v1/sona"
 """Where our own routes are."""
 TENSORS = b"application/vnd.safetensors"

@@ -21,6 +21,7 @@ from .codec_computed import (
 )
 from .encoding import Encoder
 from .engines import Engines, Result, require
+from .hook_watch import HookWatch
 from .locating import Part, parts_of
 from .merging import merge_curvatures, merge_evaluations, merge_gradients, merge_kls
 from .messages import PREFIX, Answer, Question, Unanswered
@@ -39,6 +40,7 @@ class Routes:
         self._engines: Engines | None = None
         self._encoder: Encoder | None = None
         self.info: Result = {}
+        self.watch = HookWatch(self._look)
         self.counters: dict[str, int] = {"calls": 0, "refused_keys": 0, "stripped_requests": 0}
 
     def attach(self, engines: Engines, encoder: Encoder, info: Result) -> None:
@@ -85,8 +87,12 @@ class Routes:
 
     async def _info(self, _: Question) -> Answer:
         """Looks again: a model that was loaded anew is wrapped anew."""
-        self.info = await self.engines.install()
-        return Answer(self.info)
+        return Answer(await self._look())
+
+    async def _look(self) -> Result:
+        if self._engines is not None:
+            self.info = await self._engines.install()
+        return self.info
 
     async def _stats(self, _: Question) -> Answer:
         return Answer({"engines": await self.engines.all("sona_stats"), "endpoint": dict(self.counters)})
@@ -123,6 +129,8 @@ class Routes:
                 if result.get("state") == state:
                     blob = result.get("blob")
                     return Answer(bytes(blob)) if blob else Answer({"state": state})
+        if unserved := next((str(one["reason"]) for one in results if one.get("unserved")), ""):
+            raise Unanswered(410, f"request {rid!r}: {unserved}", kind="unserved")
         reason = next((str(one["reason"]) for one in results if one.get("reason")), "it is no longer held")
         raise Unanswered(410, f"request {rid!r}: {reason}", kind="capture_gone", gone=[rid])
 
@@ -135,6 +143,8 @@ class Routes:
 
     async def _encode(self, asked: Question) -> Answer:
         assert self._encoder is not None
+        if off := await self.watch.off():
+            raise Unanswered(503, f"the hook is off, which reads an answer's states: {off}", kind="hook_off")
         return Answer(await self._encoder.encode(_json(asked.body), self.info))
 
     # ---- what is computed from captures

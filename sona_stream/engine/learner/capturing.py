@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...errors import CaptureGone
+from ...errors import CaptureGone, NotAdapted
 from ...events import AdapterRef, Feedback, Trajectory
 from ...lora import Capture, LoraWeights
 from ...protocols import HiddenStateHost, Store
@@ -38,16 +38,22 @@ async def require_answer(host: HiddenStateHost, feedback: Feedback, trajectory: 
         return
     try:
         await host.capture(trajectory.request_id)
+    except NotAdapted:
+        raise
     except CaptureGone:
         raise _gone(trajectory) from None
 
 
 async def _answer(host: HiddenStateHost, store: Store, trajectory: Trajectory) -> Capture:
-    try:
-        return await host.capture(trajectory.request_id)
-    except CaptureGone:
-        if not trajectory.token_ids or not trajectory.prompt_ids:
-            raise _gone(trajectory) from None
+    if not trajectory.no_capture:
+        try:
+            return await host.capture(trajectory.request_id)
+        except NotAdapted:
+            raise
+        except CaptureGone:
+            pass  # the same can be made of what was kept of it
+    if not trajectory.token_ids or not trajectory.prompt_ids:
+        raise _gone(trajectory)
     adapter = trajectory.adapter
     temperature = trajectory.sampling.temperature
     return await host.encode(
@@ -65,6 +71,8 @@ async def _prompt(host: HiddenStateHost, trajectory: Trajectory) -> Sequence[int
         return trajectory.prompt_ids
     try:
         return tuple(int(token) for token in (await host.capture(trajectory.request_id)).prompt_ids)
+    except NotAdapted:
+        raise
     except CaptureGone:
         raise _gone(trajectory) from None
 
@@ -76,6 +84,11 @@ async def _weights(store: Store, adapter: AdapterRef) -> LoraWeights | None:
 
 
 def _gone(trajectory: Trajectory) -> CaptureGone:
+    if trajectory.no_capture:
+        return CaptureGone(
+            f"nothing of request {trajectory.request_id} was captured: {trajectory.no_capture}; and its token ids "
+            "were not kept"
+        )
     return CaptureGone(
         f"the model no longer holds request {trajectory.request_id} and its token ids were not kept; "
         "sona.storage: features (or text) would keep them"
