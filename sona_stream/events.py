@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PATTERN_TYPES",
     "AdapterRef",
+    "CallPart",
     "Delta",
     "Endpoint",
     "EpisodeRef",
@@ -194,12 +195,23 @@ class Head:
     status: int = 200
     headers: Headers = ()
     adapter: AdapterRef | None = None
+    bare_reason: str = ""
+    """Why a constrained request was not adapted."""
     route: RouteDecision | None = None
     """Stamped by the fallback stage: what the server's `x-sona-*` headers and the record stage report."""
     prompt_ids: tuple[int, ...] = ()
     """Token ids of the prompt, where the backend knows them."""
     no_capture: str = ""
     """Why the host holds nothing of this answer, where that is known before it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CallPart:
+    """An increment of one tool call: a name comes once, arguments in parts."""
+
+    index: int = 0
+    name: str = ""
+    arguments: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +225,8 @@ class Piece:
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[Mapping[str, float], ...] = ()
     finish_reason: str | None = None
+    calls: tuple[CallPart, ...] = ()
+    """Of tool calls, where a backend's answers have them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from ..config.folders import state_dir
 from ..config.settings import WILDCARD, Settings
 from ..engine.learner import Learner
 from ..errors import NotFound, NotReady, SonaError
-from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Principal, Request
+from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Principal, Request, Trajectory
 from ..protocols import Backend, Closable, Embedder, Handler, Store
 from ..stages import Meter
 from . import embeddings as own_embeddings
@@ -31,6 +31,7 @@ from .assembly import (
 )
 from .auto import AutoFeedback
 from .engine_settings import engine_config
+from .gate_metrics import GateCollector
 from .hook_metrics import HookCollector
 from .hosts import Hosts
 from .notices import notices
@@ -111,7 +112,9 @@ class Application:
             banks,
             learn=learning != "off",
             teach=scores.offer if learning == "auto" and self._adaptable else None,
+            watch=self._observe,
         )
+        self.registry.register(GateCollector(self._learned))
         self.pipeline = build_pipeline(
             settings,
             self.backends,
@@ -171,6 +174,11 @@ class Application:
             return None
         learner = self._learning()
         return learner.resolve(request) if self._hosts.check(request.model) else None
+
+    def bare_reason(self, request: Request) -> str:
+        """`AdapterResolver`. Empty for a model whose requests are never adapted."""
+        known = request.model in self._hosts and isinstance(self._learner, Learner)
+        return self._learning().bare_reason(request) if known else ""
 
     # ---- what the server asks
 
@@ -258,6 +266,21 @@ class Application:
         """See `Services`."""
         await self._learning().thaw()
         return {"frozen": False}
+
+    async def adapter(self, key: str, version: int) -> View:
+        """See `Services`."""
+        return await self._learning().adapter(key, version)
+
+    async def difference(self, key: str, one: int, other: int) -> View:
+        """See `Services`."""
+        return await self._learning().difference(key, one, other)
+
+    def _observe(self, trajectory: Trajectory) -> None:
+        if isinstance(self._learner, Learner):
+            self._learner.observe(trajectory)
+
+    def _learned(self) -> View:
+        return self._learner.stats() if isinstance(self._learner, Learner) else {}
 
     def _learning(self) -> Learner:
         if isinstance(self._learner, SonaError):

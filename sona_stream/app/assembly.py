@@ -8,7 +8,7 @@ from .. import plugins
 from ..config.settings import Deployment, Settings
 from ..engine import SonaEngine
 from ..protocols import AdapterResolver, Backend, Embedder, Handler, Router, TrajectorySink
-from ..quality import Combined, create_combined
+from ..quality import Combined, FormScorer, create_combined
 from ..routing import Discover, Patterns, PolicyRouter, create_router, load_classifier
 from ..stages import Meter, adapt, fallback, measure, overhead, record, replica, route, score
 from .engine_settings import engine_config
@@ -51,10 +51,12 @@ def build_router(
 
 
 def build_scorers(settings: Settings) -> Combined:
-    """All scorers, or those that `sona.scoring.weights` names."""
+    """All scorers, or those that `sona.scoring.weights` names; and always what judges a constrained answer's form,
+    without weight: the learner adapts such requests only on its word.
+    """
     scoring = settings.sona.scoring
     names = list(scoring.weights) or plugins.available("scorers")
-    return create_combined([plugins.load("scorers", name)(scoring) for name in names])
+    return create_combined([*(plugins.load("scorers", name)(scoring) for name in names), FormScorer()])
 
 
 def build_backends(settings: Settings) -> dict[str, list[Backend]]:

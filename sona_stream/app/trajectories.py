@@ -33,11 +33,13 @@ class TrajectoryFanOut:
         *,
         learn: bool,
         teach: Callable[[Trajectory], None] | None = None,
+        watch: Callable[[Trajectory], None] | None = None,
     ) -> None:
         """``learn``: False keeps trajectories and learns no routing (`sona.learning: off`). ``teach`` gets those
-        whose score is to move weights.
+        whose score is to move weights, ``watch`` every one.
         """
         self._store, self._patterns, self._learn, self._teach = store, patterns, learn, teach
+        self._watch = watch
         self._pupils: OrderedDict[str, str] = OrderedDict()
         """Request id -> whose lesson it is, where an end user was named: a store may not keep that."""
 
@@ -48,6 +50,8 @@ class TrajectoryFanOut:
             while len(self._pupils) > _PUPILS:
                 self._pupils.popitem(last=False)
         self._store.submit_trajectory(trajectory)
+        if self._watch is not None:
+            self._watch(trajectory)
         quality = trajectory.score.value
         if quality is None or trajectory.outcome != "complete":
             return

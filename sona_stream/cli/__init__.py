@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 # command -> (module, one line of help). The help stands here so that listing commands imports none of them.
 _COMMANDS = {
-    "adapters": ("adapters", "List adapter versions of a running server, or roll one back."),
+    "adapters": ("adapters", "List, show and compare adapter versions, or roll one back."),
     "bench": ("bench", "Measure the kernels here, or a running server."),
     "chat": ("chat", "Talk to a model that learns from you."),
     "export": ("export", "Write a learned adapter as a PEFT LoRA that other servers take."),

@@ -65,10 +65,10 @@ class _Session:
             self.messages[-1]["content"] = verdict["correction"]
 
     def why(self) -> None:
-        shown = ("model", "pattern", "reason", "similarity", "adapter", "request-id")
+        shown = ("model", "pattern", "reason", "similarity", "adapter", "adapter-reason", "request-id")
         for name in shown:
             if value := self.last.get(f"x-sona-{name}"):
-                click.secho(f"  {name:<11} {value}", dim=True)
+                click.secho(f"  {name:<14} {value}", dim=True)
 
     def stats(self) -> None:
         for name, value in _flat(self.connection.call("GET", "/v1/sona/stats")):

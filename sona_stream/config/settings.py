@@ -13,6 +13,7 @@ from msgspec import Meta
 __all__ = [
     "DEFAULT_LOCAL_MODEL",
     "WILDCARD",
+    "CanarySettings",
     "Deployment",
     "Health",
     "KeySettings",
@@ -27,6 +28,7 @@ __all__ = [
     "Storage",
     "StorageSettings",
     "TimeoutSettings",
+    "ValiditySettings",
 ]
 
 DEFAULT_LOCAL_MODEL = "smollm2-135m-instruct"
@@ -104,6 +106,39 @@ class StorageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     text_ttl_days: Seconds = 30.0
 
 
+class CanarySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How new versions are watched, and whom they answer until they are accepted.
+
+    The number of answers that show a harm does not depend on the share, so a small share delays learning and saves
+    no bad answer; what it adds is a comparison at the same time. So all requests get a new version at once, within
+    the gates, and an automatic rollback watches over it.
+    """
+
+    share: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Of the requests, that a version on trial answers; an end user stays on one side."""
+    alpha: Annotated[float, Meta(gt=0, lt=1)] = 0.01
+    """Chance of ever going back from versions that are no worse, between two acceptances."""
+    margin: Fraction = 0.05
+    """How far quality may lie below that of the last accepted version."""
+    probation: Count = 128
+    """Answers without a finding after which versions on trial are accepted."""
+    least_answers: Annotated[int, Meta(ge=0)] = 256
+    """Answers of a key below which a new version serves everybody at once, also with a smaller share."""
+
+
+class ValiditySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When requests with tools or a JSON schema are adapted: once their answers were shown to stay valid."""
+
+    answers: Count = 32
+    """Unadapted answers that are measured first."""
+    share: Fraction = 0.1
+    """Of constrained requests, that are then adapted on trial; 0: never."""
+    margin: Fraction = 0.05
+    """How far the share of valid answers may lie below that of unadapted ones."""
+    alpha: Annotated[float, Meta(gt=0, lt=1)] = 0.05
+    """Chance of passing adapters that break more than that."""
+
+
 class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The learner of a `HiddenStateHost`. Rates come from the engine's section."""
 
@@ -147,6 +182,8 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     keep_versions: Count = 16
     capture_mb: Count = 256
     """Memory of the host's ring of captures."""
+    canary: CanarySettings = CanarySettings()
+    validity: ValiditySettings = ValiditySettings()
 
 
 class MemorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

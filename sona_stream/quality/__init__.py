@@ -6,5 +6,6 @@ A built-in scorer is a file with `create_scorer(settings)`, found by its entry p
 from __future__ import annotations
 
 from .combine import Combined, CombinedScoring, create_combined
+from .form import FormScorer
 
-__all__ = ["Combined", "CombinedScoring", "create_combined"]
+__all__ = ["Combined", "CombinedScoring", "FormScorer", "create_combined"]

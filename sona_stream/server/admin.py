@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from urllib.parse import parse_qs
+
 from ..errors import InvalidRequest
 from .incoming import Call, read_json
 from .responses import Response, json_response
 
-__all__ = ["adapters", "freeze", "patterns", "rollback", "stats", "thaw"]
+__all__ = ["adapters", "diff", "freeze", "patterns", "rollback", "show", "stats", "thaw"]
 
 _VERSIONS = 1 << 31
 
@@ -24,6 +26,32 @@ async def patterns(call: Call) -> Response:
 async def adapters(call: Call) -> Response:
     """`GET /v1/sona/adapters`."""
     return json_response({"object": "list", "data": list(await call.app.services.adapters())})
+
+
+async def show(call: Call) -> Response:
+    """`GET /v1/sona/adapters/show?key=model/tenant/group&version=N`."""
+    key, (version,) = _asked(call, "version")
+    return json_response(await call.app.services.adapter(key, version))
+
+
+async def diff(call: Call) -> Response:
+    """`GET /v1/sona/adapters/diff?key=model/tenant/group&from=N&to=M`; 0 is the base model."""
+    key, (one, other) = _asked(call, "from", "to")
+    return json_response(await call.app.services.difference(key, one, other))
+
+
+def _asked(call: Call, *names: str) -> tuple[str, list[int]]:
+    """The key and these version numbers of the query string."""
+    query = {name: values[-1] for name, values in parse_qs(call.query.decode("utf-8", "replace")).items()}
+    if not query.get("key"):
+        raise InvalidRequest("key must name an adapter: model/tenant/group", param="key")
+    numbers = []
+    for name in names:
+        text = query.get(name, "")
+        if not (text.isascii() and text.isdigit() and int(text) < _VERSIONS):
+            raise InvalidRequest(f"{name} must be a whole number from 0 (the base model) up", param=name)
+        numbers.append(int(text))
+    return query["key"], numbers
 
 
 async def rollback(call: Call) -> Response:

@@ -30,6 +30,8 @@ ROUTES: Mapping[str, Route] = {
     "/v1/sona/stats": {"GET": (admin.stats, "admin")},
     "/v1/sona/patterns": {"GET": (admin.patterns, "admin")},
     "/v1/sona/adapters": {"GET": (admin.adapters, "admin")},
+    "/v1/sona/adapters/show": {"GET": (admin.show, "admin")},
+    "/v1/sona/adapters/diff": {"GET": (admin.diff, "admin")},
     "/v1/sona/adapters/rollback": {"POST": (admin.rollback, "admin")},
     "/v1/sona/freeze": {"POST": (admin.freeze, "admin")},
     "/v1/sona/thaw": {"POST": (admin.thaw, "admin")},

@@ -82,6 +82,14 @@ class Services(Protocol):
         """Newest version last within a key; no weights."""
         ...
 
+    async def adapter(self, key: str, version: int) -> View:
+        """One version in full, without its weights. Raises NotFound."""
+        ...
+
+    async def difference(self, key: str, one: int, other: int) -> View:
+        """How two versions of a key differ (0: the base model). Raises NotFound."""
+        ...
+
     async def rollback(self, key: str, version: int) -> View:
         """Serve this version (0: the base model) of this key from now on. Raises NotFound."""
         ...

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
-from ..events import AdapterRef, Request
+from ..events import AdapterRef, Event, Head, Request
 from ..protocols import AdapterResolver, EventStream, Handler, Middleware
 
 __all__ = ["adapt"]
 
 
 def adapt(resolver: AdapterResolver) -> Middleware:
-    """Requests with tools or a JSON schema are left alone, as are those with `x-sona-adapt: off`."""
+    """Requests with `x-sona-adapt: off` are left alone. For those with tools or a JSON schema the resolver may have
+    a reason to: the answer's `Head` says it.
+    """
 
     def middleware(handler: Handler) -> Handler:
         def handle(request: Request) -> EventStream:
             adapter = _choose(resolver, request)
-            return handler(request if adapter == request.adapter else dataclasses.replace(request, adapter=adapter))
+            events = handler(
+                request if adapter == request.adapter else dataclasses.replace(request, adapter=adapter)
+            )
+            asked = request.constrained and request.adapt and request.pinned is None
+            reason = resolver.bare_reason(request) if asked and adapter is None else ""
+            return _told(events, reason) if reason else events
 
         return handle
 
@@ -29,4 +38,15 @@ def _choose(resolver: AdapterResolver, request: Request) -> AdapterRef | None:
     if request.pinned is not None:
         # A model that stands in for the one asked for has not this adapter.
         return request.pinned if request.pinned.key.rsplit("/", 2)[0] == request.model else None
-    return None if request.constrained else resolver.resolve(request)
+    return resolver.resolve(request)
+
+
+@asynccontextmanager
+async def _told(stream: EventStream, reason: str) -> AsyncIterator[AsyncIterator[Event]]:
+    async with stream as events, aclosing(_stamped(events, reason)) as stamped:
+        yield stamped
+
+
+async def _stamped(events: AsyncIterator[Event], reason: str) -> AsyncGenerator[Event, None]:
+    async for event in events:
+        yield dataclasses.replace(event, bare_reason=reason) if isinstance(event, Head) else event

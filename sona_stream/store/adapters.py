@@ -103,13 +103,13 @@ def set_current(connection: sqlite3.Connection, key: str, version: int, reason: 
     )
 
 
-def prune(connection: sqlite3.Connection, key: str, keep: int) -> list[str]:
-    """Delete all but the newest `keep` versions and the served one; returns files that may now be unused."""
+def prune(connection: sqlite3.Connection, key: str, keep: int, besides: int = 0) -> list[str]:
+    """Delete all but the newest `keep` versions, the served one and `besides`; returns files perhaps unused now."""
     rows = connection.execute(
         "DELETE FROM adapters WHERE key = ?1 "
         "AND version NOT IN (SELECT version FROM adapters WHERE key = ?1 ORDER BY version DESC LIMIT ?2) "
-        "AND version NOT IN (SELECT version FROM current_adapters WHERE key = ?1) RETURNING file",
-        (key, max(0, keep)),
+        "AND version NOT IN (SELECT version FROM current_adapters WHERE key = ?1) AND version <> ?3 RETURNING file",
+        (key, max(0, keep), besides),
     )
     return [row[0] for row in rows.fetchall()]
 

@@ -16,7 +16,7 @@ from . import adapters, captures
 from .files import StateFiles
 from .schema import DATABASE, MIGRATIONS, connect, format_of
 
-__all__ = ["read_adapter", "read_blob", "read_captures", "read_versions"]
+__all__ = ["read_adapter", "read_adapters", "read_blob", "read_captures", "read_versions"]
 
 
 def read_blob(directory: Path, name: str) -> bytes | None:
@@ -52,6 +52,14 @@ def read_adapter(directory: Path, key: str, version: int) -> AdapterRecord:
     if there is None:
         raise NotFound(f"adapter {key}@{version} is not kept")
     raise StateError(f"adapter {key}@{version} is damaged; look with `sona-stream state verify`")
+
+
+def read_adapters(directory: Path) -> list[tuple[AdapterRecord, bool]]:
+    """(record, whether it is served) of every intact version, by key, newest last. Raises StateError."""
+    with _existing(directory) as connection:
+        served = dict(connection.execute("SELECT key, version FROM current_adapters").fetchall())
+        records = adapters.all_records(connection, StateFiles(Path(directory)), None)
+    return [(record, served.get(record.key) == record.version) for record in records]
 
 
 def read_captures(directory: Path, key: str, *, limit: int) -> list[Capture]:

@@ -210,10 +210,10 @@ class SqliteStore:
         """Raises StateError for a version that is not there; 0 is the base model."""
         await self._open().write(lambda c: adapters.set_current(c, key, version, reason))
 
-    async def prune_adapters(self, key: str, *, keep: int) -> None:
-        """Keep the newest `keep` versions, and the served one."""
+    async def prune_adapters(self, key: str, *, keep: int, besides: int = 0) -> None:
+        """Keep the newest `keep` versions, the served one, and `besides`."""
         files = self._open().files
-        await self._open().write(lambda c: adapters.unused(c, adapters.prune(c, key, keep)), files.remove)
+        await self._open().write(lambda c: adapters.unused(c, adapters.prune(c, key, keep, besides)), files.remove)
 
     # -- blobs ------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ..events import Piece, Usage
+from ..events import CallPart, Piece, Usage
 from .sse import DONE_DATA
 
 __all__ = ["AnswerParser"]
@@ -23,6 +23,8 @@ class _Text(msgspec.Struct, gc=False):
     content: Any = None
     reasoning_content: Any = None
     reasoning: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -155,10 +157,13 @@ class AnswerParser:
         if choice.prompt_token_ids is not None and index == 0 and not self.prompt_ids:
             self.prompt_ids = _token_ids(choice.prompt_token_ids)
         text, reasoning = "", ""
+        calls: tuple[CallPart, ...] = ()
         said = choice.delta or choice.message
         if said is not None:
             text = _plain(said.content)
             reasoning = _plain(said.reasoning_content) or _plain(said.reasoning)
+            if said.tool_calls is not None or said.function_call is not None:
+                calls = _calls(said.tool_calls, said.function_call)
         elif isinstance(choice.text, str):
             text = choice.text
         reason = choice.finish_reason
@@ -169,9 +174,9 @@ class AnswerParser:
             if self.reason is None or index == 0:
                 self.reason = reason
         if choice.logprobs is None and choice.token_ids is None:
-            if not text and not reasoning and reason is None:
+            if not text and not reasoning and reason is None and not calls:
                 return None
-            return Piece(index=index, text=text, reasoning=reasoning, finish_reason=reason)
+            return Piece(index=index, text=text, reasoning=reasoning, finish_reason=reason, calls=calls)
         logprobs, tops = _logprobs(choice.logprobs)
         ids = _token_ids(choice.token_ids)
         return Piece(
@@ -182,7 +187,25 @@ class AnswerParser:
             logprobs=logprobs,
             top_logprobs=tops,
             finish_reason=reason,
+            calls=calls,
         )
+
+
+def _calls(tools: Any, function: Any) -> tuple[CallPart, ...]:
+    """Of OpenAI's `tool_calls`, and of the `function_call` before them."""
+    parts = [one for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
+    found = [(one.get("index", place), one.get("function")) for place, one in enumerate(parts)]
+    if function is not None:
+        found.append((0, function))
+    return tuple(
+        CallPart(
+            index=index if type(index) is int else 0,
+            name=_plain(called.get("name")),
+            arguments=_plain(called.get("arguments")),
+        )
+        for index, called in found
+        if isinstance(called, dict)
+    )
 
 
 def _plain(content: Any) -> str:

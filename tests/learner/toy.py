@@ -51,8 +51,12 @@ class ToyHost:
 
     @staticmethod
     def delta(hidden, weights):
-        a, b = (np.asarray(m, dtype=np.float64) for m in (weights.micro.lora_A, weights.micro.lora_B))
-        return weights.micro.scaling * (hidden @ a.T) @ b.T
+        out = 0.0
+        for pair in (weights.micro, weights.base):
+            if pair is not None:
+                a, b = (np.asarray(m, dtype=np.float64) for m in (pair.lora_A, pair.lora_B))
+                out = out + pair.scaling * (hidden @ a.T) @ b.T
+        return out
 
     def answer(self, request_id, prompt_ids, *, key=None, temperature=1.0):
         """Draws T tokens under the adapter of `key` and keeps the capture."""
@@ -130,9 +134,9 @@ class ToyHost:
 
     async def gradient(self, captures, signal):
         self.calls.append("gradient")
-        micro = signal.weights.micro
-        A, B = micro.lora_A.astype(np.float64), micro.lora_B.astype(np.float64)
-        gA, gB = np.zeros_like(A), np.zeros_like(B)
+        pairs = [pair for pair in (signal.weights.micro, signal.weights.base) if pair is not None]
+        factors = [(one.lora_A.astype(np.float64), one.lora_B.astype(np.float64), one.scaling) for one in pairs]
+        grads = [(np.zeros_like(A), np.zeros_like(B)) for A, B, _ in factors]
         tokens, kl_sum, logp_sum = 0, 0.0, 0.0
         for capture, advantage in zip(captures, signal.advantages, strict=True):
             h, temperature = capture.hidden.astype(np.float64), capture.temperature or 1.0
@@ -144,18 +148,20 @@ class ToyHost:
             by_logit = self._factor(capture, advantage, signal)[:, None] * (p - onehot)
             by_logit += signal.anchor * p * (lp - lp0 - kl)
             G = by_logit @ self.W / temperature
-            gB += micro.scaling * G.T @ (h @ A.T)
-            gA += micro.scaling * (G @ B).T @ h
+            for (A, B, scaling), (gA, gB) in zip(factors, grads, strict=True):
+                gB += scaling * G.T @ (h @ A.T)
+                gA += scaling * (G @ B).T @ h
             tokens += len(capture)
             kl_sum += kl.sum()
             logp_sum += lp[rows, capture.token_ids].sum()
         if self.poison == "gradient":
-            gB[:] = np.nan
+            grads[0][1][:] = np.nan
+        arrays = [one.astype(np.float32) for pair in grads for one in pair]
         return LoraGradient(
-            micro_A=gA.astype(np.float32),
-            micro_B=gB.astype(np.float32),
-            base_A=None,
-            base_B=None,
+            micro_A=arrays[0],
+            micro_B=arrays[1],
+            base_A=arrays[2] if len(arrays) > 2 else None,
+            base_B=arrays[3] if len(arrays) > 2 else None,
             tokens=tokens,
             loss=self.loss(captures, signal),
             mean_kl_to_base=float(kl_sum / tokens),
@@ -176,10 +182,46 @@ class ToyHost:
         row = np.linalg.solve(hidden.T @ hidden + ridge * np.eye(D), mean)
         spectrum = Spectrum(vectors.T[::-1].astype(np.float32), values[::-1].clip(1e-9).astype(np.float32), 0.0)
         rms = float(np.sqrt((hidden**2).mean()))
-        return Curvature(len(hidden), rms, (row / (row @ mean)).astype(np.float32), spectrum, means)
+        values, vectors = np.linalg.eigh(hidden.T @ hidden / len(hidden))
+        inputs = Spectrum(vectors.T[::-1].astype(np.float32), values[::-1].clip(1e-9).astype(np.float32), 0.0)
+        return Curvature(len(hidden), rms, (row / (row @ mean)).astype(np.float32), spectrum, means, inputs)
+
+    async def penalty(self, captures, reference, current, *, top_k=None):
+        """By finite differences of the formula's own value, which are exact for a quadratic form of each factor."""
+        self.calls.append("penalty")
+        tokens = sum(map(len, captures))
+
+        def value(weights):
+            return self.half_variance(captures, reference, weights) * tokens
+
+        grads = []
+        for name in ("micro", "base"):
+            pair = getattr(current, name)
+            fields = ("lora_A", "lora_B")
+            grads += [None if pair is None else self.slope(value, current, name, field) for field in fields]
+        return LoraGradient(*grads, tokens, value(current), 0.0, 0.0)
+
+    @staticmethod
+    def slope(value, weights, name, field, by=1e-3):
+        pair = getattr(weights, name)
+        matrix = getattr(pair, field).astype(np.float64)
+        out = np.zeros_like(matrix)
+        for at in np.ndindex(*matrix.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = matrix.copy()
+                moved[at] += sign * by
+                ends.append(
+                    value(dataclasses.replace(weights, **{name: dataclasses.replace(pair, **{field: moved})}))
+                )
+            out[at] = (ends[0] - ends[1]) / (2 * by)
+        return out.astype(np.float32)
 
     async def predicted_kl(self, captures, old, new):
         self.calls.append("predicted_kl")
+        return self.half_variance(captures, old, new)
+
+    def half_variance(self, captures, old, new):
         values = []
         for capture in captures:
             h, temperature = capture.hidden.astype(np.float64), capture.temperature or 1.0
@@ -270,8 +312,8 @@ class MemoryStore:
         self._step("set_current")
         self.current[key] = version
 
-    async def prune_adapters(self, key, *, keep):
-        rows = [r.version for r in await self.adapters(key) if r.version != self.current.get(key)]
+    async def prune_adapters(self, key, *, keep, besides=0):
+        rows = [r.version for r in await self.adapters(key) if r.version not in (self.current.get(key), besides)]
         for version in rows[: max(0, len(rows) + 1 - keep)]:
             del self.records[key, version]
 
@@ -288,6 +330,10 @@ class Rates:
     micro_lora_rank: int = 2
     micro_lora_lr: float = 1e-3
     quality_threshold: float = 0.5
+    base_lora_rank: int = 4
+    base_lora_lr: float = 1e-4
+    ewc_lambda: float = 1000.0
+    background_interval_ms: int = 3_600_000
 
 
 class World:

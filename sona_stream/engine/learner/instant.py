@@ -51,6 +51,8 @@ class InstantLoop:
             trajectory,
             [key.group for key in keys],
         )
+        if not resumed:
+            self._state.watches.rated(keys, trajectory, feedback)
         return await self._learn(feedback, keys, lesson, resumed, hurried)
 
     async def require_answer(self, feedback: Feedback) -> None:

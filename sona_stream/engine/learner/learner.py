@@ -20,10 +20,13 @@ from ...errors import CaptureGone, HostAway, NotFound
 from ...events import AdapterRef, Feedback, FeedbackOutcome, Request, Trajectory, pupil
 from ...protocols import HiddenStateHost, Store
 from .background import BackgroundLoop
+from .guard import Guard
 from .inbox import Inbox, Item
+from .inspection import Inspection
 from .instant import InstantLoop, gone
 from .keys import AdapterKey, chain, is_pattern
 from .state import Mode, Rates, State
+from .watches import in_share
 
 __all__ = ["Learner"]
 
@@ -57,6 +60,9 @@ class Learner:
         self._inbox = Inbox(settings.inbox, store)
         self._instant = InstantLoop(self._state, whose or _whose)
         self._background = BackgroundLoop(self._state)
+        self._inspection = Inspection(self._state)
+        self._guard = Guard(self._state, self._background.forget)
+        self._whose = whose or _whose
         self._tasks: TaskGroup | None = None
         self._progress = anyio.Event()
 
@@ -67,6 +73,7 @@ class Learner:
         self._inbox.look_behind()
         self._tasks.start_soon(self._work)
         self._tasks.start_soon(self._background.run)
+        self._tasks.start_soon(self._guard.run)
         return self
 
     async def __aexit__(
@@ -78,6 +85,7 @@ class Learner:
             await self._tasks.__aexit__(None, None, None)
             self._tasks = None
         self._inbox.close()
+        await self._state.watches.save_all()
 
     async def attach(self, model: str, host: HiddenStateHost) -> None:
         """A host is there that was not, or another model behind the same name: every version made for it is served
@@ -92,16 +100,30 @@ class Learner:
         self._background.retry(model)
 
     def resolve(self, request: Request) -> AdapterRef | None:
-        """The finest served level of the request's key chain that was taught enough; None: the bare model."""
+        """The finest served level of the request's key chain that was taught enough; None: the bare model, which a
+        constrained request gets until adapted answers were shown to keep their form.
+        """
         if request.route is None or not request.adapt:
             return None
-        whose = pupil(request.principal.tenant, request.principal.user)
-        # Not the route's model: a fallback may have taken its place.
-        for key in reversed(chain(request.model, whose, request.route)):
-            served = self._state.versions.served(key)
-            if served is not None and self._state.active(key):
-                return served
+        state = self._state
+        for key in reversed(_keys(request)):
+            found = state.versions.chosen(key, request) if state.active(key) else None
+            if found is not None:
+                share = state.watches.validity(key).share if request.constrained else 1.0
+                return found if share == 1.0 or in_share(request, f"form {key}", share) else None
         return None
+
+    def bare_reason(self, request: Request) -> str:
+        """Why `resolve` gave a constrained request the bare model."""
+        state, keys = self._state, _keys(request)
+        used = [key for key in keys if state.versions.served(key) is not None and state.active(key)]
+        return state.watches.validity((used or list(keys[:1]))[-1]).reason()
+
+    def observe(self, trajectory: Trajectory) -> None:
+        """An answer has ended: what it says of the version that gave it. Takes well under a millisecond."""
+        state = self._state
+        if trajectory.outcome == "complete" and trajectory.learn and trajectory.model in state.hosts:
+            state.watches.answered(chain(trajectory.model, self._whose(trajectory), trajectory.route), trajectory)
 
     async def require_answer(self, feedback: Feedback) -> None:
         """For those who do not wait: raises CaptureGone when what the feedback is about is certainly gone, with
@@ -160,10 +182,7 @@ class Learner:
             raise NotFound(str(error)) from error
         if parsed.model not in self._state.expected or version < 0:
             raise NotFound(f"adapter {key}@{version} is not known")
-        self._state.host(parsed.model)
-        undone = await self._state.versions.rollback(parsed, version, reason=reason)
-        await self._state.withdraw(parsed, undone, everything=version == 0)
-        self._background.forget(parsed)
+        await self._guard.rollback(parsed, version, reason=reason)
 
     async def freeze(self) -> None:
         """Stop publishing; judgements are still counted and kept for replay. Survives a restart."""
@@ -176,7 +195,15 @@ class Learner:
 
     async def adapters(self, *, tenant: str | None = None) -> list[dict[str, Any]]:
         """Every kept version, without weights, newest last within a key."""
-        return await self._state.versions.views(tenant=tenant)
+        return await self._inspection.versions(tenant=tenant)
+
+    async def adapter(self, key: str, version: int) -> dict[str, Any]:
+        """One version, its size, and what is known of its key. Raises NotFound."""
+        return await self._inspection.show(key, version)
+
+    async def difference(self, key: str, one: int, other: int) -> dict[str, Any]:
+        """How two versions of a key (0: the base model) differ on kept answers. Raises NotFound, HostAway."""
+        return await self._inspection.difference(key, one, other)
 
     def stats(self) -> dict[str, Any]:
         """Counters and what is served, JSON-able."""
@@ -196,6 +223,8 @@ class Learner:
             "inbox_overflows": self._inbox.overflows,
             "counters": dict(state.counters),
             "gates": state.refusals.view(),
+            "watched": state.watches.view(),
+            "canaries": state.versions.canaries(),
             "served": served,
             "accepted_feedback": counts,
             "rewards": {str(root): ledger.baseline.tenant.mean for root, ledger in state.ledgers.items()},
@@ -240,6 +269,11 @@ class Learner:
     async def _give_up(self, feedback: Feedback, error: CaptureGone) -> None:
         self._state.counters["capture_gone"] += 1
         await self._state.store.record_outcome(gone(feedback, error))
+
+
+def _keys(request: Request) -> tuple[AdapterKey, ...]:
+    """Not of the route's model: a fallback may have taken its place."""
+    return chain(request.model, pupil(request.principal.tenant, request.principal.user), request.route)
 
 
 def _whose(trajectory: Trajectory) -> str:

@@ -26,6 +26,7 @@ from .refusals import Refusals
 from .tenure import answering_since
 from .turns import TakingTurns
 from .versions import Line, Versions
+from .watches import Watches
 
 __all__ = ["Mode", "Rates", "State"]
 
@@ -73,7 +74,15 @@ class State:
         """Model -> when it was first met behind its name (`time.time()`)."""
         self.store, self.rates, self.settings, self.mode = store, rates, settings, mode
         serve_new = mode != "observe"
-        self.versions = Versions(self.hosts, store, keep=settings.keep_versions, serve_new=serve_new)
+        self.watches = Watches(settings, store, self._served)
+        self.versions = Versions(
+            self.hosts,
+            store,
+            keep=settings.keep_versions,
+            serve_new=serve_new,
+            watch=self.watches.of,
+            canary=settings.canary,
+        )
         self.ledgers: dict[AdapterKey, Ledger] = {}
         self._books: OrderedDict[AdapterKey, LessonBook] = OrderedDict()
         self.measurements = Measurements(store)
@@ -121,6 +130,7 @@ class State:
             await self.versions.restore(model)
         for line in self.versions.lines(model):
             await self.ledger(line.key)
+            await self.watches.load(line.key)
 
     def host(self, model: str) -> TakingTurns:
         """Raises HostAway while the model's host is still to come, HostError when there will be none."""
@@ -248,6 +258,10 @@ class State:
         evaluation = await self.host(key.model).evaluate([one.capture for one in chosen], weights)
         accepted, patterns = [self._accepted(one) for one in chosen], [one.groups[-1] for one in chosen]
         return judge(weights, evaluation, accepted, Limits.of(self.settings), patterns)
+
+    def _served(self, key: AdapterKey) -> int:
+        ref = self.versions.served(key)
+        return 0 if ref is None else ref.version
 
     def refuse(self, key: AdapterKey, gate: str, reason: str) -> None:
         """Counts a version that is not served, and why."""

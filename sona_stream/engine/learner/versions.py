@@ -10,22 +10,26 @@ import dataclasses
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import anyio
 
+from ...config.settings import CanarySettings
 from ...errors import NotFound, NotPermitted
-from ...events import AdapterRef
+from ...events import AdapterRef, Request
 from ...lora import AdapterRecord, LoraWeights
 from ...protocols import HiddenStateHost, Store
-from .keys import AdapterKey
+from .keys import EVERYTHING, AdapterKey
 from .optimiser import Moments
+from .watch import Watch
+from .watches import in_share
 
 __all__ = ["Line", "Versions"]
 
 _log = logging.getLogger(__name__)
 _FROZEN = "learner/frozen"
+Status = Literal["published", "observed", "canary"]
 _PINNED = 16  # old versions held on the hosts because requests ask for them
 
 
@@ -36,7 +40,11 @@ class Line:
         self.key = key
         self.served: AdapterRecord | None = None
         self.working: AdapterRecord | None = None
-        """Equals `served` except under `observe`, where it runs ahead unserved."""
+        """Equals `served` except under `observe`, where it runs ahead unserved, and while there is a canary."""
+        self.candidate: AdapterRecord | None = None
+        """The newest version while only a share of the requests gets it."""
+        self.outgoing: AdapterRecord | None = None
+        """The canary before it, which answers that are under way still use."""
         self.latest = 0
         self.epoch = 0
         """Counts rollbacks: work begun before one is void."""
@@ -46,9 +54,20 @@ class Line:
 class Versions:
     """Publishing, restoring, rolling back and pinning, over all hosts."""
 
-    def __init__(self, hosts: Mapping[str, HiddenStateHost], store: Store, *, keep: int, serve_new: bool) -> None:
+    def __init__(
+        self,
+        hosts: Mapping[str, HiddenStateHost],
+        store: Store,
+        *,
+        keep: int,
+        serve_new: bool,
+        watch: Callable[[AdapterKey], Watch],
+        canary: CanarySettings,
+    ) -> None:
+        """``watch``: that of a key."""
         self._hosts, self._store = hosts, store
         self._keep, self._serve_new = keep, serve_new
+        self._watch, self._canary = watch, canary
         self._lines: dict[AdapterKey, Line] = {}
         self._pinned: OrderedDict[str, HiddenStateHost] = OrderedDict()
         self.frozen = False
@@ -74,6 +93,19 @@ class Versions:
             return None
         return AdapterRef(key=str(key), version=line.served.version)
 
+    def chosen(self, key: AdapterKey, request: Request) -> AdapterRef | None:
+        """What this request gets under this key: the canary for its share, else what is served."""
+        line = self._lines.get(key)
+        if line is None:
+            return None
+        if line.candidate is not None and in_share(request, _salt(line), self._canary.share):
+            return AdapterRef(key=str(key), version=line.candidate.version, pinned=True)
+        return self.served(key)
+
+    def canaries(self) -> dict[str, int]:
+        """Key -> version that only a share of the requests gets."""
+        return {str(line.key): line.candidate.version for line in self.lines() if line.candidate is not None}
+
     async def thawed(self) -> None:
         """Know again whether publishing is frozen."""
         self.frozen = await self._store.get_blob(_FROZEN) == b"1"
@@ -83,7 +115,7 @@ class Versions:
         never served; it is reported.
         """
         for line in self.lines(model):
-            line.served = line.working = None
+            line.served = line.working = line.candidate = None
             line.epoch += 1
             self._problems.pop(line.key, None)
         for name in [name for name in self._pinned if AdapterKey.parse(name.rpartition("@")[0]).model == model]:
@@ -101,6 +133,9 @@ class Versions:
                 line.latest = last.version
                 await self._restore(line, records.get((text, current.get(text, 0))))
                 if not self._serve_new and last.status == "observed" and self._fits(last):
+                    line.working = last
+                if self._serve_new and last.status == "canary" and self._fits(last):
+                    await self._try(line, last)
                     line.working = last
 
     async def _restore(self, line: Line, record: AdapterRecord | None) -> None:
@@ -132,7 +167,7 @@ class Versions:
     ) -> AdapterRecord:
         """The next version of a line whose lock the caller holds. Raises HostError when the host refuses it."""
         host = self._hosts[line.key.model]
-        status: Literal["published", "observed"] = "published" if self._serve_new else "observed"
+        status = self._status(line)
         record = AdapterRecord(
             key=str(line.key),
             version=line.latest + 1,
@@ -151,19 +186,65 @@ class Versions:
         await self._serve(line, record)
         return record
 
+    def _status(self, line: Line) -> Status:
+        """What becomes of a line's next version. One that comes while another is on trial takes its place."""
+        if not self._serve_new:
+            return "observed"
+        watch = self._watch(line.key)
+        coarsest = line.key.group == EVERYTHING  # a finer level begins as its parent's fit
+        if self._canary.share < 1.0 and watch.seen >= self._canary.least_answers and (line.served or coarsest):
+            return "canary"
+        if line.served is not None and watch.accepted:
+            watch.advance(line.served.version)
+        return "published"
+
     async def _serve(self, line: Line, record: AdapterRecord) -> None:
-        if self._serve_new:
-            await self._hosts[line.key.model].put_adapter(record.key, record.version, record.weights)
-            line.served = record
-            await self._store.set_current(record.key, record.version, reason=record.reason)
+        if record.status == "canary":
+            await self._try(line, record)
+        elif self._serve_new:
+            await self._serve_all(line, record)
         line.working = record
-        await self._store.prune_adapters(record.key, keep=self._keep)
+        await self._store.prune_adapters(record.key, keep=self._keep, besides=self._watch(line.key).reference)
+
+    async def _serve_all(self, line: Line, record: AdapterRecord) -> None:
+        await self._hosts[line.key.model].put_adapter(record.key, record.version, record.weights)
+        line.served = record
+        await self._store.set_current(record.key, record.version, reason=record.reason)
+
+    async def _try(self, line: Line, record: AdapterRecord) -> None:
+        """Under a name of its own, so that what is served stays."""
+        await self._hosts[line.key.model].put_adapter(_own_name(record), record.version, record.weights)
+        await self._end_trial(line)
+        line.candidate = record
+
+    async def promote(self, line: Line) -> None:
+        """The canary serves everybody, and newer versions are measured by it."""
+        async with line.lock:
+            record = line.candidate
+            if record is None:
+                return
+            record = dataclasses.replace(record, status="published")
+            await self._store.put_adapter(record)
+            await self._serve_all(line, record)
+            await self._end_trial(line)
+            line.working = record
+            self._watch(line.key).advance(record.version)
+
+    async def _end_trial(self, line: Line) -> None:
+        """A request may have been given the canary a moment ago: it leaves the host only after the next one
+        has come, and stays there for whoever pinned it.
+        """
+        if line.candidate is None:
+            return
+        gone, line.outgoing, line.candidate = line.outgoing, line.candidate, None
+        if gone is not None and _own_name(gone) not in self._pinned:
+            await self._hosts[line.key.model].drop_adapter(_own_name(gone))
 
     async def finish(self, line: Line, record: AdapterRecord) -> None:
         """Serve a version whose publishing was interrupted: the newest, kept, and never served."""
         async with line.lock:
             served = 0 if line.served is None else line.served.version
-            unserved = record.status == "published" and record.version == line.latest > served
+            unserved = record.status in ("published", "canary") and record.version == line.latest > served
             if unserved and self._serve_new and not self.frozen and self._fits(record):
                 await self._serve(line, record)
 
@@ -183,6 +264,7 @@ class Versions:
                 record = dataclasses.replace(record, status="published")
                 await self._hosts[key.model].put_adapter(str(key), version, record.weights)
                 await self._store.put_adapter(record)
+            await self._end_trial(line)
             line.served = line.working = record
             line.epoch += 1
             await self._store.set_current(str(key), version, reason=reason)
@@ -226,28 +308,12 @@ class Versions:
         self.frozen = frozen
         await self._store.put_blob(_FROZEN, b"1" if frozen else b"0")
 
-    async def views(self, *, tenant: str | None = None) -> list[dict[str, Any]]:
-        """Every kept version as plain values, for the admin page and the command line."""
-        rows = []
-        for record in await self._store.adapters():
-            key = AdapterKey.parse(record.key)
-            if tenant is not None and key.tenant != tenant:
-                continue
-            line = self._lines.get(key)
-            served = line is not None and line.served is not None and line.served.version == record.version
-            rows.append(
-                {
-                    "key": record.key,
-                    "version": record.version,
-                    "parent": record.parent,
-                    "status": record.status,
-                    "served": served,
-                    "reason": record.reason,
-                    "metrics": dict(record.metrics),
-                    "feedback": len(record.feedback_ids),
-                    "bytes": record.weights.nbytes,
-                    "fingerprint": record.fingerprint,
-                    "created_at": record.created_at,
-                }
-            )
-        return rows
+
+def _own_name(record: AdapterRecord) -> str:
+    """What a host serves exactly this version under, as a pinned one."""
+    return f"{record.key}@{record.version}"
+
+
+def _salt(line: Line) -> str:
+    """Of the draw for a canary's share: another one for each version that is to be replaced."""
+    return f"{line.key}@{0 if line.served is None else line.served.version}"

@@ -1,0 +1,227 @@
+"""What is known of one adapter key's newest versions against the last one that was trusted.
+
+Answers of every version since the trusted one (the reference) are one stream: versions come every few seconds, each
+a small step from the last, and none alone would ever have answers enough. A newer version takes the place of the
+pending one and inherits its evidence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ...config.settings import CanarySettings
+from ...events import Trajectory
+from .reading import MARGINS, MEASURES, Window, read
+from .sequential import Stream, below, below_value, not_below
+
+__all__ = ["Finding", "Watch"]
+
+_LEAST_COHERENT = 0.4
+"""Without any answer of a reference, a mean share of distinct pairs within an answer below this is degenerate:
+prose has .9, code and tables .5."""
+_REFERENCE = 8
+_SURE = 16
+"""Ratings of versions on trial that overrule what automatic measures say of their quality and length."""
+_OVERRULED = ("score", "length")
+_LESSONS = 1024
+_EPOCH = 32
+"""Answers."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """A measure that fell: `gate` for counting, `reason` for people."""
+
+    gate: str
+    reason: str
+
+
+class _Arm:
+    """All answers of one side."""
+
+    def __init__(self) -> None:
+        self.streams: defaultdict[str, Stream] = defaultdict(Stream)
+        self.window = Window()
+        self.answers = 0
+
+    def read(self, trajectory: Trajectory) -> list[tuple[str, float]]:
+        return list(read(trajectory, self.window))
+
+    def take(self, values: Iterable[tuple[str, float]], answers: int = 1) -> None:
+        self.answers += answers
+        for measure, value in values:
+            self.streams[measure].push(value)
+
+
+class Watch:
+    """One adapter key. Not thread-safe; a few hundred microseconds an answer."""
+
+    def __init__(self, settings: CanarySettings) -> None:
+        self._settings = settings
+        self.reference = 0
+        """Version that is gone back to; 0: what the key's requests get without it."""
+        self._known, self._trial = _Arm(), _Arm()
+        self._recent, self._epoch = _Arm(), 1
+        """The last answers on trial, counted anew every `_EPOCH`: good ones before a fall would hide it."""
+        self.lessons: list[str] = []
+        """Feedback that taught the versions on trial."""
+        self.changes = 0
+        """Values since this was last kept."""
+
+    @property
+    def seen(self) -> int:
+        """Answers on both sides."""
+        return self._known.answers + self._trial.answers
+
+    @property
+    def answers(self) -> int:
+        """Of the versions on trial."""
+        return self._trial.answers
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the versions on trial have shown that they are no worse, or no harm in `probation` answers."""
+        if self._trial.answers >= self._settings.probation:
+            return True
+        own, other = self._trial.streams["rating"], self._known.streams["rating"]
+        return not_below(own, other, self._settings.margin) >= -math.log(self._settings.alpha)
+
+    def answered(self, version: int, trajectory: Trajectory) -> None:
+        """An answer of this version (0: without the key)."""
+        arm = self._arm(version)
+        if arm is not None:
+            self._take(arm, arm.read(trajectory))
+            if arm is self._trial and self._recent.answers >= _EPOCH:
+                self._recent, self._epoch = _Arm(), self._epoch + 1
+
+    def rated(self, version: int, quality: float) -> None:
+        """What somebody said of such an answer, in [0, 1]."""
+        arm = self._arm(version)
+        if arm is not None:
+            self._take(arm, [("rating", quality)], answers=0)
+
+    def taught(self, feedback_id: str) -> None:
+        """What a version on trial was, or will be, made of."""
+        self.lessons.append(feedback_id)
+        del self.lessons[:-_LESSONS]
+        self.changes += 1
+
+    def advance(self, served: int) -> None:
+        """The version that is served, and was accepted, is what newer ones are measured by from now on. Its answers
+        are the reference's: a stream's evidence may be read at any time, also when it led to acceptance.
+        """
+        self._restart(served, self._trial)
+
+    def gone_back(self) -> None:
+        """What was on trial is undone."""
+        self._restart(self.reference, self._known)
+
+    def begin_anew(self, version: int) -> None:
+        """Somebody has put this version in place: nothing that was seen is about it."""
+        self._restart(version, _Arm())
+
+    def _restart(self, reference: int, known: _Arm) -> None:
+        self.reference, self._known, self._trial = reference, known, _Arm()
+        self._recent, self._epoch = _Arm(), 1
+        self.lessons.clear()
+        self.changes += 1
+
+    def finding(self) -> Finding | None:
+        """The first measure that fell, if any. All together are wrong about versions that are no worse with a
+        probability of at most `alpha`, however often this is asked: half of it is the ratings'.
+        """
+        for measure in MEASURES:
+            share = 0.5 if measure == "rating" else 0.5 / (len(MEASURES) - 1)
+            needed = -math.log(0.5 * share * self._settings.alpha)
+            # The epochs' shares of alpha, 1 / (k (k + 1)), add up to at most 1.
+            later = needed + math.log(self._epoch * (self._epoch + 1))
+            fell = self._evidence(self._trial, measure) >= needed or self._evidence(self._recent, measure) >= later
+            if fell and not self._overruled(measure):
+                return self._told(measure)
+        return None
+
+    def view(self) -> dict[str, object]:
+        """For the admin pages."""
+        arms = {"reference": self._known, "trial": self._trial}
+        means = {
+            name: {
+                one: [round(arm.streams[one].mean, 4), arm.streams[one].n] for one in MEASURES if one in arm.streams
+            }
+            for name, arm in arms.items()
+        }
+        evidence = {
+            one: round(self._evidence(self._trial, one), 2) for one in MEASURES if one in self._trial.streams
+        }
+        return {"reference": self.reference, "answers": self.answers, "means": means, "log_evidence": evidence}
+
+    def _arm(self, version: int) -> _Arm | None:
+        if version == self.reference:
+            return self._known
+        return self._trial if version > self.reference else None
+
+    def _take(self, arm: _Arm, values: list[tuple[str, float]], answers: int = 1) -> None:
+        arm.take(values, answers)
+        if arm is self._trial:
+            self._recent.take(values, answers)
+        self.changes += 1
+
+    def _evidence(self, arm: _Arm, measure: str) -> float:
+        """Log of the evidence that these answers' mean is below the reference's by more than the margin."""
+        own, other = arm.streams[measure], self._known.streams[measure]
+        if not own.n:
+            return 0.0
+        if measure == "coherence" and other.n < _REFERENCE:
+            return below_value(own, _LEAST_COHERENT)
+        return below(own, other, MARGINS.get(measure, self._settings.margin))
+
+    def _overruled(self, measure: str) -> bool:
+        """Where people say what they think of these versions, that is the quality, and the length is theirs."""
+        return measure in _OVERRULED and self._trial.streams["rating"].n >= _SURE
+
+    def _told(self, measure: str) -> Finding:
+        own, other = self._trial.streams[measure], self._known.streams[measure]
+        against = f"{other.mean:.2f} of version {self.reference}" if other.n else f"at least {_LEAST_COHERENT}"
+        gate = "degenerate_answers" if measure in ("coherence", "distinct") else f"{measure}_fell"
+        return Finding(gate, f"{measure} of {own.n} answers fell to {own.mean:.2f} from {against}")
+
+    # ---- across restarts
+
+    def to_bytes(self) -> bytes:
+        """All but the words of the last answers."""
+        file = io.BytesIO()
+        arrays: dict[str, Any] = {}
+        for side, arm in (("known", self._known), ("trial", self._trial)):
+            for measure, stream in arm.streams.items():
+                arrays |= {f"{side}.{measure}.{name}": part for name, part in stream.to_arrays().items()}
+        np.savez_compressed(
+            file,
+            state=np.asarray([self.reference, self._known.answers, self._trial.answers, self._epoch]),
+            lessons=np.asarray(self.lessons, dtype=np.str_),
+            **arrays,
+        )
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, settings: CanarySettings) -> Watch:
+        """Inverse of `to_bytes`. Raises ValueError for something else."""
+        watch = cls(settings)
+        with np.load(io.BytesIO(data), allow_pickle=False) as held:
+            try:
+                watch.reference, watch._known.answers, watch._trial.answers, epoch = map(int, held["state"])
+                watch._epoch = epoch + 1
+                watch.lessons = [str(one) for one in held["lessons"]]
+                for side, arm in (("known", watch._known), ("trial", watch._trial)):
+                    for measure in MEASURES:
+                        names = {part: f"{side}.{measure}.{part}" for part in ("sums", "up", "down")}
+                        if names["sums"] in held:
+                            arm.streams[measure] = Stream.from_arrays({n: held[at] for n, at in names.items()})
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"this is no watch of an adapter: {error}") from error
+        return watch
