@@ -192,7 +192,10 @@ async def test_record_tells_failed_from_cancelled():
 
 class Fixed:
     def resolve(self, request: Request) -> AdapterRef | None:
-        return AdapterRef(key="m/default/*", version=3)
+        return None if request.constrained else AdapterRef(key="m/default/*", version=3)
+
+    def bare_reason(self, request: Request) -> str:
+        return "constrained: not yet"
 
 
 async def test_adapt_names_the_adapter_unless_told_otherwise():
@@ -210,6 +213,18 @@ async def test_adapt_names_the_adapter_unless_told_otherwise():
         await collect(adapt(Fixed())(backend), ask(model="m", **changes))
         chosen = backend.requests[0].adapter
         assert (chosen.version if chosen else None) == version
+
+
+async def test_adapt_says_why_a_constrained_request_gets_the_bare_model():
+    for changes, reason in (
+        ({"constrained": True}, "constrained: not yet"),
+        ({"constrained": True, "adapt": False}, ""),
+        ({}, ""),
+    ):
+        events = await collect(adapt(Fixed())(Scripted(*answer("x"))), ask(model="m", **changes))
+        assert isinstance(events[0], Head)
+        assert events[0].bare_reason == reason
+        assert [type(event) for event in events] == [Head, Delta, Finish]
 
 
 # ---- score

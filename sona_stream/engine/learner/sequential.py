@@ -7,10 +7,12 @@ A stream's evidence that its mean is above m is the wealth of a gambler who bets
 
 which cannot grow on average while the mean is m or less, so that it exceeds 1/alpha with a probability of at most
 alpha, ever (Ville): testing by betting (Waudby-Smith & Ramdas 2024, https://arxiv.org/abs/2010.09686). The size c
-of a bet is mixed over a few values, which is a fair game again. Two streams are compared as Shekhar & Ramdas 2024 do
-(https://arxiv.org/abs/2112.09162): whatever the second's mean m is, the wealth of betting that it is above m, times
-that of betting that the first's is below m - margin, is what counts, so the least over all m is taken. Between the
-points of the grid both factors are bounded by those at its ends: nothing is lost to it but a little power.
+of a bet is mixed over a few values, which is a fair game again.
+
+Two streams are compared as by Shekhar & Ramdas 2024 (https://arxiv.org/abs/2112.09162): whatever the second's mean m
+is, the wealth of betting that it is above m, times that of betting that the first's is below m - margin, is what
+counts, so the least over all m is taken. Between the points of the grid both factors are bounded by those at its
+ends: nothing is lost to it but a little power.
 
 What it needs: of the first stream no value is expected (given all before) below what the second's are, if there is
 no harm. Values may come in any order, from changing versions, and while nobody randomises. A drift of the questions
