@@ -173,6 +173,12 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Captures kept for replay, per model and tenant."""
     replay_mb: Count = 256
     """Memory of all replay captures; beyond it whole tenants are read back from the store when they learn."""
+    consolidate_every: Count = 64
+    """Accepted feedbacks since an adapter's last consolidation before `background_interval_ms` starts another."""
+    base_steps: Annotated[int, Meta(ge=0)] = 16
+    """Steps of the base pair after a consolidation, over the accepted answers in replay."""
+    ewc_form: Literal["function", "factored"] = "function"
+    """How `ewc_lambda` holds consolidated domains: on their kept answers, or (cheap) by second moments alone."""
     gate_tokens: Count = 512
     """Tokens of recent answers on which a new version is checked."""
     min_feedback: Count = 64

@@ -1,8 +1,12 @@
-"""The background loop: replay of a key's recent lessons, gated as a whole and published as one version."""
+"""The background loop: replay of a key's recent lessons, gated as a whole and published as one version; and every
+`background_interval_ms` the slow half of learning (see `cycle`).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -11,9 +15,11 @@ import numpy as np
 
 from ...errors import HostAway, HostError
 from ...lora import AdapterRecord, LoraWeights
+from .cycle import Cycle
 from .evidence import Evidence
 from .gates import Verdict
 from .keys import AdapterKey
+from .ledger import Ledger
 from .lessons import Lesson
 from .optimiser import Moments, shifted
 from .replay import Fit, Plan, fit, weigh
@@ -24,6 +30,7 @@ __all__ = ["BackgroundLoop"]
 
 _log = logging.getLogger(__name__)
 _REPLAYED = "replayed"
+_LAST = "learner/cycle"
 _BACKTRACK = (1.0, 0.5, 0.25)  # shares of a refit that are offered to the gates
 
 
@@ -40,6 +47,10 @@ class BackgroundLoop:
         self._away: dict[AdapterKey, None] = {}
         """Replays that wait for their host."""
         self._fits: dict[AdapterKey, LoraWeights] = {}  # where each key's last replay ended
+        self._cycle = Cycle(state)
+        self._cycles: dict[AdapterKey, bool] = {}
+        """Keys whose slow half is due; whether it was forced"""
+        self._last = time.time()
         self._wake = anyio.Event()
         self.busy = False
 
@@ -70,26 +81,82 @@ class BackgroundLoop:
     @property
     def idle(self) -> bool:
         """Nothing due and nothing running."""
-        return not self._due and not self.busy
+        return not self._due and not self._cycles and not self.busy
+
+    async def request_cycles(self, *, forced: bool = False) -> list[AdapterKey]:
+        """Make due the slow half of every key that was taught enough, when the interval is over (forced: now, and
+        of every key that was taught at all). -> those keys
+        """
+        if not forced and self._pause() > 0:
+            return []
+        keys = self._cycle.due(forced=forced)
+        self._cycles |= dict.fromkeys(keys, forced)
+        self._last = time.time()
+        await self._state.store.put_blob(_LAST, str(self._last).encode())
+        self._wake.set()
+        return keys
+
+    def _pause(self) -> float:
+        """Seconds to the next cycle. A clock that was set back costs at most one interval."""
+        interval = self._state.rates.background_interval_ms / 1000.0
+        return min(self._last + interval - time.time(), interval)
 
     async def run(self) -> None:
         """For ever."""
+        await self._resume()
         while True:
-            await self._wake.wait()
+            with anyio.move_on_after(max(self._pause(), 0.0)):
+                await self._wake.wait()
             self._wake = anyio.Event()
-            while self._due:
-                key = next(iter(self._due))
-                del self._due[key]
+            await self._attempt_cycles_on_time()
+            while self._due or self._cycles:
                 self.busy = True
                 try:
-                    await self._attempt(key)
+                    if self._due:  # what is known at once comes first
+                        key = next(iter(self._due))
+                        del self._due[key]
+                        await self._attempt(key)
+                    else:
+                        key = next(iter(self._cycles))
+                        await self._attempt(key, forced=self._cycles.pop(key))
                 finally:
                     self.busy = False
 
-    async def _attempt(self, key: AdapterKey) -> None:
-        """A replay that fails costs nothing but its own result: the served version stays."""
+    async def _attempt_cycles_on_time(self) -> None:
         try:
-            await self.replay(key)
+            await self.request_cycles()
+        except Exception:
+            self._state.counters["failures"] += 1
+            self._last = time.time()
+            _log.exception("the background cycle could not begin; it is tried again after its interval")
+
+    async def _resume(self) -> None:
+        """What a crash or a stop left undone: replays that were due, and when the last cycle was."""
+        try:
+            kept = await self._state.store.get_blob(_LAST)
+        except Exception:
+            self._state.counters["failures"] += 1
+            _log.exception("when the last background cycle was cannot be read; it counts as now")
+            return
+        if kept is not None:
+            self._last = min(float(kept), time.time())
+
+    def resume(self, ledger: Ledger) -> None:
+        """Make due what was taught before a stop and not replayed."""
+        for group, count in ledger.unreplayed.items():
+            key = ledger.root.at(group)
+            if count >= self._state.settings.replay_every and self._state.active(key):
+                self.request(key)
+
+    async def _attempt(self, key: AdapterKey, *, forced: bool | None = None) -> None:
+        """A replay or (`forced` given) a cycle. One that fails costs nothing but its own result: the served version
+        stays.
+        """
+        try:
+            if forced is None:
+                await self.replay(key)
+            else:
+                await self._slow(key, forced=forced)
         except HostAway as error:
             self._away[key] = None
             _log.info("adapter %s: the replay waits: %s", key, error)
@@ -98,7 +165,13 @@ class BackgroundLoop:
             _log.warning("adapter %s: the host refused a replay: %s", key, error)
         except Exception:
             self._state.counters["failures"] += 1
-            _log.exception("adapter %s: replay failed", key)
+            _log.exception("adapter %s: what was learned in the background failed", key)
+
+    async def _slow(self, key: AdapterKey, *, forced: bool) -> None:
+        lessons = len((await self._state.book(key)).of(key))
+        plan = dataclasses.replace(self._plan(lessons), steps=self._state.settings.base_steps)
+        if await self._cycle.run(key, plan, forced=forced):
+            self._fits.pop(key, None)  # of a micro pair that is no more
 
     async def replay(self, key: AdapterKey) -> AdapterRecord | None:
         """Refit, gate, publish. None when there was nothing to learn or nothing passed."""
@@ -116,13 +189,17 @@ class BackgroundLoop:
         start = await self._start(line, lessons)
         evidence = await state.evidence(key, lessons)
         pace = state.pace(await state.curvature(key, lessons), evidence, len(lessons))
-        result = await fit(state.host(key.model), weighed, *start, plan, pace, seed=line.latest)
+        elastic = await state.elastic(key, lessons)
+        host = state.host(key.model)
+        result = await fit(host, weighed, *start, plan, pace, seed=line.latest, elastic=elastic)
         state.counters["replays"] += 1
         state.counters["replay_steps"] += result.steps
         async with line.lock:
             if line.epoch != epoch or state.versions.frozen:
                 return None
-            return await self._publish(line, start[0], result, before, evidence)
+            published = await self._publish(line, start[0], result, before, evidence)
+        await state.replayed(key)
+        return published
 
     async def _start(self, line: Line, lessons: Sequence[Lesson]) -> tuple[LoraWeights, Moments]:
         """Where the last replay ended; instant steps since then are of lessons that this one sees itself. The first

@@ -150,7 +150,7 @@ class InstantLoop:
         state, settings = self._state, self._state.settings
         weights, moments = await state.beginning(line, lesson)
         evidence = Evidence.of(moments)
-        taught = len((await state.book(line.key)).of(line.key))
+        lessons = (await state.book(line.key)).of(line.key)
         step = await instant_step(
             state.host(line.key.model),
             lesson.capture,
@@ -159,8 +159,9 @@ class InstantLoop:
             advantage=advantage,
             demonstration=lesson.quality is None,
             anchor=settings.anchor,
-            pace=state.pace(await state.metric(line.key, lesson), evidence, taught),
+            pace=state.pace(await state.metric(line.key, lesson), evidence, len(lessons)),
             step_kl=state.step_kl,
+            elastic=await state.elastic(line.key, lessons),
         )
         if step is None:
             return self._gated(feedback, line.key, "budget", "no step within step_kl was found")

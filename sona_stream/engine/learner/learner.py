@@ -68,6 +68,8 @@ class Learner:
 
     async def __aenter__(self) -> Learner:
         await self._state.restore()
+        for ledger in self._state.ledgers.values():
+            self._background.resume(ledger)
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._inbox.look_behind()
@@ -92,6 +94,9 @@ class Learner:
         on it when this returns, no other one is, and feedback that waited for it is learned.
         """
         await self._state.attach(model, host)
+        for root, ledger in self._state.ledgers.items():
+            if root.model == model:
+                self._background.resume(ledger)
         self.retry(model)
 
     def retry(self, model: str) -> None:
@@ -161,8 +166,23 @@ class Learner:
                 await self._progress.wait()
 
     async def tick(self) -> None:
-        """Replay now every key that has learned anything since the last replay, without waiting for it."""
+        """Call it as often as you like: replays every key that has learned anything since its last replay, and
+        consolidates when `background_interval_ms` have passed since that was done last. Waits for nothing. The
+        learner does both by itself, too.
+        """
         self._background.request_new()
+        await self._background.request_cycles()
+
+    async def force_learn(self) -> str:
+        """Replay and consolidate now whatever was taught since, and wait for it. Returns a sentence."""
+        before = self._state.counters.copy()
+        self._background.request_new()
+        keys = await self._background.request_cycles(forced=True)
+        await self.settle()
+        done = self._state.counters["consolidations"] - before["consolidations"]
+        replays = self._state.counters["replays"] - before["replays"]
+        did = f"{replays} replays, {done} consolidations"
+        return f"Forced learning: {len(keys)} adapters -> {did}, status: completed"
 
     async def pin(self, ref: AdapterRef, *, model: str | None = None, tenant: str | None = None) -> AdapterRef:
         """Make exactly this version servable, as ``key@version``. Raises NotFound, NotPermitted, HostAway."""

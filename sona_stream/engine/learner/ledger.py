@@ -25,6 +25,10 @@ class Ledger:
         self.counts: dict[str, int] = {}
         self.chains: OrderedDict[str, tuple[str, ...]] = OrderedDict()
         """Finest group of a lesson -> its whole chain: where the store keeps captures, and what they teach."""
+        self.unreplayed: dict[str, int] = {}
+        """Group -> lessons since its last replay"""
+        self.unfolded: dict[str, int] = {}
+        """Group -> lessons since its last consolidation"""
         self._counted: OrderedDict[str, None] = OrderedDict()
         self._withdrawn: OrderedDict[str, None] = OrderedDict()
 
@@ -41,13 +45,15 @@ class Ledger:
         if quality is not None:
             self.baseline.push(quality, groups[-1])
         for group in groups:
-            self.counts[group] = self.counts.get(group, 0) + 1
+            for counts in (self.counts, self.unreplayed, self.unfolded):
+                counts[group] = counts.get(group, 0) + 1
         self.chains[groups[-1]] = tuple(groups)
         self.chains.move_to_end(groups[-1])
         while len(self.chains) > _GROUPS:
             gone, _ = self.chains.popitem(last=False)
             self.baseline.patterns.pop(gone, None)
-            self.counts.pop(gone, None)
+            for counts in (self.counts, self.unreplayed, self.unfolded):
+                counts.pop(gone, None)
         _remember(self._counted, (feedback_id,))
 
     def withdraw(self, feedback_ids: Iterable[str]) -> None:
@@ -59,6 +65,8 @@ class Ledger:
         data = {
             "baseline": self.baseline.to_json(),
             "counts": self.counts,
+            "unreplayed": self.unreplayed,
+            "unfolded": self.unfolded,
             "chains": dict(self.chains),
             "counted": list(self._counted),
             "withdrawn": list(self._withdrawn),
@@ -75,6 +83,8 @@ class Ledger:
         data = json.loads(blob)
         ledger.baseline = Baseline.from_json(data["baseline"], shrinkage)
         ledger.counts = {str(group): int(n) for group, n in data["counts"].items()}
+        ledger.unreplayed = {str(group): int(n) for group, n in data.get("unreplayed", {}).items()}
+        ledger.unfolded = {str(group): int(n) for group, n in data.get("unfolded", {}).items()}
         ledger.chains = OrderedDict((finest, tuple(groups)) for finest, groups in data["chains"].items())
         _remember(ledger._counted, data["counted"])
         _remember(ledger._withdrawn, data["withdrawn"])

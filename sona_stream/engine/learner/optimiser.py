@@ -35,6 +35,7 @@ __all__ = [
     "micro_cleared",
     "moved",
     "shifted",
+    "softened",
     "step_of",
 ]
 
@@ -91,6 +92,11 @@ def base_step_of(gradient: LoraGradient, moments: Moments, pace: Pace) -> tuple[
     rms, d = float(moments["rms"][0]), gradient.base_A.shape[1]
     A = pace.freedom * pace.rate / (rms * d**0.5) * unit
     return Direction(A.astype(np.float32), B.astype(np.float32)), after
+
+
+def softened(pace: Pace, stiffness: float) -> Pace:
+    """For a loss that is by so much steeper than the policy alone: a step must not overshoot what holds it."""
+    return dataclasses.replace(pace, stride=pace.stride / (1.0 + pace.stride * stiffness))
 
 
 def micro_cleared(moments: Moments) -> Moments:

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ...lora import F32, LoraGradient, LoraWeights, TokenSignal
-from ...protocols import HiddenStateHost
 from .baseline import advantages
+from .ewc import Elastic
 from .lessons import Lesson
-from .optimiser import Moments, Pace, contracted, moved, step_of
+from .optimiser import Moments, Pace, base_moved, base_step_of, contracted, moved, softened, step_of
 from .step import NO_STEP
+from .turns import TakingTurns
 
 __all__ = ["Fit", "Plan", "Weighed", "fit", "minibatches", "weigh"]
 
@@ -96,7 +97,7 @@ def _interleaved(weighed: Sequence[Weighed], rng: np.random.Generator) -> list[W
 
 
 async def fit(
-    host: HiddenStateHost,
+    host: TakingTurns,
     weighed: Sequence[Weighed],
     weights: LoraWeights,
     moments: Moments,
@@ -104,11 +105,19 @@ async def fit(
     pace: Pace,
     *,
     seed: int,
+    slow: bool = False,
+    elastic: Elastic | None = None,
 ) -> Fit:
-    """`plan.steps` steps from `weights`. A step that finds the policy beyond the KL bound takes it back to the
-    bound instead: KL grows with the square of B.
+    """`plan.steps` steps from `weights`, of the micro pair or (``slow``) of the base pair, held by `elastic`. A
+    step that finds the policy beyond the KL bound takes it back to the bound instead: KL grows with the square of
+    B.
     """
     batches = minibatches(weighed, plan.tokens, seed)
+    step, move = (base_step_of, base_moved) if slow else (step_of, moved)
+    rng = np.random.default_rng(seed)
+    pair = weights.base if slow and weights.base is not None else weights.micro
+    if elastic is not None:
+        pace = softened(pace, elastic.stiffness(pair))
     kl = 0.0
     for _ in range(plan.steps):
         gradient = await _gradient(host, next(batches), weights, plan)
@@ -116,14 +125,14 @@ async def fit(
         if kl > plan.max_kl_to_base:
             weights = contracted(weights, _INSIDE * math.sqrt(plan.max_kl_to_base / kl))
         else:
-            direction, moments = step_of(gradient, moments, pace)
-            weights = moved(weights, direction)
+            if elastic is not None:
+                gradient = await elastic.added(host, gradient, weights, rng)
+            direction, moments = step(gradient, moments, pace)
+            weights = move(weights, direction)
     return Fit(weights, moments, plan.steps, kl)
 
 
-async def _gradient(
-    host: HiddenStateHost, batch: Sequence[Weighed], weights: LoraWeights, plan: Plan
-) -> LoraGradient:
+async def _gradient(host: TakingTurns, batch: Sequence[Weighed], weights: LoraWeights, plan: Plan) -> LoraGradient:
     """Judged answers with the clipped ratio; corrections without, for they were never drawn. Every answer counts
     the same: a long one would drown a short one, and says no more about what was liked.
     """
@@ -155,10 +164,14 @@ def _sum(one: LoraGradient, other: LoraGradient) -> LoraGradient:
     return LoraGradient(
         micro_A=one.micro_A + other.micro_A,
         micro_B=one.micro_B + other.micro_B,
-        base_A=None,
-        base_B=None,
+        base_A=_both(one.base_A, other.base_A),
+        base_B=_both(one.base_B, other.base_B),
         tokens=tokens,
         loss=one.loss + other.loss,
         mean_kl_to_base=share * one.mean_kl_to_base + (1 - share) * other.mean_kl_to_base,
         mean_logprob=share * one.mean_logprob + (1 - share) * other.mean_logprob,
     )
+
+
+def _both(one: F32 | None, other: F32 | None) -> F32 | None:
+    return None if one is None or other is None else one + other

@@ -14,7 +14,9 @@ from ...errors import HostAway, HostError
 from ...lora import AdapterRecord, Curvature, LoraWeights
 from ...protocols import HiddenStateHost, Store
 from .baseline import advantages
+from .domains import Domains, domain_of
 from .evidence import Evidence, dependence, trust_of
+from .ewc import Elastic
 from .gates import Limits, Verdict, judge, sample
 from .initial import initial_weights
 from .keys import EVERYTHING, AdapterKey
@@ -40,6 +42,9 @@ FEW = 128
 INSTANT_SHARE = 0.25
 """Of the gates' tokens for one bounded step: a refit moves further and is checked on all of them."""
 
+TAUGHT = 0.1
+"""Share of recent lessons from which on a domain is being taught and is not held where it was."""
+
 Mode = Literal["off", "observe", "feedback", "auto"]
 
 
@@ -52,6 +57,14 @@ class Rates(Protocol):
     def micro_lora_lr(self) -> float: ...
     @property
     def quality_threshold(self) -> float: ...
+    @property
+    def base_lora_rank(self) -> int: ...
+    @property
+    def base_lora_lr(self) -> float: ...
+    @property
+    def ewc_lambda(self) -> float: ...
+    @property
+    def background_interval_ms(self) -> int: ...
 
 
 class State:
@@ -86,6 +99,7 @@ class State:
         self.ledgers: dict[AdapterKey, Ledger] = {}
         self._books: OrderedDict[AdapterKey, LessonBook] = OrderedDict()
         self.measurements = Measurements(store)
+        self.domains = Domains(store)
         self.counters: Counter[str] = Counter()
         self.refusals = Refusals()
 
@@ -127,6 +141,7 @@ class State:
             for key in [key for key in self._books if key.model == model]:
                 del self._books[key]
             self.measurements.forget(model)
+            self.domains.forget(model)
             await self.versions.restore(model)
         for line in self.versions.lines(model):
             await self.ledger(line.key)
@@ -192,6 +207,9 @@ class State:
         book.forget(ids)
         ledger.withdraw(ids)
         await ledger.save(self.store)
+        working = self.versions.line(key).working
+        served = 0 if working is None else working.version
+        await self.domains.reopen(key, self.host(key.model).fingerprint, served)
 
     async def beginning(self, line: Line, lesson: Lesson) -> tuple[LoraWeights, Moments]:
         """Where the line's next step starts: its own last fit, else its nearest parent's, else birth.
@@ -231,6 +249,39 @@ class State:
         z = dependence(values, [row for _, _, row in known], metric, RIDGE)
         return Evidence(z, float(len(lessons) - corrections), float(corrections))
 
+    async def elastic(self, key: AdapterKey, lessons: Sequence[Lesson]) -> Elastic | None:
+        """What holds the key's adapter on the domains that these lessons, the newest since its last consolidation,
+        do not teach. None: nothing does.
+        """
+        host, settings = self.host(key.model), self.settings
+        known = await self.domains.of(key, host.fingerprint) if self.rates.ewc_lambda else []
+        if not known:
+            return None
+        recent = [domain_of(one, key) for one in lessons[-max(self.unfolded(key), 1) :]]
+        held = [one for one in known if recent.count(one.name) < TAUGHT * len(recent)]
+        if not held:
+            return None
+        factored = settings.ewc_form == "factored" or not host.retains
+        tokens = max(1, settings.replay_tokens // (2 * len(held)))
+        return Elastic(self.rates.ewc_lambda, held, tokens, settings.replay_top_k or None, factored)
+
+    def unfolded(self, key: AdapterKey) -> int:
+        """Lessons since the key's last consolidation."""
+        ledger = self.ledgers.get(key.at(EVERYTHING))
+        return 0 if ledger is None else ledger.unfolded.get(key.group, 0)
+
+    async def replayed(self, key: AdapterKey) -> None:
+        """Its replay is done; durable."""
+        ledger = await self.ledger(key)
+        ledger.unreplayed[key.group] = 0
+        await ledger.save(self.store)
+
+    async def folded(self, key: AdapterKey) -> None:
+        """Its consolidation is done; durable."""
+        ledger = await self.ledger(key)
+        ledger.unfolded[key.group] = 0
+        await ledger.save(self.store)
+
     def fitted(self, record: AdapterRecord) -> LoraWeights:
         """The fit behind a version, which is the share of it that its evidence supported."""
         return contracted(record.weights, 1.0 / trust_of(record.moments))
@@ -252,11 +303,11 @@ class State:
         others = [one for one in book if key.group not in one.groups]
         first = [] if lesson is None else [lesson]
         tokens = int(self.settings.gate_tokens * (INSTANT_SHARE if first else 1.0))
-        chosen = [*first, *sample(own, others, self._accepted, tokens)]
+        chosen = [*first, *sample(own, others, self.accepted, tokens)]
         if not chosen:
             return Verdict("no_evidence", "there is no answer to check the version on", {})
         evaluation = await self.host(key.model).evaluate([one.capture for one in chosen], weights)
-        accepted, patterns = [self._accepted(one) for one in chosen], [one.groups[-1] for one in chosen]
+        accepted, patterns = [self.accepted(one) for one in chosen], [one.groups[-1] for one in chosen]
         return judge(weights, evaluation, accepted, Limits.of(self.settings), patterns)
 
     def _served(self, key: AdapterKey) -> int:
@@ -268,5 +319,6 @@ class State:
         self.counters[f"gated_{gate}"] += 1
         self.refusals.add(key, gate, reason)
 
-    def _accepted(self, lesson: Lesson) -> bool:
+    def accepted(self, lesson: Lesson) -> bool:
+        """Whether the answer was good enough to be learned towards."""
         return lesson.quality is None or lesson.quality >= self.rates.quality_threshold

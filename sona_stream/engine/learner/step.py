@@ -10,7 +10,9 @@ import numpy as np
 
 from ...lora import Capture, LoraGradient, LoraWeights, TokenSignal
 from ...protocols import HiddenStateHost
-from .optimiser import Direction, Moments, Pace, moved, step_of
+from .ewc import Elastic
+from .optimiser import Direction, Moments, Pace, moved, softened, step_of
+from .turns import TakingTurns
 
 __all__ = ["NO_STEP", "Step", "instant_step", "within_budget"]
 
@@ -33,7 +35,7 @@ class Step:
 
 
 async def instant_step(
-    host: HiddenStateHost,
+    host: TakingTurns,
     capture: Capture,
     weights: LoraWeights,
     moments: Moments,
@@ -43,6 +45,7 @@ async def instant_step(
     anchor: float,
     pace: Pace,
     step_kl: float,
+    elastic: Elastic | None = None,
 ) -> Step | None:
     """The step for one judged answer; None when the host finds no direction inside the budget.
 
@@ -55,6 +58,10 @@ async def instant_step(
         ratio_clip=None if demonstration else _OFF_POLICY,
     )
     gradient = await host.gradient([capture], signal)
+    if elastic is not None:
+        pace = softened(pace, elastic.stiffness(weights.micro))
+        rng = np.random.default_rng(len(capture))
+        gradient = await elastic.added(host, gradient, weights, rng)
     direction, after = step_of(gradient, moments, pace)
     budget = step_kl * min(1.0, advantage * advantage)
     found = await within_budget(host, [capture], weights, direction, budget)

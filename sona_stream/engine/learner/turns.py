@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import anyio
 
+from ...errors import HostError
 from ...lora import (
     F32,
     I32,
@@ -17,7 +18,7 @@ from ...lora import (
     LoraWeights,
     TokenSignal,
 )
-from ...protocols import HiddenStateHost
+from ...protocols import HiddenStateHost, RetainingHost
 
 __all__ = ["TakingTurns"]
 
@@ -82,6 +83,25 @@ class TakingTurns:
         """In turn."""
         async with self._turn:
             return await self._host.gradient(captures, signal)
+
+    @property
+    def retains(self) -> bool:
+        """Whether the host is a `RetainingHost`."""
+        return isinstance(self._host, RetainingHost)
+
+    async def penalty(
+        self,
+        captures: Sequence[Capture],
+        reference: LoraWeights,
+        current: LoraWeights,
+        *,
+        top_k: int | None = None,
+    ) -> LoraGradient:
+        """In turn. Raises HostError where the host cannot."""
+        if not isinstance(self._host, RetainingHost):
+            raise HostError("this host cannot say what would be forgotten")
+        async with self._turn:
+            return await self._host.penalty(captures, reference, current, top_k=top_k)
 
     async def predicted_kl(self, captures: Sequence[Capture], old: LoraWeights, new: LoraWeights) -> float:
         """In turn."""
