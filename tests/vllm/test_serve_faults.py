@@ -202,10 +202,17 @@ def test_a_hook_that_raises_costs_the_adapters_and_nothing_else(server, start, b
         answer = client.ask()
         assert (answer.status, answer.text, answer.adapter) == (200, bare.text, "none")
 
-    # What was captured before is learned from, the answer in which it happened waits for vLLM's next start, and one
-    # that was given without the hook left nothing to learn from.
+    # What was captured before is learned from; from the answer in which it happened nothing can be, and one that
+    # was given without the hook waits for vLLM's next start.
     assert alice.teach(taught, rating=1)["status"] == "published"
     status, outcome = alice.feedback(request_id=fallen.request_id, rating=1)
+    assert status == 410, outcome
+    assert "forced by the test" in outcome["error"]["message"]
+    assert "sona.storage" not in outcome["error"]["message"]
+    status, outcome = alice.feedback(request_id=alice.ask().request_id, rating=1)
     assert (status, outcome["status"]) == (202, "queued"), outcome
-    assert alice.feedback(request_id=alice.ask().request_id, rating=1)[0] == 410
+    assert "forced by the test" in outcome["reason"]
     assert (alice.ask().text, stats_of(server)["errors"]) == (bare.text, 1)
+    off = 'sona_hook_disabled{deployment="1",model="m",reason="hidden states: RuntimeError"}'
+    assert until(lambda: alice.metric(off)) == 1
+    assert alice.metric('sona_hook_captured_tokens_total{deployment="1",model="m"}') > 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from sona_stream.config.settings import Deployment, SonaSettings
 from sona_stream.errors import HostAway, HostError, UpstreamError
-from sona_stream.events import AdapterRef, Event, Head, Headers, Request
+from sona_stream.events import AdapterRef, Delta, Event, Head, Headers, Request
 from sona_stream_adapters.openai.backend import OpenAIBackend, upstream_url
 
 from .body import with_fields
@@ -123,14 +123,18 @@ class VllmBackend(OpenAIBackend):
         self, events: AsyncIterator[Event], adapter: AdapterRef | None
     ) -> AsyncGenerator[Event, None]:
         """What served the answer, on its head: not the adapter when the hook is off, as the server tells there."""
+        mixed = False
         async for event in events:
             if isinstance(event, Head):
                 headers = tuple(pair for pair in event.headers if pair[0] != HOOK)
                 problem = self._met.problem
-                if len(headers) < len(event.headers):
+                if told := dict(event.headers).get(HOOK, b"").decode("latin-1"):
                     await self._meet_again()
-                    adapter, problem = None, self._met.problem or f"{self.name}: the hook is off"
+                    mixed = not told.startswith("before:")
+                    adapter, problem = None, f"{self.name}: the hook switched itself off {told}"
                 event = dataclasses.replace(event, headers=headers, adapter=adapter, no_capture=problem)
+            elif mixed and isinstance(event, Delta):
+                event = _without_ids(event)
             yield event
 
     async def _meet_again(self) -> None:
@@ -165,3 +169,8 @@ def _is_new_instance(error: UpstreamError) -> bool:
         return bool(json.loads(error.body)["error"]["type"] == "instance_changed")
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def _without_ids(event: Delta) -> Delta:
+    """Whose tokens the adapter drew cannot be told: as if they were not known."""
+    return dataclasses.replace(event, pieces=tuple(dataclasses.replace(one, token_ids=()) for one in event.pieces))

@@ -33,7 +33,7 @@ class EngineLink(Link):
         self._routes = routes
 
     async def off(self) -> str:
-        """Why the hook is off; empty while it works."""
+        """Why the hook is off; empty while it works. What is asked of the engine after this call comes after it."""
         return "" if self._routes is None else await self._routes.watch.off()
 
     async def call(

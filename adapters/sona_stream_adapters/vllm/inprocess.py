@@ -137,8 +137,9 @@ class InProcessBackend:
         if host is not None:
             extra |= await host.bind_episodes(request.episodes)
         answers = await Answers.begin(engine, request, self._options, extra, host if self._learns else None)
+        looking = asyncio.create_task(self._link.off())  # asked before the engine hears of the request
         async with answers:
-            problem = self._met.problem or (await self._link.off() if extra else "")
+            problem = await looking if host is not None else self._met.problem
             adapter = None if problem else adapter
             ids = tuple(answers.prompt_ids)
             head = Head(model=self.name, adapter=adapter, prompt_ids=ids, no_capture=problem)

@@ -14,7 +14,7 @@ CONTROL = "x-sona-control"
 INSTANCE = "x-sona-instance"
 """Header with the engine start that holds our adapters; another one answers 409."""
 HOOK = b"x-sona-hook"
-"""Header of an answer to a bound request: why nothing was bound to it."""
+"""Header of an answer to a bound request: ``before: reason`` or ``during: reason``, the hook being off."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

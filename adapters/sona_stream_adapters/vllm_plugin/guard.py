@@ -7,6 +7,7 @@ but may hold them is refused.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Collection
@@ -91,13 +92,19 @@ class Guard:
             raise Unanswered(409, "this server was started again: put its adapters first", kind="instance_changed")
 
     def _telling(self, send: Send) -> Send:
-        """Asked while the request is on its way to the engine, so that the answer waits for nothing."""
-        self._watch.begin()
+        """Asked while the request is on its way to the engine, so that the answer waits for nothing; and once more
+        when the answer begins, which is the end of one that is not streamed.
+        """
+        asked = self._watch.begin()
 
         async def telling(message: Message) -> None:
-            if message["type"] == "http.response.start" and (off := await self._watch.off()):
+            if message["type"] == "http.response.start":
+                before = await asyncio.shield(asked)
+                off = before or await self._watch.off()
                 told = " ".join(off.encode("ascii", "replace").decode().split())[:_MOST_TOLD]
-                message = {**message, "headers": [*message.get("headers", ()), (HOOK_HEADER, told.encode())]}
+                when = "before" if before else "during"
+                own = [(HOOK_HEADER, f"{when}: {told}".encode())] if off else []
+                message = {**message, "headers": [*message.get("headers", ()), *own]}
             await send(message)
 
         return telling

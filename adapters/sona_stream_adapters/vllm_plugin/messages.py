@@ -42,7 +42,9 @@ CONTROL_HEADER = b"x-sona-control"
 INSTANCE_HEADER = b"x-sona-instance"
 """The engine start that a caller believes to speak to."""
 HOOK_HEADER = b"x-sona-hook"
-"""Of an answer to a bound request: why the hook is off. Not there while it works."""
+"""Of an answer to a bound request: ``before: reason`` when the hook was off before it was begun, ``during: reason``
+when it may have failed in its midst. Not there while it works.
+"""
 PREFIX = "/v1/sona"
 """Where our own routes are."""
 TENSORS = b"application/vnd.safetensors"
