@@ -1,8 +1,9 @@
 """What is learned, durable: SQLite for rows, safetensors files for tensors, in one state folder.
 
-state.sqlite3   trajectories, feedback with outcomes, the index of adapters and captures, blobs
+state.sqlite3   trajectories, feedback with outcomes, the index of adapters, captures and episodes, blobs
 adapters/       one safetensors file a version: weights and the optimiser's moments
 captures/       judged answers kept for replay (never at `sona.storage: none`)
+episodes/       segments of remembered answers: questions' vectors and token states, appended and erased in place
 backups/        copies that migrations made before they ran
 state.lock      held by the one process that may write
 """

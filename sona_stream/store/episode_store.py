@@ -52,6 +52,10 @@ class SqliteEpisodes:
         entry, _ = await session.write(run, lambda done: session.segments.erase(done[1]))
         return entry
 
+    async def count(self) -> int:
+        """Of all rows."""
+        return await self._session().read(episodes.count)
+
     async def entries(self, *, after: int = 0, limit: int = 1 << 30) -> list[EpisodeEntry]:
         """By number, of those above `after`."""
         where = "WHERE number > ? ORDER BY number LIMIT ?"

@@ -20,6 +20,7 @@ from .segments import Segments
 
 __all__ = [
     "bytes_by_segment",
+    "count",
     "delete",
     "entries",
     "find",
@@ -108,6 +109,11 @@ def entries(connection: sqlite3.Connection, where: str, *values: object) -> list
     """What the index keeps of these rows."""
     rows = connection.execute(f"SELECT {_ENTRY} FROM episodes {where}", values)
     return [_entry(row) for row in rows]
+
+
+def count(connection: sqlite3.Connection) -> int:
+    """Of all rows."""
+    return int(connection.execute("SELECT count(*) FROM episodes").fetchone()[0])
 
 
 def find(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[Episode]:

@@ -5,6 +5,8 @@
 | routing facts, numbers, scores, our request id, key id      | yes  | yes                | yes  |
 | end user, client's ids, completion id, idempotency key      | no   | yes                | yes  |
 | embedding, token ids, captures with hidden states           | no   | yes                | yes  |
+| episodes: vectors, hashed words, token ids, hidden states   | no   | yes                | yes  |
+| an episode's question, answer and request                   | no   | no                 | yes  |
 | blobs named ``routing/...``: patterns, made of embeddings   | no   | yes                | yes  |
 | a correction's text                                         | no   | until its outcome  | yes  |
 | query, body, answer, stop strings                           | no   | no                 | yes  |

@@ -106,9 +106,13 @@ def _each_lacks(only_a: frozenset[int], only_b: frozenset[int]) -> bool:
 
 
 def _swapped(a: Features, b: Features) -> bool:
-    """One word in another role: "from Paris to Rome", "from Rome to Paris"."""
+    """One word in another role: "from Paris to Rome", "from Rome to Paris"; "feet to miles", "miles to feet"."""
     roles_a, roles_b = ({word: role for role, word in one.roles} for one in (a, b))
-    return any(roles_b.get(word, role) != role for word, role in roles_a.items())
+    if any(roles_b.get(word, role) != role for word, role in roles_a.items()):
+        return True
+    only_a, only_b = a.roles - b.roles, b.roles - a.roles
+    moved_a = {role for role, word in only_a if word in b.content}
+    return bool(moved_a & {role for role, word in only_b if word in a.content})
 
 
 def _substituted(a: tuple[int, ...], b: tuple[int, ...]) -> bool:

@@ -184,7 +184,8 @@ class EpisodeIndex:
         """-> its slot."""
         slot = self._take_slot()
         codes = np.frombuffer(entry.static, np.int8)
-        square = float(np.square(codes, dtype=np.int32).sum())
+        wide = codes.astype(np.int32)
+        square = float(wide @ wide)
         self._codes[slot] = codes
         self._inverse[slot] = 1.0 / square**0.5 if square > 0 else 0.0
         tenant = self._tenant(entry.tenant)
@@ -193,10 +194,10 @@ class EpisodeIndex:
         row["tenant"], row["correction"] = tenant, entry.kind == "correction"
         row["active"] = False
         row["fingerprint"] = self._fingerprints.setdefault(entry.fingerprint, len(self._fingerprints))
-        self._counts[tenant] += 1
-        self._put(slot, entry)
-        self._bytes[tenant] += entry.place.length
         self.set_place(slot, entry.place)
+        self._counts[tenant] += 1
+        self._bytes[tenant] += entry.place.length
+        self._put(slot, entry)
         return slot
 
     def move(self, slot: int, entry: EpisodeEntry) -> None:
@@ -278,7 +279,7 @@ class EpisodeIndex:
         if self._free:
             return self._free.pop()
         if self._end == len(self.rows):
-            self.reserve(self._end + max(_GROWTH, self._end // 8))
+            self.reserve(self._end + max(_GROWTH, self._end // 16))
         self._end += 1
         return self._end - 1
 

@@ -38,6 +38,8 @@ _BEGINNINGS = {
 }
 _ABOUT = (("what", "about"), ("how", "about"), ("what", "if"), ("why", "not"))
 _DEFINITE = {"the", "its", "his", "her", "their"}
+_OBJECTS = {"it", "this", "that", "these", "those", "them", "one", "him", "her"}
+"""At the end of a short message they stand for something said before: "explain that"."""
 _POINTING = {"this", "that", "these", "those", "same", "other", "such", "there"}
 
 
@@ -71,7 +73,7 @@ def leans(text: str) -> bool:
         return True
     if any(named for _, named in words) or len(said) > 8:
         return False
-    if _leaning(plain):
+    if _leaning(plain) or (plain[-1] in _OBJECTS and len(said) <= 2):
         return True
     # "What is the capital?": one definite thing, and nothing that says of what
     return len(said) == 1 and any(plain[i] in _DEFINITE and plain[i + 1] == said[0] for i in range(len(plain) - 1))

@@ -74,6 +74,10 @@ class VolatileEpisodes:
             del self._kept[old.entry.number]
         return entry
 
+    async def count(self) -> int:
+        """Of all."""
+        return len(self._kept)
+
     async def entries(self, *, after: int = 0, limit: int = 1 << 30) -> list[EpisodeEntry]:
         """By number."""
         return [self._kept[number].entry for number in sorted(self._kept) if number > after][:limit]

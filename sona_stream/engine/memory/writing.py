@@ -32,7 +32,7 @@ from .worth import born
 
 __all__ = ["Remembered", "Undone", "Writing"]
 
-_CHUNK = 5000
+_CHUNK = 500
 _WIDTH: dict[Scope, int] = {"person": 0, "tenant": 1, "global": 2}
 
 
@@ -78,6 +78,7 @@ class Writing:
 
     async def load(self) -> None:
         """Read what there is, and keep within the bounds as they are set now."""
+        self._index.reserve(await self._store.count())
         after = 0
         while chunk := await self._store.entries(after=after, limit=_CHUNK):
             for entry in chunk:
