@@ -22,6 +22,7 @@ __all__ = ["ROOT", "Run", "state_of_code"]
 ROOT = Path(__file__).parents[2]
 _DECIDES = ("sona_stream", "adapters", "benchmarks/learning_parts", "benchmarks/original")
 _SUFFIXES = {".py", ".js", ".json", ".jsonl", ".txt"}
+_WORTH_SAYING = 10.0  # seconds
 _ALSO = ("benchmarks/learning_data", "examples/live_adaptation.py")
 
 
@@ -63,7 +64,8 @@ class Run:
         if file.is_file():
             told = json.loads(file.read_text())
             if told["code"] == self.code:
-                say(f"{name}: kept in {file}")
+                if told["seconds"] >= _WORTH_SAYING:
+                    say(f"{name}: kept in {file}")
                 return told["value"]
         began = time.monotonic()
         value = measure()
@@ -72,7 +74,8 @@ class Run:
         told = {"code": self.code, "seconds": round(time.monotonic() - began, 1), "value": value}
         part.write_text(json.dumps(told) + "\n")
         part.replace(file)
-        say(f"{name}: {told['seconds']:.0f} s")
+        if told["seconds"] >= _WORTH_SAYING:
+            say(f"{name}: {told['seconds']:.0f} s")
         return json.loads(json.dumps(value))
 
     def beside(self, suffix: str) -> Path | None:

@@ -1,6 +1,8 @@
 """Three things that a person may want of answers, as programs that judge a finished text.
 
-Every reward is in [0, 1], and an empty or one-word answer gets 0.
+Every reward is in [0, 1], and an empty or one-word answer gets 0. On training prompts (32, two samples each) the
+model alone has a mean of .27 (concise), .34 (format) and .35 (lexical), with standard errors of .05; nothing was
+taught before these were settled.
 
 * **concise**: a finished, concise answer. With w words and an answer that ended by itself,
 
@@ -8,9 +10,9 @@ Every reward is in [0, 1], and an empty or one-word answer gets 0.
 
   and 0 when it was cut off. The reward of `examples/live_adaptation.py`.
 
-* **format**: a numbered list that a program can read, and nothing else. An item is a line ``N. text`` without bold
-  marks, N counting up from 1, its text not that of an earlier item. With g items among l lines that are not empty
-  (the last line of an answer that was cut off is left out when there are others),
+* **format**: a numbered list that a program can read, and nothing else. An item is a line ``N. text`` without
+  bold marks, N counting up from 1, its text not that of an earlier item. With g items among l lines that are not
+  empty (the last line of an answer that was cut off is left out when there are others),
 
       r = g/l * min(1, (g - 1)/2) clipped at 0
 
@@ -96,7 +98,7 @@ FAMILIES = ("concise", "format", "lexical")
 _ASKED: dict[str, tuple[str, int, Callable[[str, str], float]]] = {
     "concise": ("You answer in one short sentence.", 48, concise),
     "format": ("Reply with a plain numbered list: no introduction, no bold, one line an item.", 64, listed),
-    "lexical": ("You answer in two or three sentences.", 48, lexical),
+    "lexical": ("You are a friendly shop assistant who gives short practical tips.", 48, lexical),
 }
 
 
