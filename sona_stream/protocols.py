@@ -214,8 +214,8 @@ class HookReporter(Protocol):
     """A backend whose model runs elsewhere with a hook of ours in it."""
 
     def hook_stats(self) -> Mapping[str, float | str]:
-        """What the hook counted when it was last asked, by name; ``disabled`` is a text, empty while it works. Empty
-        while it is out of reach.
+        """What the hook counted when it was last asked, by name; ``disabled`` is a text, empty while it works. An
+        empty mapping while it is out of reach.
         """
         ...
 
