@@ -1,0 +1,181 @@
+"""What is forgotten of five domains learned one after the other: wikitext2, pubmedqa, legalbench, code_anyio,
+shakespeare, and wikitext2 again.
+
+The adapter (micro rank 2, base rank 16) learns 16 segments of 256 tokens of each (`--quick`: 4). Its perplexity on
+other segments of a domain, never learned from, is taken right after the domain was learned and at the end (of
+wikitext2: when it returns, before it is learned again). Forgetting is the rise between both in percent, mean over
+the five. Arms:
+
+- `none`: steps only, the base pair is never consolidated
+- `ewc0`, `ewc500`, `ewc2000`: at the end of each domain the micro pair is folded into the base pair and the domain
+  closed with 4 of its segments; these hold later steps with that `ewc_lambda`
+- `replay`: `ewc2000`, and with every segment one that an earlier domain kept is learned again
+
+Steps are on the vocabulary cut to each position's 128 likeliest tokens and the labels, as the learner's replay;
+perplexities are on all of it. Rates are those of the streams' base16 arm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from report import Report, Row
+
+from sona_stream.engine.learner.consolidation import empty_base, fold
+from sona_stream.engine.learner.domains import Domain, reservoir
+from sona_stream.engine.learner.ewc import Elastic
+from sona_stream.engine.learner.initial import initial_weights
+from sona_stream.engine.learner.lessons import Lesson
+from sona_stream.engine.learner.optimiser import (
+    Moments,
+    Pace,
+    base_moved,
+    base_step_of,
+    micro_cleared,
+    moved,
+    softened,
+    step_of,
+)
+from sona_stream.lora import Capture, LoraWeights, TokenSignal
+
+from .head_host import HeadHost
+from .plan import Run
+from .segments import FrozenModel
+from .stream_text import SHIFT
+
+__all__ = ["ARMS", "Pupil", "add_rows", "sequence"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What keeps an adapter from forgetting."""
+
+    consolidates: bool = True
+    strength: float = 0.0
+    replays: bool = False
+
+
+ARMS = {
+    "none": Arm(consolidates=False),
+    "ewc0": Arm(),
+    "ewc500": Arm(strength=500.0),
+    "ewc2000": Arm(strength=2000.0),
+    "replay": Arm(strength=2000.0, replays=True),
+}
+LEARNED, QUICK_LEARNED, UNSEEN = 16, 4, 4
+_RANK, _TOP_K, _TOKENS = 16, 128, 256
+_STRIDE, _RATE, _BASE_RATE = 0.05, 0.02, 0.004
+
+
+class Pupil:
+    """One adapter through all domains."""
+
+    def __init__(self, arm: Arm, host: HeadHost, seed: int) -> None:
+        self._arm, self._host, self._seed = arm, host, seed
+        self._domains: list[Domain] = []
+        self._rng = np.random.default_rng(seed)
+        self._weights: LoraWeights | None = None
+        self._moments: Moments = {}
+
+    async def learn(self, domain: str, segments: Sequence[Capture]) -> None:
+        """One pass, then the domain is closed."""
+        if self._weights is None:
+            self._curvature = await self._host.curvature(segments[:1])
+            assert self._curvature.inputs is not None
+            self._weights = initial_weights(self._curvature, 2, f"seed {self._seed}")
+            self._weights = dataclasses.replace(self._weights, base=empty_base(self._curvature.inputs, _RANK))
+            self._moments = {"rms": np.asarray([self._curvature.rms], dtype=np.float32)}
+        held = [one for one in self._domains if one.name != domain]
+        for segment in segments:
+            await self._step(segment, held)
+            if self._arm.replays and held:
+                kept = held[int(self._rng.integers(len(held)))].captures
+                await self._step(kept[int(self._rng.integers(len(kept)))], held)
+        if self._arm.consolidates:
+            await self._close(domain, segments)
+
+    async def _step(self, segment: Capture, held: Sequence[Domain]) -> None:
+        weights = self._weights
+        assert weights is not None
+        assert weights.base is not None
+        signal = TokenSignal(weights, [np.ones(len(segment), dtype=np.float32)], top_k=_TOP_K)
+        gradient = await self._host.gradient([segment], signal)
+        elastic = Elastic(self._arm.strength, held, _TOKENS, _TOP_K)
+        gradient = await elastic.added(self._host, gradient, weights, self._rng)
+        pace = Pace(self._curvature, _STRIDE, _RATE, 1.0)
+        micro, self._moments = step_of(gradient, self._moments, softened(pace, elastic.stiffness(weights.micro)))
+        pace = softened(Pace(self._curvature, _STRIDE, _BASE_RATE, 1.0), elastic.stiffness(weights.base))
+        base, self._moments = base_step_of(gradient, self._moments, pace)
+        self._weights = base_moved(moved(weights, micro), base)
+
+    async def _close(self, domain: str, segments: Sequence[Capture]) -> None:
+        assert self._weights is not None
+        lessons = [Lesson(one, None, (domain,), one.request_id) for one in segments]
+        kept = reservoir(lessons, (), seed=self._seed)
+        found = await self._host.curvature([capture for capture, _ in kept])
+        assert found.inputs is not None
+        base = fold(self._weights, found.inputs, _RANK).base
+        fresh = initial_weights(self._curvature, 2, f"seed {self._seed} {domain}")
+        self._weights, self._moments = LoraWeights(fresh.micro, base), micro_cleared(self._moments)
+        others = [one for one in self._domains if one.name != domain]
+        self._domains = [*others, Domain(domain, 1, self._weights, kept, found.outputs, found.inputs)]
+
+    async def likelihood(self, segments: Sequence[Capture]) -> float:
+        """Mean log-likelihood per token."""
+        assert self._weights is not None
+        parts = [(await self._host.evaluate([one], self._weights)).logprobs[0] for one in segments]
+        return float(np.mean(np.concatenate(parts)))
+
+
+def add_rows(report: Report, run: Run) -> None:
+    """``forgetting.<arm>``: percent."""
+    if run.data is None:
+        report.note("forgetting is left out: --data names no folder")
+        return
+    torch.set_num_threads(run.threads)
+    model, data = FrozenModel(), run.data
+    rises: dict[str, list[float]] = {}
+    for name in ARMS:
+        for seed in run.seeds:
+            told = run.kept(f"forgetting.{name}.{seed}", partial(measure, model, data, name, seed, quick=run.quick))
+            rises.setdefault(name, []).append(statistics.mean(told.values()))
+    for name, values in rises.items():
+        goal = statistics.median(rises["none"]) / 2 if name == "replay" else None
+        value, spread = statistics.median(values), (min(values), max(values))
+        report.add(Row(f"forgetting.{name}", value, "%", spread, len(values), goal=goal))
+
+
+def measure(model: FrozenModel, data: Path, arm: str, seed: int, *, quick: bool) -> dict[str, float]:
+    """Domain -> rise of its perplexity in percent."""
+    count = QUICK_LEARNED if quick else LEARNED
+    segments = {domain: model.segments(domain, data, LEARNED + UNSEEN) for domain in SHIFT}
+    host = HeadHost(model.head(), model.model.fingerprint)
+    unseen = {domain: own[LEARNED:] for domain, own in segments.items()}
+    learned = {domain: own[:count] for domain, own in segments.items()}
+    return asyncio.run(sequence(host, ARMS[arm], learned, unseen, seed))
+
+
+async def sequence(
+    host: HeadHost,
+    arm: Arm,
+    learned: Mapping[str, Sequence[Capture]],
+    unseen: Mapping[str, Sequence[Capture]],
+    seed: int,
+) -> dict[str, float]:
+    """All domains in order, and the first again."""
+    pupil, after, end = Pupil(arm, host, seed), {}, {}
+    for domain in learned:
+        await pupil.learn(domain, learned[domain])
+        after[domain] = await pupil.likelihood(unseen[domain])
+    first, *others = learned
+    end[first] = await pupil.likelihood(unseen[first])
+    await pupil.learn(first, learned[first])
+    end |= {domain: await pupil.likelihood(unseen[domain]) for domain in others}
+    return {domain: 100.0 * (float(np.exp(after[domain] - end[domain])) - 1.0) for domain in learned}
