@@ -107,10 +107,12 @@ class HiddenStateHost(Protocol):
         temperature: float = 1.0,
         adapter_key: str | None = None,
         weights: LoraWeights | None = None,
+        hidden: bool = False,
     ) -> Capture:
         """Teacher-forced capture of a given answer, from one prefill. Text gets the end token appended.
 
-        ``logprobs`` are those of `weights` (None: the unadapted model).
+        ``logprobs`` are those of `weights` (None: the unadapted model). `hidden`: the states come with it, which
+        a remote host may else keep; an episode is made of them.
         """
         ...
 

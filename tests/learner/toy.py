@@ -101,7 +101,9 @@ class ToyHost:
     async def release(self, request_id):
         self.captures.pop(request_id, None)
 
-    async def encode(self, prompt_ids, answer, *, request_id="", temperature=1.0, adapter_key=None, weights=None):
+    async def encode(
+        self, prompt_ids, answer, *, request_id="", temperature=1.0, adapter_key=None, weights=None, hidden=False
+    ):
         self.calls.append("encode")
         tokens = [ord(c) % V for c in answer] if isinstance(answer, str) else [int(t) for t in answer]
         rows = self.logp(self.hidden(prompt_ids, tokens)[:-1], weights, temperature)

@@ -165,7 +165,7 @@ async def test_the_space_is_that_of_the_reference_text(backend, reference, tiny)
     lead, rest = reference_ids(tiny.tokenizer, tiny.context)
     with torch.no_grad():
         out = reference(input_ids=torch.tensor([lead + rest]), output_hidden_states=True)
-    states = out.hidden_states[-1][0, len(lead) :].double().numpy()
+    states = out.hidden_states[-1][0, len(lead) - 1 : -1].double().numpy()
     np.testing.assert_allclose(space.mean, states.mean(0), atol=1e-4)
     np.testing.assert_allclose(space.spread, states.std(0), rtol=1e-3)
     assert space.version == f"reference-1:{len(rest)}"

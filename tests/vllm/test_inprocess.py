@@ -15,9 +15,10 @@ from tiny_model import ask, collect
 
 from sona_stream.config.settings import Deployment, SonaSettings
 from sona_stream.errors import InvalidRequest, ModelUnavailable, NotFound, NotReady, UpstreamProtocolError
-from sona_stream.events import AdapterRef, Delta
+from sona_stream.events import AdapterRef, Delta, EpisodeRef
 from sona_stream.lora import LoraWeights, LowRank, TokenSignal
 from sona_stream.protocols import Backend
+from sona_stream_adapters.text import reference_ids
 from sona_stream_adapters.vllm.inprocess import create_backend
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -267,6 +268,42 @@ async def test_a_swap_takes_effect_while_the_answer_streams(backend):
     assert versions.index(2) - at <= 16
 
 
+CORRECTION = [200, 201, 17, 202, 203, 17, 204, 0]
+
+
+def recalling(request):
+    return dataclasses.replace(request, episodes=(EpisodeRef(key="e", gate=1.0), EpisodeRef(key="none", gate=0.5)))
+
+
+async def test_a_remembered_answer_is_given_to_who_names_it(backend, model, tokenizer):
+    host, space = backend.host, await backend.host.hidden_space()
+    plain = await collect(backend, ask(max_tokens=12))
+    prompt = list(plain.head.prompt_ids)
+    assert not len((await host.encode(prompt, CORRECTION)).hidden)  # they stay with the engine
+    capture = await host.encode(prompt, CORRECTION, hidden=True)
+    with torch.no_grad():
+        out = model(input_ids=torch.tensor([[*prompt, *CORRECTION[:-1]]]), output_hidden_states=True)
+    np.testing.assert_allclose(capture.hidden, out.hidden_states[-1][0, len(prompt) - 1 :].numpy(), atol=1e-3)
+    lead, rest = reference_ids(tokenizer, 511)
+    with torch.no_grad():
+        out = model(input_ids=torch.tensor([lead + rest]), output_hidden_states=True)
+    read = out.hidden_states[-1][0, len(lead) - 1 : -1].double().numpy()
+    np.testing.assert_allclose(space.mean, read.mean(0), atol=1e-3)
+    np.testing.assert_allclose(space.spread, read.std(0), rtol=1e-2)
+    await host.put_episode("e", capture.hidden, capture.token_ids, space)
+    answer = await collect(backend, recalling(ask(max_tokens=12, id="recalled")))
+    assert answer.ids() == CORRECTION
+    assert answer.finish.reason == "stop"
+    kept = await host.capture("recalled")
+    assert kept.memory.min() > 0.5
+    signal_ = TokenSignal(weights(1), [np.ones(len(kept), np.float32)], 0.3)
+    assert not (await host.gradient([kept], signal_)).micro_B.any()
+    asked = [ask(id=f"y{i}", max_tokens=12) for i in range(3)]
+    asked[1] = recalling(asked[1])
+    mixed = await asyncio.gather(*[collect(backend, one) for one in asked])
+    assert [one.ids() for one in mixed] == [plain.ids(), CORRECTION, plain.ids()]
+
+
 async def killing(backend, pid):
     """The core dies in the middle of an answer."""
     async with backend(ask(max_tokens=400)) as events:
@@ -275,7 +312,7 @@ async def killing(backend, pid):
                 os.kill(pid, signal.SIGKILL)
 
 
-async def test_an_engine_that_dies_comes_back_with_its_adapters(backend):
+async def test_an_engine_that_dies_comes_back_with_its_adapters_and_episodes(backend):
     ref = AdapterRef(key="tiny/a/*", version=3)
     before = await collect(backend, ask(max_tokens=16, adapter=ref))
     instance = backend.host.instance
@@ -289,6 +326,7 @@ async def test_an_engine_that_dies_comes_back_with_its_adapters(backend):
     after = await collect(backend, ask(max_tokens=16, adapter=ref))
     assert after.head.adapter == ref
     assert after.ids() == before.ids()
+    assert (await collect(backend, recalling(ask(max_tokens=12)))).ids() == CORRECTION
 
 
 # ---- what cannot be started

@@ -66,7 +66,7 @@ def measure_space(model: LanguageModel, *, is_busy: Callable[[], bool]) -> Gener
         lead, rest = reference_ids(model.tokenizer, model.context)
     except ValueError as error:
         raise HostError(f"hidden_space: {error}") from error
-    hidden = yield from _states(model, lead + rest, len(lead), is_busy)
+    hidden = yield from _states(model, (lead + rest)[:-1], len(lead) - 1, is_busy)
     return measured_space(hidden, f"{REFERENCE_VERSION}:{len(rest)}")
 
 

@@ -134,9 +134,10 @@ class LocalHost:
         temperature: float = 1.0,
         adapter_key: str | None = None,
         weights: LoraWeights | None = None,
+        hidden: bool = False,
     ) -> Capture:
-        """Teacher-forced capture of `answer` after `prompt_ids`. Raises HostError on ids out of range and on more
-        tokens than the model's context.
+        """Teacher-forced capture of `answer` after `prompt_ids`, with its states in any case. Raises HostError on
+        ids out of range and on more tokens than the model's context.
         """
         if not np.isfinite(temperature) or temperature < 0:
             raise HostError(f"temperature {temperature} must be a finite number >= 0")

@@ -153,10 +153,11 @@ class VllmHost:
         temperature: float = 1.0,
         adapter_key: str | None = None,
         weights: LoraWeights | None = None,
+        hidden: bool = False,
     ) -> Capture:
         """Teacher-forced on the server. Raises HostError on ids out of range and beyond its context."""
         self._check_alive()
-        capture = await self._encoded(prompt_ids, answer, request_id, temperature)
+        capture = await self._encoded(prompt_ids, answer, request_id, temperature, hidden=hidden)
         evaluation = await self.evaluate([capture], self._nothing() if weights is None else weights)
         return dataclasses.replace(
             capture,
@@ -234,12 +235,14 @@ class VllmHost:
             raise HostAway(f"{self._name}: another model answers now ({capture.fingerprint})")
         return capture
 
-    async def _encoded(self, prompt_ids: Ids, answer: str | Ids, request_id: str, temperature: float) -> Capture:
+    async def _encoded(
+        self, prompt_ids: Ids, answer: str | Ids, request_id: str, temperature: float, *, hidden: bool = False
+    ) -> Capture:
         body: dict[str, Any] = {
             "prompt_ids": [int(token) for token in prompt_ids],
             "temperature": temperature,
             "rid": f"{request_id or 'encode'}~{secrets.token_hex(4)}",
-            "hidden": self._fetch,
+            "hidden": self._fetch or hidden,
         }
         if isinstance(answer, str):
             body["answer"] = answer

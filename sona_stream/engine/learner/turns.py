@@ -67,6 +67,7 @@ class TakingTurns:
         temperature: float = 1.0,
         adapter_key: str | None = None,
         weights: LoraWeights | None = None,
+        hidden: bool = False,
     ) -> Capture:
         """In turn."""
         async with self._turn:
@@ -77,6 +78,7 @@ class TakingTurns:
                 temperature=temperature,
                 adapter_key=adapter_key,
                 weights=weights,
+                hidden=hidden,
             )
 
     async def gradient(self, captures: Sequence[Capture], signal: TokenSignal) -> LoraGradient:
