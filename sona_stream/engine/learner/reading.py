@@ -16,7 +16,7 @@ MEASURES = ("rating", "score", "coherence", "distinct", "length")
 distinct-2 over the last answers together, which falls when every question gets the same answer. length: log(1 + n
 tokens) / log(257)."""
 
-MARGINS = {"coherence": 0.15, "distinct": 0.25, "length": 0.25}
+MARGINS = {"coherence": 0.1, "distinct": 0.15, "length": 0.25}
 """How far below the reference a mean may lie before it counts as a fall, where that is not `canary.margin`: prose,
 lists and required forms differ by less than this, and a length may fall to a quarter."""
 

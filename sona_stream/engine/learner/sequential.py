@@ -9,8 +9,8 @@ which cannot grow on average while the mean is m or less, so that it exceeds 1/a
 alpha, ever (Ville): testing by betting (Waudby-Smith & Ramdas 2024, https://arxiv.org/abs/2010.09686). The size c
 of a bet is mixed over a few values, which is a fair game again.
 
-Two streams are compared as by Shekhar & Ramdas 2024 (https://arxiv.org/abs/2112.09162): whatever the second's mean m
-is, the wealth of betting that it is above m, times that of betting that the first's is below m - margin, is what
+Two streams are compared as by Shekhar & Ramdas 2024 (https://arxiv.org/abs/2112.09162): whatever the second's mean
+m is, the wealth of betting that it is above m, times that of betting that the first's is below m - margin, is what
 counts, so the least over all m is taken. Between the points of the grid both factors are bounded by those at its
 ends: nothing is lost to it but a little power.
 

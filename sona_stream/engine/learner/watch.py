@@ -31,6 +31,8 @@ _SURE = 16
 """Ratings of versions on trial that overrule what automatic measures say of their quality and length."""
 _OVERRULED = ("score", "length")
 _LESSONS = 1024
+_SHARES = {"rating": 0.4, "coherence": 0.2, "distinct": 0.2, "score": 0.1, "length": 0.1}
+"""Of `alpha`."""
 _EPOCH = 32
 """Answers."""
 
@@ -135,11 +137,10 @@ class Watch:
 
     def finding(self) -> Finding | None:
         """The first measure that fell, if any. All together are wrong about versions that are no worse with a
-        probability of at most `alpha`, however often this is asked: half of it is the ratings'.
+        probability of at most `alpha`, however often this is asked.
         """
         for measure in MEASURES:
-            share = 0.5 if measure == "rating" else 0.5 / (len(MEASURES) - 1)
-            needed = -math.log(0.5 * share * self._settings.alpha)
+            needed = -math.log(0.5 * _SHARES[measure] * self._settings.alpha)
             # The epochs' shares of alpha, 1 / (k (k + 1)), add up to at most 1.
             later = needed + math.log(self._epoch * (self._epoch + 1))
             fell = self._evidence(self._trial, measure) >= needed or self._evidence(self._recent, measure) >= later
