@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -11,8 +12,12 @@ from program import QUICK, Client, Program, write_config
 from tiny_model import save_tiny_model
 
 from sona_stream.config.load import hash_key
+from sona_stream.errors import ModelUnavailable
 
 TENANTS = 64
+
+# The models are tiny and servers are processes beside this one. Torch reads it when it is imported, later.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # tests/vllm runs in a virtual environment of its own, see .ci/vllm-env.
 collect_ignore = [] if find_spec("vllm") else ["vllm"]
@@ -69,6 +74,22 @@ def shared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     sona = {"keys": [*keys, gateway], "metrics": metrics, **QUICK}
     config = write_config(folder / "config.yaml", tiny_folder, sona)
     program = Program(["--config", str(config)], folder / "state", folder / "server.log")
+    yield program
+    assert program.stop() == 0, program.log
+    assert "Traceback" not in program.log
+
+
+@pytest.fixture(scope="session")
+def default_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """`sona-stream serve` with no options, as the README starts it: SmolLM2, which takes seconds to load."""
+    from sona_stream_adapters.local import pull_model
+
+    try:
+        pull_model("smollm2-135m-instruct")
+    except ModelUnavailable as error:
+        pytest.skip(f"the model cannot be had: {error}")
+    folder = tmp_path_factory.mktemp("default")
+    program = Program([], folder / "state", folder / "server.log")
     yield program
     assert program.stop() == 0, program.log
     assert "Traceback" not in program.log

@@ -22,17 +22,16 @@ YAML = re.findall(r"```yaml\n(.*?)```", README + INSIDE_VLLM, re.DOTALL)
 
 
 @pytest.mark.model
-def test_the_client_of_the_readme_streams_and_the_feedback_call_answers(serve):
-    program = serve()
+def test_the_client_of_the_readme_streams_and_the_feedback_call_answers(default_server):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(PYTHON[0].replace("http://127.0.0.1:8080", program.url), {})
+        exec(PYTHON[0].replace("http://127.0.0.1:8080", default_server.url), {})
     assert "Paris" in printed.getvalue()
 
     body = {"messages": [{"role": "user", "content": "Name a colour."}], "model": "sona/auto", "max_tokens": 8}
-    answer = httpx.post(f"{program.url}/v1/chat/completions", json=body, timeout=60)
+    answer = httpx.post(f"{default_server.url}/v1/chat/completions", json=body, timeout=60)
     (curl,) = [block for block in BASH if block.startswith("curl")]
-    command = curl.replace("http://127.0.0.1:8080", program.url)
+    command = curl.replace("http://127.0.0.1:8080", default_server.url)
     command = command.replace("<x-sona-request-id>", answer.headers["x-sona-request-id"]).replace(
         "curl", "curl -s", 1
     )

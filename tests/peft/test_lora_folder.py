@@ -29,12 +29,17 @@ pytestmark = [
 both = pytest.mark.parametrize("folder", ["untied", "tied"], indirect=True)
 
 
-def through_peft(folder, out):
-    """(logits of PROMPT (T, V), the model), by transformers and peft alone."""
-    from peft import PeftModel
+def plain_model(folder):
     from transformers import AutoModelForCausalLM
 
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), out).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def through_peft(plain, out):
+    """(logits of PROMPT (T, V), the model), by transformers and peft alone; ``plain`` becomes a part of it."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(plain, out).eval()
     with torch.no_grad():
         return model(torch.tensor([PROMPT])).logits[0], model
 
@@ -43,7 +48,7 @@ def through_peft(folder, out):
 def test_peft_computes_what_the_adapter_computes(folder, model, make_record, tmp_path):
     record = make_record()
     said = write_lora_folder(record, model=str(folder), out=tmp_path / "out")
-    logits, served = through_peft(folder, tmp_path / "out")
+    logits, served = through_peft(plain_model(folder), tmp_path / "out")
     wanted = oracle(model, record.weights, PROMPT)
     base = model(torch.tensor([PROMPT])).logits[0]
     assert (wanted - base).abs().max() > 1  # the adapter does something
@@ -209,8 +214,6 @@ def test_an_adapter_with_numbers_that_are_not_finite_is_refused(folder, make_rec
 
 @pytest.mark.model
 def test_smollm2_through_peft(tmp_path):
-    from transformers import AutoModelForCausalLM
-
     from sona_stream_adapters.local.weights import pull_model
 
     folder = pull_model("smollm2-135m-instruct")
@@ -218,11 +221,11 @@ def test_smollm2_through_peft(tmp_path):
     fingerprint = Checkpoint(folder).fingerprint()
     record = AdapterRecord(key="smol/acme/*", version=1, parent=None, fingerprint=fingerprint, weights=weights)
     write_lora_folder(record, model="smollm2-135m-instruct", out=tmp_path / "out")
-    logits, _ = through_peft(folder, tmp_path / "out")
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plain = plain_model(folder)
     wanted = oracle(plain, record.weights, PROMPT)
     with torch.no_grad():
         assert (plain(torch.tensor([PROMPT])).logits[0] - wanted).abs().max() > 1
+    logits, _ = through_peft(plain, tmp_path / "out")
     assert (logits - wanted).abs().max() < 1e-4
 
 
