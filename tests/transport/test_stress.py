@@ -58,7 +58,7 @@ def test_answers_never_cross(factory, cap):
                 one for one in done if isinstance(one, BaseException) and not isinstance(one, UpstreamError)
             ]
             assert not unexpected
-            assert done.count("whole") > 20
+            assert done.count("whole") >= 5  # how many is for the dice and for how busy the machine is
         assert not client._pools.popitem()[1]._open
 
     with asyncio.Runner(loop_factory=factory) as runner:
