@@ -85,6 +85,10 @@ class HiddenStateHost(Protocol):
         """
         ...
 
+    def holds_episode(self, key: str) -> bool:
+        """Whether requests may name `key` without another `put_episode`. Costs nothing."""
+        ...
+
     async def drop_episode(self, key: str) -> None:
         """Unknown keys are fine."""
         ...

@@ -126,8 +126,10 @@ async def test_every_choice_and_a_long_prompt(backend):
 async def test_episodes_come_and_go_between_tokens(backend):
     host = backend.host
     await remember(backend, "e", ask(), [5] * 60)
+    assert host.holds_episode("e")
     await host.drop_episode("e")
     await host.drop_episode("e")
+    assert not host.holds_episode("e")
     plain = await collect(backend, ask(max_tokens=40))
     assert (await collect(backend, recalling(ask(max_tokens=40), ("e", 1.0)))).ids() == plain.ids()
 

@@ -71,8 +71,10 @@ async def test_what_is_there_is_bound_and_does_not_travel_twice(vllm):
         assert await sent(backend, vllm, ask(mine=1)) == {"mine": 1}
         await backend.host.put_episode("e", *answer(1), SPACE)  # another answer under the same name
         assert vllm.worker.put_log == [("e", "episode")] * 2
+        assert backend.host.holds_episode("e")
         await backend.host.drop_episode("e")
         await backend.host.drop_episode("e")
+        assert not backend.host.holds_episode("e")
         assert vllm.worker.episodes == {}
         assert await sent(backend, vllm, ask(("e", 1.0))) == {}
 

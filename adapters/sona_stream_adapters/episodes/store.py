@@ -46,6 +46,9 @@ class EpisodeStore:
     def __len__(self) -> int:
         return len(self._episodes)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._episodes
+
     @property
     def nbytes(self) -> int:
         """On the device."""

@@ -105,6 +105,10 @@ class LocalHost:
         if not self._episodes.holds(key, token_ids, space):
             self._episodes.put(key, hidden, token_ids, space)
 
+    def holds_episode(self, key: str) -> bool:
+        """Whether it is at hand."""
+        return key in self._episodes
+
     async def drop_episode(self, key: str) -> None:
         """Streams that draw on it go on without from their next token."""
         self._episodes.drop(key)

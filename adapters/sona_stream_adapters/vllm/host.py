@@ -211,6 +211,10 @@ class VllmHost:
         self._check_alive()
         await self._episodes.set(key, hidden, token_ids, space)
 
+    def holds_episode(self, key: str) -> bool:
+        """Whether it is there, or is put again before the request that names it."""
+        return key in self._episodes
+
     async def drop_episode(self, key: str) -> None:
         """No request is bound to it any more, whether or not the server can be told now."""
         if self._episodes.drop(key) and not self._retired:

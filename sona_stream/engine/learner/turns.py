@@ -123,6 +123,10 @@ class TakingTurns:
         """Passes."""
         await self._host.put_episode(key, hidden, token_ids, space)
 
+    def holds_episode(self, key: str) -> bool:
+        """Passes."""
+        return self._host.holds_episode(key)
+
     async def drop_episode(self, key: str) -> None:
         """Passes."""
         await self._host.drop_episode(key)
