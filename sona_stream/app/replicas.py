@@ -139,6 +139,7 @@ class Replicas:
         temperature: float = 1.0,
         adapter_key: str | None = None,
         weights: LoraWeights | None = None,
+        hidden: bool = False,
     ) -> Capture:
         """On one."""
 
@@ -150,6 +151,7 @@ class Replicas:
                 temperature=temperature,
                 adapter_key=adapter_key,
                 weights=weights,
+                hidden=hidden,
             )
             return self._owned(made, host)
 

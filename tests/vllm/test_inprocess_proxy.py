@@ -99,9 +99,7 @@ def test_sigterm_while_the_engine_starts(model_folder, tmp_path, moment, request
     assert program.stop() == 0, program.log
     assert time.monotonic() - began < 15
     assert "Traceback" not in program.log
-    until(
-        lambda: not any(alive(pid) for pid in started), seconds=3
-    )
+    until(lambda: not any(alive(pid) for pid in started), seconds=3)
     until(lambda: not left_of(tmp_path), seconds=3)
 
 
