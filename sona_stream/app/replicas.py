@@ -184,6 +184,11 @@ class Replicas:
         told = await _each(self._there(), lambda host: host.put_episode(key, hidden, token_ids, space))
         _raise_first(told, but=HostAway)
 
+    def holds_episode(self, key: str) -> bool:
+        """Whether each that is there does."""
+        there = self._there()
+        return bool(there) and all(host.holds_episode(key) for host in there)
+
     async def drop_episode(self, key: str) -> None:
         """Everywhere."""
         _raise_first(await _each(self._there(), lambda host: host.drop_episode(key)), but=HostAway)
