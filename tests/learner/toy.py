@@ -22,6 +22,17 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
+def stacked(captures):
+    """The tokens of all captures: hidden (N, D), token ids (N,), temperatures (N, 1)."""
+    temperature = np.repeat([one.temperature or 1.0 for one in captures], [len(one) for one in captures])
+    hidden = np.concatenate([one.hidden for one in captures]).astype(np.float64)
+    return hidden, np.concatenate([one.token_ids for one in captures]), temperature[:, None]
+
+
+def by_capture(values, captures):
+    return np.split(values, np.cumsum([len(one) for one in captures])[:-1])
+
+
 class ToyHost:
     hidden_dim = D
 
@@ -46,8 +57,9 @@ class ToyHost:
         return np.asarray([self.mean + context + self.embedding[b] for b in before], dtype=np.float64)
 
     def logp(self, hidden, weights, temperature):
+        """``temperature``: one for all rows or (rows, 1), and not 0."""
         changed = hidden if weights is None else hidden + self.delta(hidden, weights)
-        return log_softmax(changed @ self.W.T / (temperature or 1.0))
+        return log_softmax(changed @ self.W.T / temperature)
 
     @staticmethod
     def delta(hidden, weights):
@@ -63,7 +75,7 @@ class ToyHost:
         version, weights = self.adapters.get(key, (0, None))
         tokens, logprobs = [], []
         for _ in range(T):
-            row = self.logp(self.hidden(prompt_ids, tokens)[-1:], weights, temperature)[0]
+            row = self.logp(self.hidden(prompt_ids, tokens)[-1:], weights, temperature or 1.0)[0]
             token = int(self.rng.choice(V, p=np.exp(row)))
             tokens.append(token)
             logprobs.append(row[token])
@@ -106,30 +118,26 @@ class ToyHost:
     ):
         self.calls.append("encode")
         tokens = [ord(c) % V for c in answer] if isinstance(answer, str) else [int(t) for t in answer]
-        rows = self.logp(self.hidden(prompt_ids, tokens)[:-1], weights, temperature)
+        rows = self.logp(self.hidden(prompt_ids, tokens)[:-1], weights, temperature or 1.0)
         logprobs = rows[np.arange(len(tokens)), tokens]
         return self.make(request_id, prompt_ids, tokens, logprobs, 0, adapter_key, temperature)
 
     def loss(self, captures, signal, weights=None):
         """Value alone, for finite differences; the ratio is a constant at `signal.weights`."""
         weights = weights or signal.weights
-        total = 0.0
-        for capture, advantage in zip(captures, signal.advantages, strict=True):
-            h = capture.hidden.astype(np.float64)
-            rows = np.arange(len(capture))
-            p = self.logp(h, weights, capture.temperature)
-            p0 = self.logp(h, None, capture.temperature)
-            factor = self._factor(capture, advantage, signal)
-            total -= (factor * p[rows, capture.token_ids]).sum()
-            total += signal.anchor * (np.exp(p) * (p - p0)).sum()
-        return total
+        h, tokens, temperature = stacked(captures)
+        p, p0 = self.logp(h, weights, temperature), self.logp(h, None, temperature)
+        chosen = p[np.arange(len(tokens)), tokens]
+        return signal.anchor * (np.exp(p) * (p - p0)).sum() - (self._factor(captures, signal) * chosen).sum()
 
-    def _factor(self, capture, advantage, signal):
-        a = np.asarray(advantage, dtype=np.float64)
+    def _factor(self, captures, signal):
+        """(tokens of all captures,)."""
+        a = np.concatenate([np.asarray(one, dtype=np.float64) for one in signal.advantages])
         if signal.ratio_clip is None:
             return a
-        now = self.logp(capture.hidden.astype(np.float64), signal.weights, capture.temperature)
-        ratio = np.exp(now[np.arange(len(capture)), capture.token_ids] - capture.logprobs)
+        h, tokens, temperature = stacked(captures)
+        now = self.logp(h, signal.weights, temperature)[np.arange(len(tokens)), tokens]
+        ratio = np.exp(now - np.concatenate([capture.logprobs for capture in captures]))
         low, high = signal.ratio_clip
         clipped = ((a > 0) & (ratio > high)) | ((a < 0) & (ratio < low))
         return np.where(clipped, 0.0, a * ratio)
@@ -138,24 +146,16 @@ class ToyHost:
         self.calls.append("gradient")
         pairs = [pair for pair in (signal.weights.micro, signal.weights.base) if pair is not None]
         factors = [(one.lora_A.astype(np.float64), one.lora_B.astype(np.float64), one.scaling) for one in pairs]
-        grads = [(np.zeros_like(A), np.zeros_like(B)) for A, B, _ in factors]
-        tokens, kl_sum, logp_sum = 0, 0.0, 0.0
-        for capture, advantage in zip(captures, signal.advantages, strict=True):
-            h, temperature = capture.hidden.astype(np.float64), capture.temperature or 1.0
-            lp, lp0 = self.logp(h, signal.weights, temperature), self.logp(h, None, temperature)
-            p, rows = np.exp(lp), np.arange(len(capture))
-            onehot = np.zeros_like(p)
-            onehot[rows, capture.token_ids] = 1.0
-            kl = (p * (lp - lp0)).sum(axis=1, keepdims=True)
-            by_logit = self._factor(capture, advantage, signal)[:, None] * (p - onehot)
-            by_logit += signal.anchor * p * (lp - lp0 - kl)
-            G = by_logit @ self.W / temperature
-            for (A, B, scaling), (gA, gB) in zip(factors, grads, strict=True):
-                gB += scaling * G.T @ (h @ A.T)
-                gA += scaling * (G @ B).T @ h
-            tokens += len(capture)
-            kl_sum += kl.sum()
-            logp_sum += lp[rows, capture.token_ids].sum()
+        h, tokens, temperature = stacked(captures)
+        lp, lp0 = self.logp(h, signal.weights, temperature), self.logp(h, None, temperature)
+        p, rows = np.exp(lp), np.arange(len(tokens))
+        onehot = np.zeros_like(p)
+        onehot[rows, tokens] = 1.0
+        kl = (p * (lp - lp0)).sum(axis=1, keepdims=True)
+        by_logit = self._factor(captures, signal)[:, None] * (p - onehot)
+        by_logit += signal.anchor * p * (lp - lp0 - kl)
+        G = by_logit @ self.W / temperature
+        grads = [(scaling * (G @ B).T @ h, scaling * G.T @ (h @ A.T)) for A, B, scaling in factors]
         if self.poison == "gradient":
             grads[0][1][:] = np.nan
         arrays = [one.astype(np.float32) for pair in grads for one in pair]
@@ -164,21 +164,18 @@ class ToyHost:
             micro_B=arrays[1],
             base_A=arrays[2] if len(arrays) > 2 else None,
             base_B=arrays[3] if len(arrays) > 2 else None,
-            tokens=tokens,
+            tokens=len(tokens),
             loss=self.loss(captures, signal),
-            mean_kl_to_base=float(kl_sum / tokens),
-            mean_logprob=float(logp_sum / tokens),
+            mean_kl_to_base=float(kl.mean()),
+            mean_logprob=float(lp[rows, tokens].mean()),
         )
 
     async def curvature(self, captures):
         self.calls.append("curvature")
-        scores = []
-        for capture in captures:
-            temperature = capture.temperature or 1.0
-            p = np.exp(self.logp(capture.hidden.astype(np.float64), None, temperature))
-            scores.append((np.eye(V)[capture.token_ids] - p) @ self.W / temperature)
-        means = np.stack([rows.mean(axis=0) for rows in scores]).astype(np.float32)
-        scores, hidden = np.concatenate(scores), np.concatenate([c.hidden for c in captures]).astype(np.float64)
+        hidden, tokens, temperature = stacked(captures)
+        p = np.exp(self.logp(hidden, None, temperature))
+        scores = (np.eye(V)[tokens] - p) @ self.W / temperature
+        means = np.stack([rows.mean(axis=0) for rows in by_capture(scores, captures)]).astype(np.float32)
         values, vectors = np.linalg.eigh(scores.T @ scores / len(scores))
         mean, ridge = hidden.mean(axis=0), 1e-2 * (hidden**2).sum() / D
         row = np.linalg.solve(hidden.T @ hidden + ridge * np.eye(D), mean)
@@ -224,37 +221,28 @@ class ToyHost:
         return self.half_variance(captures, old, new)
 
     def half_variance(self, captures, old, new):
-        values = []
-        for capture in captures:
-            h, temperature = capture.hidden.astype(np.float64), capture.temperature or 1.0
-            p = np.exp(self.logp(h, old, temperature))
-            change = (self.delta(h, new) - self.delta(h, old)) @ self.W.T / temperature
-            values.append(0.5 * ((p * change**2).sum(axis=1) - (p * change).sum(axis=1) ** 2))
-        return float(np.concatenate(values).mean())
+        h, _, temperature = stacked(captures)
+        p = np.exp(self.logp(h, old, temperature))
+        change = (self.delta(h, new) - self.delta(h, old)) @ self.W.T / temperature
+        return float(0.5 * ((p * change**2).sum(axis=1) - (p * change).sum(axis=1) ** 2).mean())
 
     async def evaluate(self, captures, weights):
         self.calls.append("evaluate")
-        kls, logps, bases, ratios, chances = [], [], [], [], [[], []]
-        for capture in captures:
-            h, rows = capture.hidden.astype(np.float64), np.arange(len(capture))
-            lp, lp0 = self.logp(h, weights, capture.temperature), self.logp(h, None, capture.temperature)
-            kls.append((np.exp(lp) * (lp - lp0)).sum(axis=1))
-            logps.append(lp[rows, capture.token_ids].astype(np.float32))
-            bases.append(lp0[rows, capture.token_ids].astype(np.float32))
-            ratios.append(np.linalg.norm(self.delta(h, weights), axis=1) / np.linalg.norm(h, axis=1))
-            chances[0].append(np.exp(lp))
-            chances[1].append(np.exp(lp0))
-        kl, ratio = np.concatenate(kls), np.concatenate(ratios)
+        h, tokens, temperature = stacked(captures)
+        rows = np.arange(len(tokens))
+        lp, lp0 = self.logp(h, weights, temperature), self.logp(h, None, temperature)
+        kl = (np.exp(lp) * (lp - lp0)).sum(axis=1)
+        ratio = np.linalg.norm(self.delta(h, weights), axis=1) / np.linalg.norm(h, axis=1)
         return Evaluation(
             mean_kl_to_base=float(kl.mean()),
             max_kl_to_base=float(kl.max()),
-            logprobs=logps,
-            base_logprobs=bases,
+            logprobs=by_capture(lp[rows, tokens].astype(np.float32), captures),
+            base_logprobs=by_capture(lp0[rows, tokens].astype(np.float32), captures),
             mean_delta_ratio=float(ratio.mean()),
             max_delta_ratio=float(ratio.max()),
             finite=bool(np.isfinite(kl).all()),
-            collision=float((np.concatenate(chances[0]).mean(axis=0) ** 2).sum()),
-            base_collision=float((np.concatenate(chances[1]).mean(axis=0) ** 2).sum()),
+            collision=float((np.exp(lp).mean(axis=0) ** 2).sum()),
+            base_collision=float((np.exp(lp0).mean(axis=0) ** 2).sum()),
         )
 
 
