@@ -186,8 +186,7 @@ class Replicas:
 
     def holds_episode(self, key: str) -> bool:
         """Whether each that is there does."""
-        there = self._there()
-        return bool(there) and all(host.holds_episode(key) for host in there)
+        return all(member.host.holds_episode(key) for member in self._members)
 
     async def drop_episode(self, key: str) -> None:
         """Everywhere."""

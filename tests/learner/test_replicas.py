@@ -29,6 +29,9 @@ class Replica(ToyHost):
     async def put_episode(self, key, hidden, token_ids, space):
         self.calls.append(f"episode {key}")
 
+    def holds_episode(self, key):
+        return self.calls[-1] == f"episode {key}"
+
     async def drop_episode(self, key):
         self.calls.append(f"no episode {key}")
 
@@ -58,6 +61,9 @@ async def test_every_one_serves_the_same(three):
     await replicas.put_adapter("k", 1, weights())
     assert versions(hosts) == [{"k": 1}] * 3
     await replicas.put_episode("e", np.zeros((1, D), np.float32), np.zeros(1, np.int32), "space")
+    assert replicas.holds_episode("e")
+    await hosts[1].drop_episode("e")
+    assert not replicas.holds_episode("e")
     await replicas.drop_episode("e")
     assert all(host.calls[-2:] == ["episode e", "no episode e"] for host in hosts)
     await replicas.drop_adapter("k")
