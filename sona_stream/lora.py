@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,6 +204,13 @@ class Spectrum:
     """(k,) > 0"""
     rest: float
     """mean of the other eigenvalues"""
+
+    def times(self, rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """`rows` (n, d) times the matrix, (n, d) in double precision."""
+        vectors = self.vectors.astype(np.float64)
+        along = rows.astype(np.float64) @ vectors.T
+        out: NDArray[np.float64] = self.rest * rows + (along * (self.values - self.rest)) @ vectors
+        return out
 
     def solve(self, columns: F32, ridge: float) -> F32:
         """(M + ridge * largest * I)^-1 `columns`, (d, n) -> (d, n)."""

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from report import Report, Row
 
-from sona_stream.engine.learner.consolidation import empty_base, fold
+from sona_stream.engine.learner.consolidation import empty_base, fold, merged
 from sona_stream.engine.learner.domains import Domain, reservoir
 from sona_stream.engine.learner.ewc import Elastic
 from sona_stream.engine.learner.initial import initial_weights
@@ -42,8 +42,9 @@ from sona_stream.engine.learner.optimiser import (
     moved,
     softened,
     step_of,
+    whitening,
 )
-from sona_stream.lora import Capture, LoraWeights, TokenSignal
+from sona_stream.lora import Capture, Curvature, LoraWeights, TokenSignal
 
 from .head_host import HeadHost
 from .plan import Run
@@ -82,12 +83,17 @@ class Pupil:
         self._domains: list[Domain] = []
         self._rng = np.random.default_rng(seed)
         self._weights: LoraWeights | None = None
+        self._curvature: Curvature | None = None
         self._moments: Moments = {}
 
     async def learn(self, domain: str, segments: Sequence[Capture]) -> None:
         """One pass, then the domain is closed."""
+        found = await self._host.curvature(segments[:4])
+        assert found.inputs is not None
+        if self._curvature is not None and self._curvature.inputs is not None:
+            found = dataclasses.replace(found, inputs=merged(self._curvature.inputs, found.inputs, 0.5))
+        self._curvature = found
         if self._weights is None:
-            self._curvature = await self._host.curvature(segments[:1])
             assert self._curvature.inputs is not None
             self._weights = initial_weights(self._curvature, 2, f"seed {self._seed}")
             self._weights = dataclasses.replace(self._weights, base=empty_base(self._curvature.inputs, _RANK))
@@ -104,6 +110,7 @@ class Pupil:
     async def _step(self, segment: Capture, held: Sequence[Domain]) -> None:
         weights = self._weights
         assert weights is not None
+        assert self._curvature is not None
         assert weights.base is not None
         signal = TokenSignal(weights, [np.ones(len(segment), dtype=np.float32)], top_k=_TOP_K)
         gradient = await self._host.gradient([segment], signal)
@@ -111,17 +118,20 @@ class Pupil:
         gradient = await elastic.added(self._host, gradient, weights, self._rng)
         pace = Pace(self._curvature, _STRIDE, _RATE, 1.0)
         micro, self._moments = step_of(gradient, self._moments, softened(pace, elastic.stiffness(weights.micro)))
-        pace = softened(Pace(self._curvature, _STRIDE, _BASE_RATE, 1.0), elastic.stiffness(weights.base))
-        base, self._moments = base_step_of(gradient, self._moments, pace)
+        white = whitening(weights.base, self._curvature.inputs)
+        pace = softened(Pace(self._curvature, _STRIDE, _BASE_RATE, 1.0), elastic.stiffness(weights.base, white))
+        base, self._moments = base_step_of(gradient, weights.base, self._moments, pace)
         self._weights = base_moved(moved(weights, micro), base)
 
     async def _close(self, domain: str, segments: Sequence[Capture]) -> None:
         assert self._weights is not None
+        assert self._curvature is not None
         lessons = [Lesson(one, None, (domain,), one.request_id) for one in segments]
         kept = reservoir(lessons, (), seed=self._seed)
         found = await self._host.curvature([capture for capture, _ in kept])
         assert found.inputs is not None
-        base = fold(self._weights, found.inputs, _RANK).base
+        inputs = self._curvature.inputs or found.inputs
+        base = fold(self._weights, inputs, _RANK).base
         fresh = initial_weights(self._curvature, 2, f"seed {self._seed} {domain}")
         self._weights, self._moments = LoraWeights(fresh.micro, base), micro_cleared(self._moments)
         others = [one for one in self._domains if one.name != domain]

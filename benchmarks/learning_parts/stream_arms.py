@@ -69,7 +69,9 @@ class BaseArm(MicroArm):
     def learn(self, gradient: LoraGradient) -> None:
         """One step of both."""
         super().learn(gradient)
-        direction, self._moments = base_step_of(gradient, self._moments, self._pace(self.base_rate))
+        assert self.weights.base is not None
+        pace = self._pace(self.base_rate)
+        direction, self._moments = base_step_of(gradient, self.weights.base, self._moments, pace)
         self.weights = base_moved(self.weights, direction)
 
 

@@ -132,7 +132,10 @@ async def test_feedback_after_a_fold_goes_on_learning_on_top_of_it():
         await taught(world, learner, 8)
         now = world.host.adapters[KEY][1]
     assert now.micro.lora_B.any()
-    assert np.allclose(now.base.lora_B, base.lora_B, rtol=1e-5)
+    assert np.array_equal(now.base.lora_A, base.lora_A)
+    share = now.base.lora_B / base.lora_B  # the bound on KL may contract the whole adapter
+    assert share.min() > 0.5
+    assert np.allclose(share, share[0, 0], rtol=1e-3)
 
 
 async def test_an_unsupported_fit_is_not_consolidated_unasked():

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ...lora import F32, Capture, LoraGradient, LoraWeights, LowRank, Spectrum
+from ...lora import F32, Capture, LoraGradient, LoraWeights, LowRank
 from ...protocols import RetainingHost
 from .domains import Domain
 
@@ -50,12 +50,13 @@ class Elastic:
         """Of one domain's penalty, against a token's loss."""
         return self.strength / _SCALE
 
-    def stiffness(self, pair: LowRank) -> float:
+    def stiffness(self, pair: LowRank, whitening: F32 | None = None) -> float:
         """How much steeper than the policy itself the loss becomes for this pair's B, at most: the sum over domains
-        of E|A h|^2. A step is divided by one plus its stride times this.
+        of E|A h|^2, in the metric of `whitening`. A step is divided by one plus its stride times this.
         """
         A = pair.lora_A.astype(np.float64)
-        squares = [float(np.sum(_times(one.inputs, A) * A)) for one in self.domains]
+        metric = np.eye(len(A)) if whitening is None else whitening
+        squares = [float(np.sum(metric * (one.inputs.times(pair.lora_A) @ A.T))) for one in self.domains]
         return self.weight * pair.scaling**2 * sum(squares)
 
     async def added(
@@ -94,8 +95,8 @@ def with_penalty(gradient: LoraGradient, pull: LoraGradient, weight: float) -> L
 def factored_penalty(domain: Domain, weights: LoraWeights) -> LoraGradient:
     """1/2 tr(G D C D^T) and its gradient at `weights`, as of one token."""
     A, B = _difference(domain.reference, weights)
-    AC = _times(domain.inputs, A)
-    GB = _times(domain.outputs, B.T).T
+    AC = domain.inputs.times(A)
+    GB = domain.outputs.times(B.T).T
     loss = 0.5 * float(np.sum((B.T @ GB) * (AC @ A.T)))
 
     def of(pair: LowRank) -> tuple[F32, F32]:
@@ -113,14 +114,6 @@ def _difference(reference: LoraWeights, weights: LoraWeights) -> tuple[F64, F64]
     A = np.concatenate([pair.lora_A for _, pair in pairs]).astype(np.float64)
     B = np.concatenate([sign * pair.scaling * pair.lora_B for sign, pair in pairs], axis=1).astype(np.float64)
     return A, B
-
-
-def _times(spectrum: Spectrum, rows: F64) -> F64:
-    """Rows (n, d) times the matrix that a spectrum stands for."""
-    vectors = spectrum.vectors.astype(np.float64)
-    along = rows @ vectors.T
-    out: F64 = spectrum.rest * rows + (along * (spectrum.values - spectrum.rest)) @ vectors
-    return out
 
 
 def _some(captures: Sequence[Capture], tokens: int, rng: np.random.Generator) -> list[Capture]:

@@ -11,8 +11,9 @@ is a bias, the part that needs the fewest ratings. The other columns, and every 
 https://arxiv.org/abs/1412.6980, ``rate`` relative to A h of order 1), move in proportion to ``freedom``: how far
 answers not seen support what was learned so far.
 
-**The base pair** takes the same steps in the background. Its rows are white at birth (see `consolidation`), so that
-one stride fits every column.
+**The base pair** takes the same steps in the background, measured by its own inputs as well: what its rows make of
+the hidden states is whitened, so that one stride fits every column and every split into factors (Kronecker-factored
+curvature: Martens & Grosse 2015, https://arxiv.org/abs/1503.05671).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...lora import F32, Curvature, LoraGradient, LoraWeights, LowRank
+from ...lora import F32, Curvature, LoraGradient, LoraWeights, LowRank, Spectrum
 
 __all__ = [
     "RIDGE",
@@ -37,6 +38,7 @@ __all__ = [
     "shifted",
     "softened",
     "step_of",
+    "whitening",
 ]
 
 Moments = Mapping[str, F32]
@@ -46,6 +48,7 @@ Moments = Mapping[str, F32]
 _BETA1, _BETA2, _EPSILON = 0.9, 0.99, 1e-12
 _ADAM, _BASE = ("count", "m_A", "v_A"), "base_"
 RIDGE = 0.03
+_DAMPING = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -82,16 +85,27 @@ def step_of(gradient: LoraGradient, moments: Moments, pace: Pace) -> tuple[Direc
     return Direction(A.astype(np.float32), B.astype(np.float32)), after
 
 
-def base_step_of(gradient: LoraGradient, moments: Moments, pace: Pace) -> tuple[Direction, Moments]:
-    """The same for the base pair, whose gradient must be there."""
+def base_step_of(gradient: LoraGradient, base: LowRank, moments: Moments, pace: Pace) -> tuple[Direction, Moments]:
+    """The same for the base pair `base`, whose gradient must be there."""
     if gradient.base_A is None or gradient.base_B is None:
         raise ValueError("the gradient is not of a base pair")
     tokens = np.float32(max(gradient.tokens, 1))
-    B = pace.freedom * pace.stride * pace.curvature.outputs.solve(gradient.base_B / tokens, RIDGE)
+    B = pace.curvature.outputs.solve(gradient.base_B / tokens, RIDGE) @ whitening(base, pace.curvature.inputs)
+    B = pace.freedom * pace.stride * B
     unit, after = _adam(gradient.base_A / tokens, moments, _BASE)
     rms, d = float(moments["rms"][0]), gradient.base_A.shape[1]
     A = pace.freedom * pace.rate / (rms * d**0.5) * unit
     return Direction(A.astype(np.float32), B.astype(np.float32)), after
+
+
+def whitening(pair: LowRank, inputs: Spectrum | None) -> F32:
+    """(r, r): (E[(A h)(A h)^T] + a tenth of its mean eigenvalue)^-1; where the states are not known, 1."""
+    rank = len(pair.lora_A)
+    if inputs is None:
+        return np.eye(rank, dtype=np.float32)
+    moment = inputs.times(pair.lora_A) @ pair.lora_A.T.astype(np.float64)
+    floor = max(_DAMPING * float(np.trace(moment)) / rank, 1e-12)
+    return np.asarray(np.linalg.inv(moment + floor * np.eye(rank)), dtype=np.float32)
 
 
 def softened(pace: Pace, stiffness: float) -> Pace:

@@ -17,7 +17,7 @@ from ...lora import F32, LoraGradient, LoraWeights, TokenSignal
 from .baseline import advantages
 from .ewc import Elastic
 from .lessons import Lesson
-from .optimiser import Moments, Pace, base_moved, base_step_of, contracted, moved, softened, step_of
+from .optimiser import Moments, Pace, base_moved, base_step_of, contracted, moved, softened, step_of, whitening
 from .step import NO_STEP
 from .turns import TakingTurns
 
@@ -113,11 +113,9 @@ async def fit(
     B.
     """
     batches = minibatches(weighed, plan.tokens, seed)
-    step, move = (base_step_of, base_moved) if slow else (step_of, moved)
     rng = np.random.default_rng(seed)
-    pair = weights.base if slow and weights.base is not None else weights.micro
     if elastic is not None:
-        pace = softened(pace, elastic.stiffness(pair))
+        pace = softened(pace, _stiffness(elastic, weights, pace, slow=slow))
     kl = 0.0
     for _ in range(plan.steps):
         gradient = await _gradient(host, next(batches), weights, plan)
@@ -127,9 +125,26 @@ async def fit(
         else:
             if elastic is not None:
                 gradient = await elastic.added(host, gradient, weights, rng)
-            direction, moments = step(gradient, moments, pace)
-            weights = move(weights, direction)
+            weights, moments = _stepped(gradient, weights, moments, pace, slow=slow)
     return Fit(weights, moments, plan.steps, kl)
+
+
+def _stiffness(elastic: Elastic, weights: LoraWeights, pace: Pace, *, slow: bool) -> float:
+    base = weights.base
+    if not slow or base is None:
+        return elastic.stiffness(weights.micro)
+    return elastic.stiffness(base, whitening(base, pace.curvature.inputs))
+
+
+def _stepped(
+    gradient: LoraGradient, weights: LoraWeights, moments: Moments, pace: Pace, *, slow: bool
+) -> tuple[LoraWeights, Moments]:
+    """One step of the micro pair or (``slow``) of the base pair."""
+    if not slow or weights.base is None:
+        direction, moments = step_of(gradient, moments, pace)
+        return moved(weights, direction), moments
+    direction, moments = base_step_of(gradient, weights.base, moments, pace)
+    return base_moved(weights, direction), moments
 
 
 async def _gradient(host: TakingTurns, batch: Sequence[Weighed], weights: LoraWeights, plan: Plan) -> LoraGradient:
