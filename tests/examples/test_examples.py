@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,11 +84,13 @@ def test_own_backend_answers_behind_the_real_server():
     assert "mirror says: stream and say these words" in run_example("own_backend")
 
 
-@pytest.mark.parametrize("name", ["basic_enhancement", "adaptive_llm"])
-def test_a_model_is_enhanced_layer_by_layer(name, tmp_path):
+def test_a_model_is_enhanced_layer_by_layer(tmp_path):
     pytest.importorskip("transformers")
-    said = run_example(name, "--tokens", "4", cache=tmp_path)  # an empty cache: the tiny random model
-    assert len(re.findall(r"quality (0\.\d+|1\.00)", said)) >= 2
+    with ThreadPoolExecutor() as pool:  # both at once: their imports take seconds
+        names = ["basic_enhancement", "adaptive_llm"]
+        # An empty cache: the tiny random model.
+        for said in pool.map(lambda name: run_example(name, "--tokens", "4", cache=tmp_path), names):
+            assert len(re.findall(r"quality (0\.\d+|1\.00)", said)) >= 2
 
 
 def test_every_example_is_tested_and_short():
