@@ -197,6 +197,8 @@ class Head:
     adapter: AdapterRef | None = None
     bare_reason: str = ""
     """Why a constrained request was not adapted."""
+    episodes: tuple[EpisodeRef, ...] = ()
+    """Remembered answers that this one may draw on, best first."""
     route: RouteDecision | None = None
     """Stamped by the fallback stage: what the server's `x-sona-*` headers and the record stage report."""
     prompt_ids: tuple[int, ...] = ()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .events import (
     AdapterRef,
     Delta,
+    EpisodeRef,
     Event,
     Feedback,
     FeedbackOutcome,
@@ -36,6 +37,7 @@ __all__ = [
     "Backend",
     "Closable",
     "Embedder",
+    "EpisodeRecall",
     "EventStream",
     "Exporter",
     "FeedbackSink",
@@ -186,6 +188,18 @@ class AdapterResolver(Protocol):
     def resolve(self, request: Request) -> AdapterRef | None: ...
     def bare_reason(self, request: Request) -> str:
         """Why `resolve` gave a constrained request none."""
+        ...
+
+
+class EpisodeRecall(Protocol):
+    """Which remembered answers a routed request may draw on."""
+
+    def concerns(self, request: Request) -> bool:
+        """Whether there may be any. Takes microseconds, and what it says no to pays nothing more."""
+        ...
+
+    async def recall(self, request: Request) -> tuple[EpisodeRef, ...]:
+        """Best first, each of them on the model's host when this returns. Never raises for want of one."""
         ...
 
 

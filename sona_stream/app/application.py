@@ -15,8 +15,9 @@ from .. import plugins
 from ..config.folders import state_dir
 from ..config.settings import WILDCARD, Settings
 from ..engine.learner import Learner
+from ..episodes import Scope
 from ..errors import NotFound, NotReady, SonaError
-from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Principal, Request, Trajectory
+from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Principal, Request, Trajectory, pupil
 from ..protocols import Backend, Closable, Embedder, Handler, Store
 from ..stages import Meter
 from . import embeddings as own_embeddings
@@ -24,6 +25,7 @@ from .amendments import Amendments
 from .assembly import (
     build_backends,
     build_embedder,
+    build_memory,
     build_pipeline,
     build_router,
     build_scorers,
@@ -34,11 +36,12 @@ from .engine_settings import engine_config
 from .gate_metrics import GateCollector
 from .hook_metrics import HookCollector
 from .hosts import Hosts
+from .memory import Memories
 from .notices import notices
 from .patterns import PatternBanks
 from .trajectories import TrajectoryFanOut
 from .upstream_models import UpstreamModels
-from .views import pattern_view
+from .views import episode_view, pattern_view
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ class Application:
         self._watch = Watch(self.backends, interval=sona.health.interval)
         self._hosts = Hosts(self._adaptable, self._watch)
         self.registry.register(HookCollector(self._watch))
+        self._memory: Memories | None = None
         self._stack = AsyncExitStack()
         self._started_at = time.time()
 
@@ -105,6 +109,9 @@ class Application:
         for group in self.backends.values():
             for backend in group:
                 await stack.enter_async_context(backend)
+        self._memory = build_memory(settings, self.store, self._hosts)
+        if self._memory is not None:
+            await stack.enter_async_context(self._memory)
         learning = settings.sona.learning
         scores = AutoFeedback(self.store, self._learn_from)
         self.trajectories = TrajectoryFanOut(
@@ -123,6 +130,7 @@ class Application:
             sink=self.trajectories,
             resolver=self,
             standing=self._hosts.standing,
+            episodes=self._memory,
             scorers=build_scorers(settings),
             meter=self._meter,
         )
@@ -158,6 +166,7 @@ class Application:
             sona.learning,
             expected=self._adaptable,
             whose=self.trajectories.whose,
+            remember=None if self._memory is None else self._memory.correct,
         )
 
     async def shutdown(self) -> None:
@@ -197,9 +206,54 @@ class Application:
             await self.trajectories.judge(feedback)
         except Exception:  # a statistic less; the judgement itself is committed and is learned all the same
             _log.exception("feedback %s could not move routing statistics", feedback.id)
+        await self._remember(feedback)
         if not wait and self.settings.sona.storage == "none" and isinstance(self._learner, Learner):
             await self._learner.require_answer(feedback)
         return await self._learn_from(feedback, wait=wait)
+
+    async def _remember(self, feedback: Feedback) -> None:
+        """Before the reply, so that the very next answer shows it. What goes wrong here the learner tries again."""
+        if self._memory is not None and feedback.kind == "correction":
+            try:
+                await self._memory.correct(feedback)
+            except SonaError as error:
+                _log.warning("correction %s is remembered later: %s", feedback.id, error)
+            except Exception:  # the correction itself is committed
+                _log.exception("correction %s is remembered later", feedback.id)
+
+    async def undo(self, principal: Principal, model: str | None = None) -> View:
+        """See `Services`."""
+        undone = None if self._memory is None else await self._memory.undo(principal, model)
+        if undone is None:
+            raise NotFound("there is no correction of yours to take back")
+        episode = undone.episode
+        if isinstance(self._learner, Learner):
+            whose = pupil(episode.tenant, episode.user)
+            await self._learner.unlearn(episode.model, whose, episode.feedback_id)
+        return {"episode": episode.key, "request_id": episode.request_id, "returned": list(undone.returned)}
+
+    async def episodes(
+        self, tenant: str | None, person: str | None, scope: Scope | None, limit: int
+    ) -> Sequence[View]:
+        """See `Services`."""
+        if self._memory is None:
+            return []
+        found = await self._memory.memory.episodes(tenant=tenant, person=person, scope=scope, limit=limit)
+        return [episode_view(episode) for episode in found]
+
+    async def promote(self, key: str, scope: Scope, *, by: str) -> View:
+        """See `Services`."""
+        return episode_view(await self._remembering().memory.promote(key, scope, by=by))
+
+    async def forget(self, tenant: str | None, keys: Sequence[str] | None, person: str | None) -> View:
+        """See `Services`."""
+        gone = await self._remembering().memory.forget(tenant=tenant, keys=keys, person=person)
+        return {"forgotten": list(gone)}
+
+    def _remembering(self) -> Memories:
+        if self._memory is None:
+            raise NotFound("nothing is remembered here: see sona.memory.enabled and sona.learning")
+        return self._memory
 
     async def _learn_from(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
         if isinstance(self._learner, SonaError):
@@ -239,6 +293,7 @@ class Application:
             "uptime_s": round(time.time() - self._started_at, 1),
             "engine": self.pattern_banks.stats(),
             "learner": {"problem": str(learner)} if isinstance(learner, SonaError) else learner.stats(),
+            "memory": {} if self._memory is None else self._memory.stats(),
             "hosts": self._hosts.problems(),
             "store": await self.store.stats(),
             "backends": self._watch.view(),

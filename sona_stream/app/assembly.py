@@ -2,31 +2,69 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from .. import plugins
 from ..config.settings import Deployment, Settings
 from ..engine import SonaEngine
-from ..protocols import AdapterResolver, Backend, Embedder, Handler, Router, TrajectorySink
+from ..engine.memory import EpisodeMemory
+from ..episodes import KeepsEpisodes
+from ..errors import SonaError
+from ..protocols import AdapterResolver, Backend, Embedder, EpisodeRecall, Handler, Router, Store, TrajectorySink
 from ..quality import Combined, FormScorer, create_combined
 from ..routing import Discover, Patterns, PolicyRouter, create_router, load_classifier
-from ..stages import Meter, adapt, fallback, measure, overhead, record, replica, route, score
+from ..stages import Meter, adapt, fallback, measure, overhead, recall, record, replica, route, score
 from .engine_settings import engine_config
+from .hosts import Hosts
+from .memory import Memories
 
 __all__ = [
     "build_backends",
     "build_embedder",
+    "build_memory",
     "build_pipeline",
     "build_router",
     "build_scorers",
     "pattern_factory",
 ]
 
+_log = logging.getLogger(__name__)
+
 
 def build_embedder(settings: Settings) -> Embedder:
     """The embedder that `sona.routing.embedder` names."""
     routing = settings.sona.routing
     embedder: Embedder = plugins.load("embedders", routing.embedder)(dict(routing.embedder_options), settings)
+    return embedder
+
+
+def build_memory(settings: Settings, store: Store, hosts: Hosts) -> Memories | None:
+    """What `sona.memory` asks for; None where nothing is learned from people. The contextual encoder is taken where
+    the extra `memory` is installed and its model is in the cache or may be fetched.
+    """
+    sona = settings.sona
+    if not sona.memory.enabled or sona.learning not in ("feedback", "auto") or not tuple(hosts):
+        return None
+    memory = EpisodeMemory(
+        store.episode_store if isinstance(store, KeepsEpisodes) else None,
+        sona.memory,
+        storage=sona.storage,
+        storage_options=sona.storage_options,
+        compiled=engine_config(settings, 1).enable_simd,
+    )
+    static: Embedder = plugins.load("embedders", "static")({}, settings)
+    return Memories(memory, hosts, store, static, _contextual(settings))
+
+
+def _contextual(settings: Settings) -> Embedder | None:
+    if not settings.sona.memory.contextual:
+        return None
+    try:
+        embedder: Embedder = plugins.load("embedders", "onnx")({"download": False}, settings)
+    except SonaError as error:
+        _log.warning("corrections are recalled for nearly the same words only: %s", error)
+        return None
     return embedder
 
 
@@ -80,15 +118,17 @@ def build_pipeline(
     embedder: Embedder,
     sink: TrajectorySink,
     resolver: AdapterResolver,
+    episodes: EpisodeRecall | None = None,
     scorers: Combined,
     meter: Meter,
     standing: Callable[[Backend], str],
 ) -> Handler:
-    """Overhead -> route -> record -> fallback -> replica -> adapt -> score -> measure -> backend."""
+    """Overhead -> route -> record -> fallback -> replica -> recall -> adapt -> score -> measure -> backend."""
 
     def stacked(backend: Backend) -> Handler:
         adapted = adapt(resolver)(score(scorers.begin)(measure(meter, backend.name)(backend)))
-        return replica(lambda: standing(backend))(adapted)
+        recalled = adapted if episodes is None else recall(episodes)(adapted)
+        return replica(lambda: standing(backend))(recalled)
 
     groups = {name: [stacked(backend) for backend in group] for name, group in backends.items()}
     routed = route(router, embedder)(record(sink, settings.sona.storage)(fallback(groups)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import anyio
 
@@ -44,6 +44,14 @@ class Hosts:
 
     def __contains__(self, name: str) -> bool:
         return name in self._joined
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._joined)
+
+    def host(self, name: str) -> HiddenStateHost | None:
+        """That of this model while it is served with what was learned."""
+        joined = self._joined.get(name)
+        return None if joined is None or joined.reason is not None or joined.without else joined.host
 
     async def join(self, learner: Learner) -> None:
         """For ever, also without any model to join: the learner lives as long as this."""

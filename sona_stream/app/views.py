@@ -7,8 +7,9 @@ import math
 from typing import Any
 
 from ..engine import LearnedPattern, RouteStats
+from ..episodes import Episode
 
-__all__ = ["pattern_view"]
+__all__ = ["episode_view", "pattern_view"]
 
 
 def pattern_view(tenant: str, pattern: LearnedPattern) -> dict[str, Any]:
@@ -24,6 +25,30 @@ def pattern_view(tenant: str, pattern: LearnedPattern) -> dict[str, Any]:
         "last_accessed": pattern.last_accessed,
         "access_count": pattern.access_count,
         "routes": {model: _told(stats) for model, stats in pattern.routes.items()},
+    }
+
+
+def episode_view(episode: Episode) -> dict[str, Any]:
+    """Who said it, when, about which request, and who has it; what was said only where text is kept."""
+    return {
+        "key": episode.key,
+        "model": episode.model,
+        "scope": episode.scope,
+        "tenant": episode.tenant,
+        "user": episode.user,
+        "key_id": episode.key_id,
+        "person": episode.person,
+        "kind": episode.kind,
+        "request_id": episode.request_id,
+        "created_at": episode.created_at,
+        "promoted_by": episode.promoted_by,
+        "used": episode.superseded_by is None,
+        "uses": episode.uses,
+        "tokens": episode.tokens,
+        "answer_tokens": episode.answer_tokens,
+        "bytes": episode.nbytes,
+        "question": None if episode.question is None else episode.question.text,
+        "answer": None if episode.text is None else episode.text.answer,
     }
 
 

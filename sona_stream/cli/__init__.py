@@ -18,6 +18,7 @@ _COMMANDS = {
     "export": ("export", "Write a learned adapter as a PEFT LoRA that other servers take."),
     "freeze": ("learning", "Stop publishing new adapter versions."),
     "keys": ("keys", "Hash an API key for the configuration."),
+    "memory": ("memory", "List, share or delete remembered corrections."),
     "models": ("models", "Fetch the default model; build the embedding table."),
     "route": ("route", "Show which model a query would go to, and why."),
     "serve": ("serve", "Start the proxy."),

@@ -16,6 +16,7 @@ _HELP = """\
   /good            the last answer was good: more like this
   /bad             the last answer was bad: less like this
   /fix TEXT        the answer should have been TEXT
+  /undo            take back your last /fix
   /why             which model answered, and why
   /stats           what has been learned so far
   /new             forget this conversation (what was learned stays)
@@ -64,8 +65,12 @@ class _Session:
         if "correction" in verdict and self.messages and self.messages[-1]["role"] == "assistant":
             self.messages[-1]["content"] = verdict["correction"]
 
+    def undo(self) -> None:
+        undone = self.connection.call("POST", "/v1/feedback/undo", {})
+        click.secho(f"[forgotten: {undone['episode']}]", dim=True)
+
     def why(self) -> None:
-        shown = ("model", "pattern", "reason", "similarity", "adapter", "adapter-reason", "request-id")
+        shown = ("model", "pattern", "reason", "similarity", "adapter", "adapter-reason", "episodes", "request-id")
         for name in shown:
             if value := self.last.get(f"x-sona-{name}"):
                 click.secho(f"  {name:<14} {value}", dim=True)
@@ -99,6 +104,8 @@ def _obey(session: _Session, line: str) -> bool:
             session.teach(correction=rest.strip())
         else:
             click.secho("say what the answer should have been: /fix TEXT", dim=True)
+    elif command == "/undo":
+        session.undo()
     elif command == "/why":
         session.why()
     elif command == "/stats":

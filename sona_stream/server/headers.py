@@ -59,6 +59,8 @@ def answer_headers(request_id: str, head: Head | None) -> list[tuple[bytes, byte
     route = head.route
     own.append((b"x-sona-model", header_value(head.model)))
     own.append((b"x-sona-adapter", header_value(str(head.adapter)) if head.adapter else b"none"))
+    if head.episodes:
+        own.append((b"x-sona-episodes", ", ".join(ref.key for ref in head.episodes).encode()))
     if head.bare_reason:
         own.append((b"x-sona-adapter-reason", header_value(head.bare_reason)))
     if route is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 
 from ..events import Role
-from . import admin, embeddings, health, models
+from . import admin, embeddings, health, memory, models
 from .feedback import post_feedback
 from .generate import chat_completions, completions
 from .incoming import Call
@@ -27,12 +27,16 @@ ROUTES: Mapping[str, Route] = {
     "/v1/embeddings": {"POST": (embeddings.create_embeddings, "use")},
     "/v1/models": {"GET": (models.list_models, "use")},
     "/v1/feedback": {"POST": (post_feedback, "teach")},
+    "/v1/feedback/undo": {"POST": (memory.undo, "teach")},
     "/v1/sona/stats": {"GET": (admin.stats, "admin")},
     "/v1/sona/patterns": {"GET": (admin.patterns, "admin")},
     "/v1/sona/adapters": {"GET": (admin.adapters, "admin")},
     "/v1/sona/adapters/show": {"GET": (admin.show, "admin")},
     "/v1/sona/adapters/diff": {"GET": (admin.diff, "admin")},
     "/v1/sona/adapters/rollback": {"POST": (admin.rollback, "admin")},
+    "/v1/sona/memory": {"GET": (memory.episodes, "admin")},
+    "/v1/sona/memory/promote": {"POST": (memory.promote, "admin")},
+    "/v1/sona/memory/forget": {"POST": (memory.forget, "admin")},
     "/v1/sona/freeze": {"POST": (admin.freeze, "admin")},
     "/v1/sona/thaw": {"POST": (admin.thaw, "admin")},
     "/health": _LIVENESS,

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..config.settings import Settings
-from ..events import AdapterRef, Headers
+from ..episodes import Scope
+from ..events import AdapterRef, Headers, Principal
 from ..protocols import FeedbackSink, Handler, Store
 
 if TYPE_CHECKING:
@@ -92,6 +93,24 @@ class Services(Protocol):
 
     async def rollback(self, key: str, version: int) -> View:
         """Serve this version (0: the base model) of this key from now on. Raises NotFound."""
+        ...
+
+    async def undo(self, principal: Principal, model: str | None = None) -> View:
+        """Take back this person's newest correction: out of the memory and out of replay. Raises NotFound."""
+        ...
+
+    async def episodes(
+        self, tenant: str | None, person: str | None, scope: Scope | None, limit: int
+    ) -> Sequence[View]:
+        """What is remembered, newest first; None: whichever."""
+        ...
+
+    async def promote(self, key: str, scope: Scope, *, by: str) -> View:
+        """Let the whole tenant, or everybody, have this episode. Raises NotFound, InvalidRequest."""
+        ...
+
+    async def forget(self, tenant: str | None, keys: Sequence[str] | None, person: str | None) -> View:
+        """Delete these episodes, or all of a person or tenant. Raises NotFound, InvalidRequest."""
         ...
 
     async def freeze(self) -> View:

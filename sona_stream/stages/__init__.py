@@ -1,6 +1,6 @@
 """The stages of a request, one middleware a file. They don't know each other; `sona_stream.app` stacks them:
 
-overhead -> route -> record -> fallback -> replica -> adapt -> score -> measure -> backend
+overhead -> route -> record -> fallback -> replica -> recall -> adapt -> score -> measure -> backend
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 from .adapt import adapt
 from .fallback import fallback
 from .measure import Meter, measure, overhead
+from .recall import recall
 from .record import record
 from .replica import replica
 from .route import route
 from .score import score
 
-__all__ = ["Meter", "adapt", "fallback", "measure", "overhead", "record", "replica", "route", "score"]
+__all__ = ["Meter", "adapt", "fallback", "measure", "overhead", "recall", "record", "replica", "route", "score"]

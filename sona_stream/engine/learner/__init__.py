@@ -1,7 +1,8 @@
 """The learner of a `HiddenStateHost`: from judged answers to served adapter versions."""
 
+from .capturing import correction_capture
 from .keys import AdapterKey
 from .learner import Learner
 from .state import Mode, Rates
 
-__all__ = ["AdapterKey", "Learner", "Mode", "Rates"]
+__all__ = ["AdapterKey", "Learner", "Mode", "Rates", "correction_capture"]

@@ -10,7 +10,7 @@ from ...lora import Capture, LoraWeights
 from ...protocols import HiddenStateHost, Store
 from .lessons import Lesson
 
-__all__ = ["find_lesson", "require_answer"]
+__all__ = ["correction_capture", "find_lesson", "require_answer"]
 
 
 async def find_lesson(
@@ -19,17 +19,24 @@ async def find_lesson(
     """A correction is teacher-forced onto the same prompt. Raises CaptureGone naming the setting that would have
     kept what is missing.
     """
-    if feedback.kind == "correction" and feedback.correction is None:
-        raise CaptureGone(f"the text of correction {feedback.id} is no longer kept")
-    if feedback.correction is None:
-        capture = await _answer(host, store, trajectory)
+    if feedback.kind == "correction":
+        capture = await correction_capture(host, feedback, trajectory)
     else:
-        prompt = await _prompt(host, trajectory)
-        name = f"{trajectory.request_id}#{feedback.id}"
-        capture = await host.encode(prompt, feedback.correction, request_id=name)
+        capture = await _answer(host, store, trajectory)
     if len(capture) == 0:
         raise CaptureGone(f"request {trajectory.request_id} has no answer to learn from")
     return Lesson(capture, feedback.quality, tuple(groups), feedback.id)
+
+
+async def correction_capture(
+    host: HiddenStateHost, feedback: Feedback, trajectory: Trajectory, *, hidden: bool = False
+) -> Capture:
+    """The better answer as if the model had given it. `hidden`: with its states. Raises CaptureGone."""
+    if feedback.correction is None:
+        raise CaptureGone(f"the text of correction {feedback.id} is no longer kept")
+    prompt = await _prompt(host, trajectory)
+    name = f"{trajectory.request_id}#{feedback.id}"
+    return await host.encode(prompt, feedback.correction, request_id=name, hidden=hidden)
 
 
 async def require_answer(host: HiddenStateHost, feedback: Feedback, trajectory: Trajectory) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 from ...errors import CaptureGone, HostError
@@ -26,8 +26,13 @@ _log = logging.getLogger(__name__)
 class InstantLoop:
     """Turns feedback into versions. `Learner` calls it with one feedback at a time."""
 
-    def __init__(self, state: State, whose: Callable[[Trajectory], str]) -> None:
-        self._state, self._whose = state, whose
+    def __init__(
+        self,
+        state: State,
+        whose: Callable[[Trajectory], str],
+        remember: Callable[[Feedback], Awaitable[str]] | None = None,
+    ) -> None:
+        self._state, self._whose, self._remember = state, whose, remember
 
     async def process(
         self, feedback: Feedback, *, resumed: bool = False, hurried: bool = False
@@ -54,6 +59,12 @@ class InstantLoop:
         if not resumed:
             self._state.watches.rated(keys, trajectory, feedback)
         return await self._learn(feedback, keys, lesson, resumed, hurried)
+
+    async def _episode(self, feedback: Feedback) -> str:
+        """The episode of the memory that a correction became; empty when it did not."""
+        if self._remember is None or feedback.kind != "correction":
+            return ""
+        return await self._remember(feedback)
 
     async def require_answer(self, feedback: Feedback) -> None:
         """Raises CaptureGone when `process` certainly would."""
@@ -93,7 +104,10 @@ class InstantLoop:
             ledger.count(feedback.id, lesson.groups, lesson.quality)
         await state.remember(keys[0], lesson)
         taught = tuple(key for key in keys if state.active(key))
+        episode = await self._episode(feedback)
         done = await self._already(feedback, taught) if resumed else None
+        if done is None and episode:
+            done = _outcome(feedback, "accepted", f"remembered as {episode}; the next replay learns from it, too")
         if done is None and hurried and self._state.settings.replay_steps:
             done = _outcome(feedback, "accepted", "many are waiting: it is learned with the next replay")
         outcome = done or await self._teach_all(feedback, taught, lesson, advantage)

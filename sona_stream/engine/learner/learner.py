@@ -8,7 +8,7 @@ answers point, an entry of A h moves by 2 * micro_lora_lr, and one judgement may
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -50,15 +50,17 @@ class Learner:
         *,
         expected: Collection[str] = (),
         whose: Callable[[Trajectory], str] | None = None,
+        remember: Callable[[Feedback], Awaitable[str]] | None = None,
     ) -> None:
         """`hosts` by ``model_name``; `rates` is a `SonaConfig` or anything with its three learning fields.
         `expected`: models whose hosts `attach` will bring; feedback on their answers waits. `whose`: the `pupil` of
-        an answer, by default that of the tenant and end user it was recorded for.
+        an answer, by default that of the tenant and end user it was recorded for. `remember` makes a correction an
+        episode of the memory, unless it is one, and names it; such a correction takes no step and enters replay.
         """
         settings = settings or LearningSettings()
         self._state = State(hosts, store, rates, settings, mode, expected)
         self._inbox = Inbox(settings.inbox, store)
-        self._instant = InstantLoop(self._state, whose or _whose)
+        self._instant = InstantLoop(self._state, whose or _whose, remember)
         self._background = BackgroundLoop(self._state)
         self._inspection = Inspection(self._state)
         self._guard = Guard(self._state, self._background.forget)
@@ -156,6 +158,16 @@ class Learner:
         if item.error is not None:
             raise item.error
         return item.outcome or _queued(feedback, "it could not be learned now; it is kept")
+
+    async def unlearn(self, model: str, whose: str, feedback_id: str) -> None:
+        """Take one lesson of this `pupil` out of replay for good; what was learned with it is fitted anew. Raises
+        HostAway, HostError.
+        """
+        state, root = self._state, AdapterKey(model, whose)
+        await state.withdraw(root, [feedback_id], everything=False)
+        for line in state.versions.lines(model):
+            if line.key.tenant == whose and line.working is not None:
+                self._background.request(line.key)
 
     async def settle(self) -> None:
         """Returns when every feedback given so far is learned (or has failed and is tried again later) and no

@@ -1,0 +1,82 @@
+"""What is remembered word for word: `POST /v1/feedback/undo` for whoever gave it, `/v1/sona/memory` for admins."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+from urllib.parse import parse_qs
+
+from ..episodes import Scope
+from ..errors import InvalidRequest
+from .auth import asserted_user
+from .incoming import Call, read_json
+from .responses import Response, json_response
+
+__all__ = ["episodes", "forget", "promote", "undo"]
+
+_SCOPES: tuple[Scope, ...] = get_args(Scope)
+_MOST = 100_000
+
+
+async def undo(call: Call) -> Response:
+    """`POST /v1/feedback/undo`, optionally with ``{model, user}``: takes back the asker's newest correction."""
+    body = await _fields(call, "model", "user")
+    header = call.app.services.settings.sona.user_header
+    principal = asserted_user(call.principal, call.headers, header, _text(body, "user"))
+    return json_response(await call.app.services.undo(principal, _text(body, "model")))
+
+
+async def episodes(call: Call) -> Response:
+    """`GET /v1/sona/memory?tenant=&person=&scope=&limit=`: newest first."""
+    query = {name: values[-1] for name, values in parse_qs(call.query.decode("utf-8", "replace")).items()}
+    _refuse_unknown(query, ("tenant", "person", "scope", "limit"))
+    limit = query.get("limit", "1000")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= _MOST):
+        raise InvalidRequest(f"limit must be a whole number from 1 to {_MOST}", param="limit")
+    scope = _scope(query, _SCOPES) if "scope" in query else None
+    found = await call.app.services.episodes(query.get("tenant"), query.get("person"), scope, int(limit))
+    return json_response({"object": "list", "data": list(found)})
+
+
+async def promote(call: Call) -> Response:
+    """`POST /v1/sona/memory/promote` with ``{key, scope}``; the scope is `tenant` or `global`."""
+    body = await _fields(call, "key", "scope")
+    key, scope = _text(body, "key"), _scope(body, ("tenant", "global"))
+    if key is None:
+        raise InvalidRequest("key must name an episode; GET /v1/sona/memory lists them", param="key")
+    return json_response(await call.app.services.promote(key, scope, by=call.principal.key_id))
+
+
+async def forget(call: Call) -> Response:
+    """`POST /v1/sona/memory/forget` with ``{keys}``, ``{tenant}`` or ``{tenant, person}``."""
+    body = await _fields(call, "keys", "tenant", "person")
+    keys = body.get("keys")
+    if keys is not None and not (isinstance(keys, list) and keys and all(isinstance(key, str) for key in keys)):
+        raise InvalidRequest("keys must be a list of episodes' keys", param="keys")
+    return json_response(await call.app.services.forget(_text(body, "tenant"), keys, _text(body, "person")))
+
+
+async def _fields(call: Call, *names: str) -> dict[str, Any]:
+    body = await read_json(call)
+    _refuse_unknown(body, names)
+    return body
+
+
+def _refuse_unknown(given: dict[str, Any], names: tuple[str, ...]) -> None:
+    if unknown := sorted(set(given) - set(names)):
+        raise InvalidRequest(
+            f"{unknown[0][:80]!r} is not a field here (there are: {', '.join(names)})", param=unknown[0][:80]
+        )
+
+
+def _text(given: dict[str, Any], name: str) -> str | None:
+    value = given.get(name)
+    if value is not None and not (isinstance(value, str) and value.strip()):
+        raise InvalidRequest(f"{name} must be a text that is not empty", param=name)
+    return value
+
+
+def _scope(given: dict[str, Any], scopes: tuple[Scope, ...]) -> Scope:
+    for scope in scopes:
+        if given.get("scope") == scope:
+            return scope
+    raise InvalidRequest(f"scope must be one of {', '.join(scopes)}", param="scope")
