@@ -83,6 +83,8 @@ def test_the_settings_inside_vllm_are_those_of_the_table():
         "MAX_DELTA": default.max_delta,
         "CAPTURE_MB": default.capture_bytes / MIB,
         "RING_TOKENS": default.ring_tokens,
+        "EPISODE_SHARE": default.episode_share,
+        "EPISODE_THRESHOLD": default.episode_threshold,
         "GRADIENT_TOKENS": default.gradient_tokens,
         "EPISODE_MB": default.episode_bytes / MIB,
     }

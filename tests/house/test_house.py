@@ -19,7 +19,9 @@ import sona_stream_adapters
 ROOT = Path(__file__).parents[2]
 SOURCES = (ROOT / "sona_stream", ROOT / "adapters" / "sona_stream_adapters")
 HEAVY = ("numba", "torch", "transformers", "uvicorn", "httpx", "onnxruntime", "openai")
-COMMANDS = ("adapters", "bench", "chat", "export", "freeze", "keys", "models", "route", "serve", "state", "thaw")
+COMMANDS = (
+    "adapters", "bench", "chat", "export", "freeze", "keys", "memory", "models", "route", "serve", "state", "thaw",
+)  # fmt: skip
 
 
 def _loaded_by(code: str) -> tuple[set[str], float]:

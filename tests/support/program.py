@@ -198,7 +198,9 @@ def write_config(path: Path, folder: Path, sona: dict[str, Any] | None = None, *
 
 
 # One judgement moves a tiny random model visibly, the gates leave it room, and replays are short.
+# A correction takes a step, as it does without a memory.
 QUICK = {
+    "memory": {"enabled": False},
     "engine": {"micro_lora_lr": 0.01},
     "learner": {
         "replay_steps": 4,
