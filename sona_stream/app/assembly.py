@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from .. import plugins
-from ..config.settings import Deployment, Settings
+from ..config.settings import CONTEXTUAL_MODEL, Deployment, Settings
 from ..engine import SonaEngine
 from ..engine.memory import EpisodeMemory
 from ..episodes import KeepsEpisodes
@@ -63,7 +63,12 @@ def _contextual(settings: Settings) -> Embedder | None:
     try:
         embedder: Embedder = plugins.load("embedders", "onnx")({"download": False}, settings)
     except SonaError as error:
-        _log.warning("corrections are recalled for nearly the same words only: %s", error)
+        _log.warning(
+            "corrections are recalled for nearly the same words only (%s); for paraphrases, too: "
+            "pip install 'sona-stream[memory]' && sona-stream models pull %s",
+            error,
+            CONTEXTUAL_MODEL,
+        )
         return None
     return embedder
 

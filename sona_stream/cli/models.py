@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .. import plugins
-from ..config.settings import DEFAULT_LOCAL_MODEL
+from ..config.settings import CONTEXTUAL_MODEL, DEFAULT_LOCAL_MODEL
 from ..errors import SonaError
 
 __all__ = ["models"]
@@ -21,9 +21,12 @@ def models() -> None:
 @models.command()
 @click.argument("name", default=DEFAULT_LOCAL_MODEL)
 def pull(name: str) -> None:
-    """Fetch a local model (default: SmolLM2-135M-Instruct), check it and convert it. Prints its folder."""
+    """Fetch a local model (default: SmolLM2-135M-Instruct), check it and convert it. Prints its folder.
+
+    all-minilm-l6-v2 is the memory's encoder: it tells paraphrases of a corrected question from near misses.
+    """
     try:
-        click.echo(plugins.load("models", "pull")(name))
+        click.echo(plugins.load("models", "pull_encoder" if name == CONTEXTUAL_MODEL else "pull")(name))
     except SonaError as error:
         raise click.ClickException(str(error)) from error
 

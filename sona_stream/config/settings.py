@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 __all__ = [
+    "CONTEXTUAL_MODEL",
     "DEFAULT_LOCAL_MODEL",
     "WILDCARD",
     "CanarySettings",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 DEFAULT_LOCAL_MODEL = "smollm2-135m-instruct"
+CONTEXTUAL_MODEL = "all-minilm-l6-v2"
+"""Tells paraphrases of a question from near misses."""
 WILDCARD = "*"
 """A `model_name` that answers to every name not listed; as ``upstream_model``: the name as the client gave it."""
 

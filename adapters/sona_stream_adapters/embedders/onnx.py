@@ -24,7 +24,7 @@ from .options import check_options, positive, text
 from .source_wheels import MINILM_ONNX, to_stderr, unpacked
 from .wordpiece import clip, load_tokenizer, well_formed
 
-__all__ = ["OnnxEmbedder", "create_embedder"]
+__all__ = ["OnnxEmbedder", "create_embedder", "pull_encoder"]
 
 _CLS, _SEP = 101, 102
 _MAX_TOKENS = 256
@@ -117,6 +117,11 @@ def create_embedder(options: Mapping[str, Any], settings: Any = None) -> OnnxEmb
             raise ModelUnavailable(f"sona.routing.embedder_options.path: there is no file {model}")
         return OnnxEmbedder(model, threads=threads)
     return OnnxEmbedder(_cached(download), threads=threads)
+
+
+def pull_encoder(name: str) -> Path:
+    """Fetches the model unless it is in the cache folder. -> its folder. ``name``: as the command line has it."""
+    return _cached(True).parent
 
 
 def _cached(download: bool) -> Path:

@@ -62,6 +62,14 @@ class BackgroundLoop:
             if len(news) >= self._state.settings.replay_every:
                 self.request(key)
 
+    def unlearned(self, key: AdapterKey, feedback_id: str) -> None:
+        """This lesson of the key is gone: what a replay made of it is due anew; one still to come goes without."""
+        news = self._new.get(key)
+        if news is not None and feedback_id in news:
+            news.remove(feedback_id)
+        else:
+            self.request(key)
+
     def request(self, key: AdapterKey) -> None:
         """Make a key due now."""
         self._due[key] = None

@@ -167,7 +167,7 @@ class Learner:
         await state.withdraw(root, [feedback_id], everything=False)
         for line in state.versions.lines(model):
             if line.key.tenant == whose and line.working is not None:
-                self._background.request(line.key)
+                self._background.unlearned(line.key, feedback_id)
 
     async def settle(self) -> None:
         """Returns when every feedback given so far is learned (or has failed and is tried again later) and no
