@@ -6,6 +6,7 @@ The tests share one server and run in this order: the last ones start it again.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import threading
@@ -21,7 +22,7 @@ from vllm_serve import KEY, SERVED, VllmServe
 
 from sona_stream.config.load import hash_key
 from sona_stream.config.settings import Deployment, SonaSettings
-from sona_stream.events import AdapterRef, Delta, Request
+from sona_stream.events import AdapterRef, Delta, EpisodeRef, Request
 from sona_stream.lora import LoraWeights, LowRank, TokenSignal
 from sona_stream_adapters.vllm import create_backend
 from sona_stream_adapters.vllm_plugin import codec
@@ -286,6 +287,25 @@ async def test_a_swap_takes_effect_while_the_answer_streams(server, pause):
                 break  # else the engine had drawn them all before the new version came to it
         assert set(versions) == {1, 2}
         assert sent <= versions.index(2) <= taken
+
+
+async def test_a_remembered_answer_is_given_to_who_names_it(server):
+    answer = [200, 201, 17, 202, 203, 17, 204, 0]
+    async with backend_of(server) as backend:
+        await backend.probe()
+        host, space = backend.host, await backend.host.hidden_space()
+        assert space.mean.shape == (D,)
+        assert space.version.startswith("reference-1:")
+        head, plain = await streamed(backend, request("e0"))
+        capture = await host.encode(list(head.prompt_ids), answer, hidden=True)
+        await host.put_episode("e", capture.hidden, capture.token_ids, space)
+        named = (EpisodeRef(key="e", gate=0.9), EpisodeRef(key="none", gate=1.0))
+        _, ids = await streamed(backend, dataclasses.replace(request("e1"), episodes=named))
+        assert ids == answer
+        assert (await host.capture("e1")).memory.min() > 0.5
+        assert (await streamed(backend, request("e2")))[1] == plain
+        await host.drop_episode("e")
+        assert (await streamed(backend, dataclasses.replace(request("e3"), episodes=named)))[1] == plain
 
 
 async def test_two_tenants_at_once_get_what_they_get_alone(server):
