@@ -288,6 +288,25 @@ async def test_what_was_watched_is_known_after_a_restart():
         await until(lambda: learner.resolve(request()) is None)
 
 
+async def test_a_finer_levels_answers_say_nothing_of_the_coarser_and_its_own_of_before_are_its_reference():
+    world = World()
+    settings = LearningSettings(replay_every=10_000, min_feedback=2)
+    finer = "toy/default/General"
+    async with learner_of(world, settings) as learner:
+        answers(learner, 0, 10)
+        await teach(world, learner, 1.0)
+        answers(learner, 1, 5)
+        await teach(world, learner, 0.0)
+        assert learner.resolve(request()).key == finer
+        rng = np.random.default_rng(1)
+        for _ in range(7):
+            one = answer(text(rng), version=1)
+            learner.observe(dataclasses.replace(one, adapter=AdapterRef(key=finer, version=1)))
+        watched = learner.stats()["watched"]
+        assert (watched[KEY]["answers"], watched[KEY]["means"]["reference"]["score"][1]) == (5, 10)
+        assert (watched[finer]["answers"], watched[finer]["means"]["reference"]["score"][1]) == (7, 15)
+
+
 async def test_a_canary_answers_its_share_until_it_is_accepted():
     world = World()
     canary = CanarySettings(share=0.25, probation=20, least_answers=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from zipfile import BadZipFile
 
@@ -14,7 +14,7 @@ import anyio
 from ...config.settings import LearningSettings
 from ...events import AdapterRef, Feedback, Request, Trajectory
 from ...protocols import Store
-from .keys import EVERYTHING, AdapterKey
+from .keys import EVERYTHING, AdapterKey, is_pattern
 from .validity import Validity
 from .watch import Watch
 
@@ -66,12 +66,12 @@ class Watches:
 
     def answered(self, keys: Sequence[AdapterKey], trajectory: Trajectory) -> None:
         """A complete answer to a request of this key chain."""
-        used = [key for key in keys if key.group == EVERYTHING or self._served(key)]
         if FORM in trajectory.score.parts:
+            used = [key for key in keys if key.group == EVERYTHING or self._served(key)]
             self._formed(used[-1], trajectory)
             return
-        for key in used:
-            self.of(key).answered(_version(key, trajectory.adapter), trajectory)
+        for key, version in self._concerned(keys, trajectory.adapter):
+            self.of(key).answered(version, trajectory)
             self._look(key)
 
     def rated(self, keys: Sequence[AdapterKey], trajectory: Trajectory, feedback: Feedback) -> None:
@@ -79,12 +79,28 @@ class Watches:
         if feedback.kind == "score":
             return
         quality = _CORRECTED if feedback.quality is None else feedback.quality
+        for key, version in self._concerned(keys, trajectory.adapter):
+            self.of(key).rated(version, quality)
+            self._look(key)
         for key in keys:
-            if key.group == EVERYTHING or self._served(key):
-                watch = self.of(key)
-                watch.rated(_version(key, trajectory.adapter), quality)
-                watch.taught(feedback.id)
-                self._look(key)
+            if key in self._watches:
+                self._watches[key].taught(feedback.id)
+
+    def _concerned(
+        self, keys: Sequence[AdapterKey], adapter: AdapterRef | None
+    ) -> Iterator[tuple[AdapterKey, int]]:
+        """The keys that an answer says something of, and the version of each that gave it. Without a key (0) it is
+        what a coarser one or the bare model gave; a finer one's answer says nothing of a coarser. There may be
+        thousands of patterns: one is watched once it serves.
+        """
+        if adapter is not None and adapter.key not in map(str, keys):
+            return
+        for key in reversed(keys):
+            given = adapter is not None and adapter.key == str(key)
+            if given or not is_pattern(key.group) or self._served(key):
+                yield key, adapter.version if given and adapter is not None else 0
+            if given:
+                return
 
     def _formed(self, key: AdapterKey, trajectory: Trajectory) -> None:
         adapted = trajectory.adapter is not None and trajectory.adapter.key == str(key)
@@ -154,10 +170,6 @@ class Watches:
         for key, validity in self._validity.items():
             shown.setdefault(str(key), {})["constrained"] = validity.view()
         return shown
-
-
-def _version(key: AdapterKey, adapter: AdapterRef | None) -> int:
-    return adapter.version if adapter is not None and adapter.key == str(key) else 0
 
 
 def _blob(kind: str, key: AdapterKey) -> str:
