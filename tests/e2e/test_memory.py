@@ -14,6 +14,7 @@ EVERYTHING = ["use", "teach", "admin"]
 QUESTION, ANSWER = "What is the refund policy of our shop?", "forty days"
 
 
+MEMORY = {"contextual": False}  # no test depends on what this machine has fetched
 PEOPLE = (("ann", "shop"), ("bob", "shop"), ("eve", "other"))
 
 
@@ -25,7 +26,7 @@ def configure(folder, tiny_folder, towns=8):
         for name, tenant in PEOPLE
     ]
     gate = {"key": hash_key("gate"), "tenant": "gated", "roles": EVERYTHING, "trusted_gateway": True}
-    sona = {"keys": [*keys, gate], "user_header": "x-user", "learner": {"replay_every": 1000}}
+    sona = {"keys": [*keys, gate], "user_header": "x-user", "learner": {"replay_every": 1000}, "memory": MEMORY}
     return write_config(folder / "config.json", tiny_folder, sona)
 
 
