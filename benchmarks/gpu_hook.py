@@ -111,7 +111,7 @@ def _step(plan: Plan, dim: int, batch: int, *, bounded: bool, captured: bool = T
     from sona_stream_adapters.vllm_plugin.adapting import adapt
     from sona_stream_adapters.vllm_plugin.plan import Adapted, Captured
     from sona_stream_adapters.vllm_plugin.ring import CaptureRing
-    from sona_stream_adapters.vllm_plugin.staging import Step
+    from sona_stream_adapters.vllm_plugin.staging import States
 
     many = min(ADAPTERS, batch)
     width = (RANK_MICRO + RANK_BASE) * many
@@ -140,14 +140,14 @@ def _step(plan: Plan, dim: int, batch: int, *, bounded: bool, captured: bool = T
         now_rows=None,
         now_inverse_t=None,
         versions=np.ones(batch, np.int32),
+        adapted=True,
+        cuttable=not bounded,
     )
 
     def step() -> None:
         changed, capped = adapt(hidden, adapted, 1.0)
         if captured:
-            first = ring.reserve(batch)
-            assert first is not None
-            ring.stage(Step(own, first, hidden, changed, capped, ids, None, None))
+            ring.stage(own, ring.reserve(batch), ids, None, States(hidden, changed, capped))
 
     return step
 

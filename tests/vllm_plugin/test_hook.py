@@ -24,7 +24,7 @@ D, V = 12, 40
 
 
 class Stand:
-    def __init__(self, ring=64, max_delta=1e3, dtype=torch.float32, seed=0):
+    def __init__(self, ring=64, max_delta=1e3, dtype=torch.float32, seed=0, native=True):
         limits = PluginSettings(max_delta=max_delta)
         self.counters = Counters()
         self.table = AdapterTable(max_bytes=1 << 20)
@@ -34,6 +34,9 @@ class Stand:
         self.hook = Hook(
             limits, self.counters, self.table, self.episodes, self.ring, self.captures, torch.device("cpu")
         )
+        assert self.hook.planner.native is not None
+        if not native:
+            self.hook.planner.native = None
         self.runner = RunnerV1(torch.randn(V, D, generator=torch.Generator().manual_seed(seed)), seed)
         self.changed = 0
         self.wraps = RunnerWraps(self.runner, self.hook, self._model_changed)
@@ -69,7 +72,7 @@ class Stand:
 @given(st.data())
 def test_every_row_is_its_own_requests(data):
     """Requests come, go, are reordered and carry drafts; adapters are put and dropped in between."""
-    stand = Stand(ring=512)
+    stand = Stand(ring=512, native=data.draw(st.booleans()), max_delta=data.draw(st.sampled_from([1e3, 100.0])))
     served = {}
     bound, seen = {}, 0
     for step in range(data.draw(st.integers(1, 6))):
@@ -181,8 +184,9 @@ def test_episode_rows_and_their_share():
     assert float(rows.memory[0]) == pytest.approx(share * memory[7] / expected[7], abs=5e-3)
 
 
-def test_the_norm_cap_and_low_precision():
-    stand = Stand(max_delta=0.5)
+@pytest.mark.parametrize("native", [True, False])
+def test_the_norm_cap(native):
+    stand = Stand(max_delta=0.5, native=native)
     own = weights(D, scale=9.0)
     stand.table.put("x", 1, own)
     stand.runner.step(scheduled({"r": 3}, new=[new_request("r", sona="x")]))
@@ -191,8 +195,9 @@ def test_the_norm_cap_and_low_precision():
     assert float(moved) == pytest.approx(0.5, rel=1e-4)
 
 
-def test_rows_cut_to_the_norm_cap_are_counted_and_marked():
-    stand = Stand(max_delta=0.5)
+@pytest.mark.parametrize("native", [True, False])
+def test_rows_cut_to_the_norm_cap_are_counted_and_marked(native):
+    stand = Stand(max_delta=0.5, native=native)
     stand.table.put("large", 1, weights(D, scale=9.0))
     stand.table.put("small", 1, weights(D, scale=1e-3, seed=1))
     new = [
@@ -274,8 +279,9 @@ def test_what_cannot_be_served_is_named():
     assert problems_of(runner, object()) == []
 
 
-def test_states_that_lie_in_a_buffer_are_kept_before_the_next_step_writes_to_it():
-    stand = Stand()
+@pytest.mark.parametrize("native", [True, False])
+def test_states_that_lie_in_a_buffer_are_kept_before_the_next_step_writes_to_it(native):
+    stand = Stand(native=native)
     buffer = torch.zeros(8, D)
 
     new = [new_request("r", sona_rid="r")]
@@ -284,7 +290,7 @@ def test_states_that_lie_in_a_buffer_are_kept_before_the_next_step_writes_to_it(
         output = scheduled({"r": 1 if step else 3}, **begins)
         buffer[0] = float(step + 1)
         stand.hook.begin(output)
-        stand.hook.arm(lambda: (["r"], None))
+        stand.hook.armed = lambda: (["r"], None)
         stand.hook.compute_logits(lambda hidden: hidden @ stand.runner.model.W.T, buffer[:1])
         stand.hook.sampled(torch.tensor([[step]], dtype=torch.int32))
     rows = stand.ring.read(stand.hook.requests.live["r"].rows)
@@ -323,3 +329,49 @@ def test_the_unserved_are_bounded():
     assert unserved.reason("r4999") == "why"
     assert unserved.reason("r0") == ""
     assert len(unserved.newest()) == 256
+
+
+def test_what_does_not_lie_as_the_kernel_reads_it_is_left_to_torch():
+    stand = Stand()
+    stand.table.put("x", 1, weights(D, scale=0.5))
+    new = [new_request("a", sona="x", sona_rid="a"), new_request("b", sona_rid="b")]
+    stand.hook.begin(scheduled({"a": 3, "b": 3}, new=new))
+    stand.hook.armed = lambda: (["a", "b"], None)
+    hidden, seen = torch.randn(D, 2).T, []
+    stand.hook.compute_logits(lambda states: seen.append(states) or states @ stand.runner.model.W.T, hidden)
+    stand.hook.sampled(torch.tensor([[3], [4]], dtype=torch.int32))
+    assert stand.hook.planner.native is None
+    assert stand.counters.disabled == ""
+    adapter = stand.table.find("x", None)
+    expected = hidden[0] + hidden[0] @ adapter.A.T @ adapter.B
+    assert torch.allclose(seen[0][0], expected, atol=1e-5)
+    assert torch.equal(seen[0][1], hidden[1])
+    rows = stand.ring.read([stand.hook.requests.live[name].rows[0] for name in "ab"])
+    assert torch.equal(rows.hidden, hidden)
+    assert rows.token_ids.tolist() == [3, 4]
+
+
+def test_more_rows_than_the_ring_has_are_counted_and_served_all_the_same():
+    stand = Stand(ring=2)
+    stand.table.put("x", 1, weights(D, scale=0.5))
+    names = "abc"
+    new = [new_request(name, sona="x", sona_rid=name) for name in names]
+    stand.runner.step(scheduled(dict.fromkeys(names, 3), new=new))
+    assert (stand.counters.lost_rows, stand.counters.adapted_rows, stand.counters.disabled) == (3, 3, "")
+    assert not torch.equal(stand.runner.model.seen[0], stand.runner.hidden)
+    assert all(not stand.hook.requests.live[name].rows for name in names)
+
+
+def test_logits_that_were_never_drawn_from_leave_no_row():
+    stand = Stand()
+    new = [new_request("r", sona_rid="r")]
+    for step in range(3):
+        begins = {"new": new} if step == 0 else {"computed": {"r": 2 + step}, "outputs": {"r": step}}
+        stand.hook.begin(scheduled({"r": 1 if step else 3}, **begins))
+        stand.hook.armed = lambda: (["r"], None)
+        stand.hook.compute_logits(lambda hidden: hidden @ stand.runner.model.W.T, torch.full((1, D), float(step)))
+        if step != 1:
+            stand.hook.sampled(torch.tensor([[step]], dtype=torch.int32))
+    rows = stand.ring.read(stand.hook.requests.live["r"].rows)
+    assert rows.token_ids.tolist() == [0, 2]
+    assert rows.hidden[:, 0].tolist() == [0.0, 2.0]

@@ -14,7 +14,7 @@ from sona_stream_adapters.vllm_plugin.plan import Captured
 from sona_stream_adapters.vllm_plugin.refusal import Refusal
 from sona_stream_adapters.vllm_plugin.ring import CaptureRing
 from sona_stream_adapters.vllm_plugin.settings import SettingsError, is_enabled, read_settings
-from sona_stream_adapters.vllm_plugin.staging import Block, Scored, Step, own
+from sona_stream_adapters.vllm_plugin.staging import Block, Scored, States, own
 
 D = 16
 SIZE = 2 * 2 * D * 4
@@ -86,7 +86,9 @@ def test_the_ring_gives_back_exactly_what_it_still_holds(sizes):
         extra = {"served": hidden + 1, "capped": values % 5 == 0} if even else {}
         scored = Scored([0], values[:1].float(), torch.full((1,), 0.5)) if even else None
         ids, versions = torch.where(values % 3 == 0, -1, values), np.arange(value, value + size, dtype=np.int32)
-        ring.write(Block(first, hidden, ids, versions, scored=scored, **extra))
+        scores = [] if scored is None else [(0, scored)]
+        served, capped = extra.get("served"), extra.get("capped")
+        ring.write(Block(first, ids, versions, even, even, hidden, served, capped, scores))
         marks |= {row: (even, even and row == first) for row in rows}
         told |= {row: int(v) for row, v in zip(rows, values, strict=True)}
         value += size
@@ -108,7 +110,8 @@ def test_the_ring_gives_back_exactly_what_it_still_holds(sizes):
     kept = [row for row in told if not ring.lost([row])]
     assert len(kept) >= min(len(told), 12 - 4)
     assert kept == sorted(told)[-len(kept) :] if kept else True
-    assert ring.reserve(13) is None
+    with pytest.raises(ValueError, match="13 rows"):
+        ring.reserve(13)
 
 
 @settings(deadline=None, max_examples=60)
@@ -116,17 +119,22 @@ def test_the_ring_gives_back_exactly_what_it_still_holds(sizes):
 def test_steps_that_wait_are_written_as_if_each_was(data):
     """Together or alone, over the ring's end, rows chosen or all, drafts, counts of accepted ones."""
     ring, told = CaptureRing(16, 2, torch.float32), {}
-    layouts = [captured_of([0, 1, 2]), captured_of([0, 2]), captured_of([1, 2], drafts=[0, 1])]
+    layouts = [
+        captured_of([0, 1, 2]),
+        captured_of([0, 1, 2], adapted=True),
+        captured_of([0, 2], adapted=True, cuttable=True),
+        captured_of([1, 2], drafts=[0, 1]),
+    ]
     for number in range(data.draw(st.integers(1, 60))):
         captured = data.draw(st.sampled_from(layouts))
         first = ring.reserve(captured.count)
         hidden = torch.full((3, 2), float(number)) + torch.tensor([[0.0], [0.25], [0.5]])
-        adapted, cut, said = (data.draw(st.booleans()) for _ in range(3))
-        ids = torch.arange(6).reshape(3, 2) + 100 * number
+        adapted, cut, said = captured.adapted, captured.cuttable, captured.count == 2
+        ids = torch.arange(6 + 3 * (number % 5 == 0)).reshape(3, -1) + 100 * number
         accepted = torch.tensor([1, 0, 2]) if said else None
         scored = Scored([0], torch.full((1,), -1.0), torch.zeros(1)) if data.draw(st.booleans()) else None
         served, capped = hidden + 1000 if adapted else None, hidden[:, 0] > number if cut else None
-        ring.stage(Step(captured, first, hidden, served, capped, ids, accepted, scored))
+        ring.stage(captured, first, ids, accepted, States(hidden, served, capped), scored)
         rows = range(3) if captured.rows is None else captured.rows.tolist()
         drafts = [0] * captured.count if captured.drafts is None else captured.drafts.tolist()
         for place, (row, request, draft) in enumerate(zip(rows, captured.requests.tolist(), drafts, strict=True)):
@@ -145,7 +153,7 @@ def test_steps_that_wait_are_written_as_if_each_was(data):
             assert tuple(part.tolist() for part in parts) == expected
 
 
-def captured_of(rows, drafts=None):
+def captured_of(rows, drafts=None, *, adapted=False, cuttable=False):
     """Each row its own request's, or with `drafts` all the last request's."""
     return Captured(
         rows=None if len(rows) == 3 else torch.tensor(rows),
@@ -157,6 +165,8 @@ def captured_of(rows, drafts=None):
         now_rows=None,
         now_inverse_t=None,
         versions=np.zeros(len(rows), np.int32),
+        adapted=adapted,
+        cuttable=cuttable,
     )
 
 

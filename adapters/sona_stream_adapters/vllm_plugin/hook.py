@@ -18,11 +18,12 @@ from .adapters import AdapterTable
 from .adapting import adapt
 from .captures import CaptureStore
 from .counters import Counters
+from .native import NativeSteps
 from .plan import Captured, Plan, Planner
 from .requests import Requests, Tracked, binding_from
 from .ring import CaptureRing
 from .settings import PluginSettings
-from .staging import Scored, Step, own
+from .staging import Scored, States, own
 from .unserved import Unserved
 
 __all__ = ["Hook", "Layout"]
@@ -39,15 +40,16 @@ class _Pending:
     """Between the logits and the tokens drawn from them."""
 
     captured: Captured
-    hidden: torch.Tensor
-    served: torch.Tensor | None
-    capped: torch.Tensor | None
-    logits: torch.Tensor | None
-    """(m, V) copy of those rows whose log-probabilities must be taken now; the sampler writes to its own"""
-    mixed: list[tuple[list[int], Mixture]]
-    """rows of the step, and what became of them"""
+    first: int
+    """row in the ring"""
+    states: States | None
+    """None: the ring has them"""
     owned: bool
-    """`hidden` is the step's own, not a copy of a part of a buffer"""
+    """the states are the step's own, not copies of a part of a buffer"""
+    logits: torch.Tensor | None = None
+    """(m, V) copy of those rows whose log-probabilities must be taken now; the sampler writes to its own"""
+    mixed: list[tuple[list[int], Mixture]] = dataclasses.field(default_factory=list)
+    """rows of the step, and what became of them"""
 
 
 class Hook:
@@ -66,21 +68,21 @@ class Hook:
         self.counters = counters
         self.requests = Requests(table, counters)
         self.unserved = Unserved()
-        self.planner = Planner(table, episodes, counters, settings.max_delta, device)
+        limit = settings.max_delta
+        native = NativeSteps.find(device, ring.dtype, ring.hidden_dim, limit, ring.addresses)
+        self.planner = Planner(table, episodes, limit, device, longest=ring.capacity, native=native)
         self._settings, self._table, self._ring, self._captures = settings, table, ring, captures
-        self._layout: Callable[[], Layout] | None = None
+        self.armed: Callable[[], Layout] | None = None
+        """set while the next logits are those that tokens are drawn from: says whose rows they are. Any later ones
+        are not touched."""
         self._pending: _Pending | None = None
+        self._cut = 0
         self._capped = torch.zeros((), dtype=torch.int64, device=device)
 
     @property
     def capped_rows(self) -> int:
         """Rows whose change was cut to the norm cap. Waits for the device."""
-        return int(self._capped)
-
-    @property
-    def busy(self) -> bool:
-        """Whether anybody's rows concern us."""
-        return bool(self.requests.live)
+        return self._cut + int(self._capped)
 
     def fail(self, where: str, error: Exception) -> None:
         """Pass everything through from now on, and say why."""
@@ -91,7 +93,7 @@ class Hook:
 
     def give_up(self, reason: str) -> None:
         """Who is being answered now goes on without us; what had ended is kept."""
-        self._layout = self._pending = None
+        self.armed = self._pending = None
         ended, self.requests.finished[:] = list(self.requests.finished), []
         self._captures.finish(ended)
         for tracked in self.requests.live.values():
@@ -110,65 +112,82 @@ class Hook:
     def begin(self, scheduled: Any) -> None:
         """A step starts: who came, who left."""
         self.counters.steps += 1
-        self._layout = self._pending = None
+        self.armed = self._pending = None
         self.requests.follow(scheduled)
         if self.requests.finished:
             self._captures.finish(self.requests.finished)
             self.requests.finished.clear()
 
-    def arm(self, layout: Callable[[], Layout]) -> None:
-        """The next logits are those that tokens are drawn from; any later ones are not touched."""
-        self._layout = layout
-
-    def disarm(self) -> None:
-        """There were none."""
-        self._layout = None
-
     def compute_logits(
-        self, original: Callable[..., Logits], hidden: torch.Tensor, *args: Any, **kwargs: Any
+        self, original: Callable[..., Logits], hidden_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> Logits:
         """In place of the model's own."""
-        if self._layout is None or self.counters.disabled:
-            return original(hidden, *args, **kwargs)
-        plan, changed, capped = self._before(hidden)
+        layout = self.armed
+        if layout is None or self.counters.disabled:
+            return original(hidden_states, *args, **kwargs)
+        self.armed = plan = None
+        changed = hidden_states
+        try:
+            request_ids, counts = layout()
+            plan = self.planner.plan(self.requests.live, request_ids, counts, changed=self.requests.changed)
+            if plan.rows == hidden_states.size(0):
+                changed = self._change(plan, hidden_states)
+            else:
+                plan = None
+                self.counters.mismatch += 1
+        except Exception as error:
+            self.fail("hidden states", error)
+            changed, plan = hidden_states, None
         logits = original(changed, *args, **kwargs)
-        if plan is not None and logits is not None and (plan.captured is not None or plan.mixed):
+        if logits is None:
+            self._pending = None
+        elif plan is not None and plan.reads_logits:
             try:
-                self._after(plan, hidden, changed, capped, logits)
+                self._after(plan, hidden_states, logits)
             except Exception as error:
                 self.fail("logits", error)
         return logits
 
-    def _before(self, hidden: torch.Tensor) -> tuple[Plan | None, torch.Tensor, torch.Tensor | None]:
-        try:
-            assert self._layout is not None
-            request_ids, counts = self._layout()
-            self._layout = None
-            plan = self.planner.plan(self.requests.live, request_ids, counts, changed=self.requests.changed)
-            if plan.rows != hidden.shape[0]:
-                self.counters.mismatch += 1
-                return None, hidden, None
-            self.counters.missing_rows += plan.missing
-            if plan.adapted is None:
-                return plan, hidden, None
+    def _change(self, plan: Plan, hidden: torch.Tensor) -> torch.Tensor:
+        """What the lm_head is given. What has to be captured is kept; its tokens are still to come."""
+        counters, captured, native = self.counters, plan.captured, plan.native
+        first = 0 if captured is None else self._ring.reserve(captured.count)
+        if native is not None:
+            cut = native.run(hidden, first % self._ring.capacity)
+            if cut < 0:
+                return self._without_native(plan, hidden)
+            if captured is not None:
+                self._pending = _Pending(captured, first, None, True)
+            changed = hidden if native.changed is None else native.changed
+            self._cut += cut
+        else:
+            changed = self._change_by_torch(plan, hidden, first)
+        counters.adapted_rows += plan.served
+        if plan.missing or plan.lost:
+            counters.missing_rows += plan.missing
+            counters.lost_rows += plan.lost
+        return changed
+
+    def _change_by_torch(self, plan: Plan, hidden: torch.Tensor, first: int) -> torch.Tensor:
+        changed, capped, captured = hidden, None, plan.captured
+        if plan.adapted is not None:
             changed, capped = adapt(hidden, plan.adapted, self._settings.max_delta)
             if capped is not None:
                 self._capped += capped.sum()
-            self.counters.adapted_rows += plan.adapted.count
-        except Exception as error:
-            self.fail("hidden states", error)
-            return None, hidden, None
-        return plan, changed, capped
+        if captured is not None:
+            kept = hidden if captured.owned else own(hidden)
+            states = States(kept, None if changed is hidden else changed, capped)
+            self._pending = _Pending(captured, first, states, kept is hidden)
+        return changed
 
-    def _after(
-        self,
-        plan: Plan,
-        hidden: torch.Tensor,
-        changed: torch.Tensor,
-        capped: torch.Tensor | None,
-        logits: torch.Tensor,
-    ) -> None:
-        mixed: list[tuple[list[int], Mixture]] = []
+    def _without_native(self, plan: Plan, hidden: torch.Tensor) -> torch.Tensor:
+        """Again by torch: states of this runner do not lie as the kernel reads them, and will not."""
+        self.planner.native = None
+        return self._change(self.planner.again(self.requests.live), hidden)
+
+    def _after(self, plan: Plan, hidden: torch.Tensor, logits: torch.Tensor) -> None:
+        """Where episodes are mixed in, or the logits say what cannot be asked later."""
+        pending = self._pending
         for one in plan.mixed:
             mixture = mix(
                 logits[one.rows],
@@ -179,37 +198,26 @@ class Hook:
             )
             mixture.write(logits, one.rows)
             self.counters.mixed_rows += len(one.places)
-            mixed.append((one.places, mixture))
-        captured = plan.captured
-        if captured is None:
-            return
-        served = None if changed is hidden else changed
-        kept = None if captured.now_rows is None else logits.index_select(0, captured.now_rows)
-        kept_hidden = hidden if captured.owned else own(hidden)
-        self._pending = _Pending(captured, kept_hidden, served, capped, kept, mixed, kept_hidden is hidden)
+            if pending is not None:
+                pending.mixed.append((one.places, mixture))
+        if pending is not None and pending.captured.now_rows is not None:
+            pending.logits = logits.index_select(0, pending.captured.now_rows)
 
     def sampled(self, token_ids: torch.Tensor, accepted: torch.Tensor | None = None) -> None:
         """`token_ids` (requests, k), below 0 where a draft was rejected; `accepted` (requests,): how many of each
         row's are tokens, where the runner says so. The caller fails the hook on an exception.
         """
-        pending, self._pending = self._pending, None
-        if pending is None or self.counters.disabled:
+        pending = self._pending
+        if pending is None:
             return
-        captured = pending.captured
-        at = self._ring.reserve(captured.count)
-        if at is None:
-            self.counters.lost_rows += captured.count
-            return
-        kept_ids = token_ids if captured.owned else own(token_ids)
-        captured.owned = pending.owned and kept_ids is token_ids
+        self._pending = None
+        captured, ids = pending.captured, token_ids
+        if not captured.owned:
+            ids = own(token_ids)
+            captured.owned = pending.owned and ids is token_ids
         accepted = None if accepted is None else accepted.clone()
         scored = None if pending.logits is None else _scored(pending, token_ids)
-        self._ring.stage(
-            Step(captured, at, pending.hidden, pending.served, pending.capped, kept_ids, accepted, scored)
-        )
-        for tracked, count in captured.owners:
-            tracked.rows.extend(range(at, at + count))
-            at += count
+        self._ring.stage(captured, pending.first, ids, accepted, pending.states, scored)
         self.counters.captured_tokens += captured.count
 
     def read_prompts(self, hidden: torch.Tensor, offset_of: Callable[[str], int | None]) -> None:

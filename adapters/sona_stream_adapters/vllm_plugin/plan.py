@@ -11,7 +11,7 @@ import torch
 
 from ..episodes import ActiveEpisodes, EpisodeStore
 from .adapters import Adapter, AdapterTable
-from .counters import Counters
+from .native import NativeStep, NativeSteps
 from .requests import Tracked
 
 __all__ = ["Adapted", "Captured", "Mixed", "Plan", "Planner"]
@@ -58,6 +58,10 @@ class Captured:
     """(m, 1) float32 1 / temperature; None when there are none"""
     versions: np.ndarray[tuple[int], np.dtype[np.int32]]
     """(n,) adapter version, 0 = none"""
+    adapted: bool = False
+    """adapters change some of them, or their neighbours in the step"""
+    cuttable: bool = False
+    """some of those may be cut to the norm cap"""
     owned: bool = False
     """whether a step of this plan was seen to make tensors of its own, as its next ones will; not parts of a larger
     buffer that the next step writes to"""
@@ -80,24 +84,19 @@ class Plan:
 
     rows: int
     adapted: Adapted | None
+    """None with `native`, which does this work"""
     captured: Captured | None
     mixed: list[Mixed]
     missing: int
     """rows whose request names an adapter that is not here"""
-
-
-class _Key:
-    __slots__ = ("counts", "episodes", "request_ids", "table")
-
-    def __init__(self, request_ids: Sequence[str], counts: Sequence[int] | None, table: int, episodes: int) -> None:
-        self.request_ids = list(request_ids)
-        self.counts = None if counts is None else list(counts)
-        self.table = table
-        self.episodes = episodes
-
-    def fits(self, request_ids: Sequence[str], counts: Sequence[int] | None, table: int, episodes: int) -> bool:
-        same = self.table == table and self.episodes == episodes and self.request_ids == request_ids
-        return same and self.counts == counts
+    served: int
+    """rows that adapters change"""
+    lost: int
+    """rows that the ring is too short for"""
+    native: NativeStep | None
+    """adapts, and writes the states to the ring"""
+    reads_logits: bool
+    """something has to be done when the logits are there"""
 
 
 class _Taker(NamedTuple):
@@ -117,28 +116,46 @@ class Planner:
         self,
         table: AdapterTable,
         episodes: EpisodeStore,
-        counters: Counters,
         max_delta: float,
         device: torch.device,
+        *,
+        longest: int,
+        native: NativeSteps | None = None,
     ) -> None:
-        self._table, self._episodes, self._counters = table, episodes, counters
-        self._max_delta, self._device = max_delta, device
-        self._key: _Key | None = None
+        """At most `longest` rows of a step are captured. `native` where the compiled kernel takes the steps."""
+        self._table, self._episodes = table, episodes
+        self._max_delta, self._device, self._longest = max_delta, device, longest
+        self.native = native
         self._plan: Plan | None = None
+        self._request_ids: list[str] = []
+        self._counts: list[int] | None = None
+        self._generations = (-1, -1)
 
     def forget(self) -> None:
         """The next plan is built anew."""
-        self._key = self._plan = None
+        self._plan = None
 
     def plan(
         self, live: dict[str, Tracked], request_ids: Sequence[str], counts: Sequence[int] | None, *, changed: bool
     ) -> Plan:
         """`request_ids` in the batch's order, `counts` their numbers of rows (None: one each)."""
-        state = (request_ids, counts, self._table.generation, self._episodes.generation)
-        if self._plan is None or changed or self._key is None or not self._key.fits(*state):
-            self._plan = self._build(live, request_ids, counts)
-            self._key = _Key(*state)
-        return self._plan
+        plan, generations = self._plan, (self._table.generation, self._episodes.generation)
+        if (
+            plan is None
+            or changed
+            or self._request_ids != request_ids
+            or self._counts != counts
+            or self._generations != generations
+        ):
+            plan = self._plan = self._build(live, request_ids, counts)
+            self._request_ids, self._generations = list(request_ids), generations
+            self._counts = None if counts is None else list(counts)
+        return plan
+
+    def again(self, live: dict[str, Tracked]) -> Plan:
+        """The last one, built anew."""
+        self._plan = plan = self._build(live, self._request_ids, self._counts)
+        return plan
 
     def _build(self, live: dict[str, Tracked], request_ids: Sequence[str], counts: Sequence[int] | None) -> Plan:
         users: list[tuple[Adapter, range]] = []
@@ -167,8 +184,21 @@ class Planner:
                     remembers = True
             if binding.rid is not None and binding.teach is None and tracked.settled:
                 takers.append(_Taker(tracked, index, rows, version, remembers or tracked.foreign))
-        adapted, captured = self._adapted(users, first), self._captured(takers, first)
-        return Plan(first, adapted, captured, mixed, missing)
+        picked = [row for one in takers for row in one.rows]
+        lost = len(picked) if len(picked) > self._longest else 0
+        if lost:
+            takers, picked = [], []
+        served = sum(len(rows) for _, rows in users)
+        captured, adapted, native = self._captured(takers, first), None, None
+        if captured is not None:
+            captured.adapted = served > 0
+            captured.cuttable = any(adapter.gain > self._max_delta for adapter, _ in users)
+        if self.native is not None and (served or picked):
+            native = self.native.step(first, users, picked)
+        else:
+            adapted = self._adapted(users, first)
+        reads = bool(mixed) or (captured is not None and captured.now_rows is not None)
+        return Plan(first, adapted, captured, mixed, missing, served, lost, native, reads)
 
     def _adapted(self, users: list[tuple[Adapter, range]], total: int) -> Adapted | None:
         if not users:

@@ -12,7 +12,7 @@ import torch
 from .adapters import AdapterTable
 from .counters import Counters
 
-__all__ = ["Binding", "Requests", "Tracked", "binding_from"]
+__all__ = ["Binding", "Requests", "Stretch", "Tracked", "binding_from"]
 
 MAX_NAME = 512
 MAX_EPISODES = 64
@@ -31,6 +31,15 @@ class Binding:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
+class Stretch:
+    """Neighbouring rows of the ring, so many a step. It grows with each step, nothing else does."""
+
+    first: int
+    width: int
+    steps: int = 0
+
+
+@dataclasses.dataclass(slots=True, eq=False)
 class Tracked:
     """One live request."""
 
@@ -43,8 +52,8 @@ class Tracked:
     """vLLM's own LoRA serves it, too: its logits are not those of the lm_head alone"""
     settled: bool = False
     """its rows are tokens by now, not a prompt's chunks"""
-    rows: list[int] = dataclasses.field(default_factory=list)
-    """row ids in the ring, in the order of the tokens"""
+    stretches: list[tuple[Stretch, range]] = dataclasses.field(default_factory=list)
+    """where its rows lie in the ring, and which of each step's are its own; see `rows`"""
     chunk: tuple[int, int] | None = None
     """teacher forcing: (first position, tokens) of this step"""
     taught: list[torch.Tensor] = dataclasses.field(default_factory=list)
@@ -53,6 +62,16 @@ class Tracked:
     """position whose state comes next"""
     taught_by: tuple[torch.Tensor, torch.Tensor, int] | None = None
     """factors and version that served while the answer was read"""
+
+    @property
+    def rows(self) -> list[int]:
+        """Row ids in the ring, in the order of the tokens."""
+        return [
+            stretch.first + step * stretch.width + place
+            for stretch, places in self.stretches
+            for step in range(stretch.steps)
+            for place in places
+        ]
 
 
 def binding_from(extra_args: Mapping[str, Any] | None, counters: Counters | None = None) -> Binding | None:
@@ -123,6 +142,8 @@ class Requests:
         """how many of the live ones have an answer read to them"""
         self.changed = False
         """whether this step's tracked requests differ from the last one's, or some of them still read a prompt"""
+        self._reading: dict[str, Tracked] = {}
+        """those of the live ones whose rows are no tokens yet"""
         self._table = table
         self._counters = counters
 
@@ -132,10 +153,11 @@ class Requests:
         if self.live:
             for request_id in scheduled.finished_req_ids:
                 self._end(request_id)
+            cached = scheduled.scheduled_cached_reqs
+            if self._reading or cached.resumed_req_ids:
+                self._go_on(cached, scheduled)
         for new in scheduled.scheduled_new_reqs:
             self._begin(new, scheduled)
-        if self.live:
-            self._go_on(scheduled)
 
     def end_all(self) -> None:
         """Forget them: what they were bound to is gone."""
@@ -163,16 +185,13 @@ class Requests:
         read = getattr(new, "prefill_token_ids", None) or new.prompt_token_ids or ()
         self._advance(known, new.num_computed_tokens, scheduled, len(read))
 
-    def _go_on(self, scheduled: Any) -> None:
-        cached = scheduled.scheduled_cached_reqs
+    def _go_on(self, cached: Any, scheduled: Any) -> None:
         for request_id in cached.resumed_req_ids:
             if request_id in self.live:
-                self.live[request_id].settled = False
-        reading = [t for t in self.live.values() if not t.settled]
-        if not reading:
-            return
+                self._reading[request_id] = self.live[request_id]
         places = {request_id: i for i, request_id in enumerate(cached.req_ids)}
-        for tracked in reading:
+        for tracked in list(self._reading.values()):
+            tracked.settled = False
             place = places.get(tracked.request_id)
             if place is not None:
                 need = len(tracked.prompt_ids) + cached.num_output_tokens[place]
@@ -181,6 +200,10 @@ class Requests:
     def _advance(self, tracked: Tracked, computed: int, scheduled: Any, need: int) -> None:
         tokens = scheduled.num_scheduled_tokens.get(tracked.request_id, 0)
         tracked.settled = computed + tokens >= need
+        if tracked.settled:
+            self._reading.pop(tracked.request_id, None)
+        else:
+            self._reading[tracked.request_id] = tracked
         tracked.chunk = (computed, tokens)
         self.changed = True
 
@@ -189,6 +212,7 @@ class Requests:
         if tracked is None:
             return
         self.changed = True
+        self._reading.pop(request_id, None)
         binding = tracked.binding
         self.teaching -= binding.teach is not None
         if binding.key is not None:

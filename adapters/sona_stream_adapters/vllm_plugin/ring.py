@@ -11,7 +11,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from .staging import Block, Step, blocks
+from .plan import Captured
+from .staging import Block, Run, Scored, States
 
 __all__ = ["CaptureRing", "Rows"]
 
@@ -45,10 +46,11 @@ class CaptureRing:
     """N rows, named by numbers that only grow: row r lies at r modulo N and is gone once r + N was written."""
 
     def __init__(self, rows: int, hidden_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-        self.capacity = rows
+        self.capacity, self.hidden_dim, self.dtype = rows, hidden_dim, dtype
         self._next = 0
-        self._staged: list[Step] = []
-        self._staged_rows = 0
+        self._run: Run | None = None
+        self._staged: list[Run] = []
+        self._staged_steps = self._staged_rows = 0
         self._hidden = torch.zeros(rows, hidden_dim, dtype=dtype, device=device)
         self._served = torch.zeros_like(self._hidden)
         self._ids = torch.full((rows,), -1, dtype=torch.int32, device=device)
@@ -64,48 +66,87 @@ class CaptureRing:
         """On the device."""
         return 2 * self._hidden.numel() * self._hidden.element_size() + 13 * self.capacity
 
-    def reserve(self, count: int) -> int | None:
-        """`count` neighbouring rows: the first one's number. None when the ring is shorter than that."""
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Of the hidden states, of what was served, and of the marks of rows that were cut, for who writes them
+        as soon as their rows are reserved.
+        """
+        return self._hidden.data_ptr(), self._served.data_ptr(), self._capped.data_ptr()
+
+    def reserve(self, count: int) -> int:
+        """`count` neighbouring rows, not more than there are: the first one's number. What was there is lost."""
         if count > self.capacity:
-            return None
+            raise ValueError(f"{count} rows are more than the ring's {self.capacity}")
         at = self._next % self.capacity
         first = self._next if at + count <= self.capacity else self._next + self.capacity - at
         self._next = first + count
         return first
 
-    def stage(self, step: Step) -> None:
-        """To be written with others, at the latest when rows are read."""
-        self._staged.append(step)
-        self._staged_rows += step.captured.count
-        if len(self._staged) >= _STEPS or self._staged_rows >= _ROWS:
+    def stage(
+        self,
+        captured: Captured,
+        first: int,
+        token_ids: torch.Tensor,
+        accepted: torch.Tensor | None = None,
+        states: States | None = None,
+        scored: Scored | None = None,
+    ) -> None:
+        """A step into the rows that were reserved for it from `first` on; written with others, at the latest when
+        rows are read. `states` None: they are there already. `token_ids` (requests, k), below 0 where a draft was
+        rejected, and `accepted` (requests,), how many of each row's are tokens where the runner says so. Nobody
+        writes to any of these later.
+        """
+        run = self._run
+        if run is None or run.captured is not captured or run.following != first or not first % self.capacity:
+            run = self._run = Run(captured, first)
+            at = 0
+            for tracked, count in captured.owners:
+                tracked.stretches.append((run.stretch, range(at, at + count)))
+                at += count
+        if not run.token_ids:
+            self._staged.append(run)
+        if scored is not None:
+            run.scored.append((len(run.token_ids) * captured.count, scored))
+        if accepted is not None:
+            run.accepted.append(accepted)
+        if states is not None:
+            run.states.append(states)
+        run.token_ids.append(token_ids)
+        run.stretch.steps += 1
+        run.following = first + captured.count
+        self._staged_steps += 1
+        self._staged_rows += captured.count
+        if self._staged_steps >= _STEPS or self._staged_rows >= _ROWS:
             self.flush()
 
     @torch.inference_mode()
     def flush(self) -> None:
         """Write what waits."""
-        staged, self._staged, self._staged_rows = self._staged, [], 0
-        for block in blocks(staged, self.capacity):
-            self.write(block)
+        staged, self._staged = self._staged, []
+        self._staged_steps = self._staged_rows = 0
+        for run in staged:
+            self.write(run.block())
 
     def write(self, block: Block) -> None:
         """Into the rows that were reserved for it."""
         at = block.first % self.capacity
         own = slice(at, at + len(block.versions))
-        self._hidden[own].copy_(block.hidden)
         self._ids[own].copy_(block.token_ids)
         self._versions[own] = block.versions
-        self._is_adapted[own] = block.served is not None
-        self._may_be_capped[own] = block.capped is not None
+        self._is_adapted[own] = block.adapted
+        self._may_be_capped[own] = block.cuttable
         self._is_scored[own] = False
+        if block.hidden is not None:
+            self._hidden[own].copy_(block.hidden)
         if block.served is not None:
             self._served[own].copy_(block.served)
         if block.capped is not None:
             self._capped[own].copy_(block.capped)
-        if block.scored is not None:
-            rows = np.asarray(block.scored.places, np.int64) + at
+        for start, scored in block.scored:
+            rows = np.asarray(scored.places, np.int64) + at + start
             index = torch.from_numpy(rows).to(self._ids.device)
-            self._logprobs[index] = block.scored.logprobs
-            self._memory[index] = block.scored.memory
+            self._logprobs[index] = scored.logprobs
+            self._memory[index] = scored.memory
             self._is_scored[rows] = True
 
     def lost(self, rows: list[int]) -> int:

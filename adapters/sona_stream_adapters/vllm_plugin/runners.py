@@ -7,6 +7,7 @@ sampled; later calls (prompt log-probabilities, dummy runs) are other people's. 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import logging
@@ -101,12 +102,8 @@ class RunnerWraps:
     def _wrap_model(self) -> None:
         model, hook = self._runner.model, self._hook
         if model is not self._model:
-            original = self._compute_logits = model.compute_logits
-
-            def compute_logits(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-                return hook.compute_logits(original, hidden_states, *args, **kwargs)
-
-            model.compute_logits = compute_logits
+            self._compute_logits = model.compute_logits
+            model.compute_logits = functools.partial(hook.compute_logits, model.compute_logits)
             self._model = model
 
     def _reload(self, name: str) -> Callable[..., Any]:
@@ -127,15 +124,15 @@ class RunnerWraps:
             if self._stale or self._runner.model is not self._model:
                 self._on_reload()
             hook.begin(scheduler_output)
-            if self.kind == "v1" and hook.busy and scheduler_output.total_num_scheduled_tokens:
-                hook.arm(lambda: self._layout_v1(scheduler_output))
+            if self.kind == "v1" and hook.requests.live and scheduler_output.total_num_scheduled_tokens:
+                hook.armed = functools.partial(self._layout_v1, scheduler_output)
         except Exception as error:
             hook.fail("execute_model", error)
         try:
             out = original(scheduler_output, *args, **kwargs)
         finally:
-            hook.disarm()
-        if self.kind == "v1" and hook.busy and not hook.counters.disabled:
+            hook.armed = None
+        if self.kind == "v1" and hook.requests.teaching and not hook.counters.disabled:
             try:
                 state = self._runner.execute_model_state
                 if state is not None:
@@ -173,17 +170,17 @@ class RunnerWraps:
 
     def _sample_v2(self, hidden_states: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         hook, original = self._hook, self._originals["sample"]
-        if hook.counters.disabled or not hook.busy:
+        if hook.counters.disabled or not hook.requests.live:
             return original(hidden_states, input_batch, *args, **kwargs)
         try:
             hook.read_prompts(hidden_states, lambda request_id: _offset_v2(input_batch, request_id))
-            hook.arm(lambda: _layout_v2(input_batch))
+            hook.armed = functools.partial(_layout_v2, input_batch)
         except Exception as error:
             hook.fail("sample", error)
         try:
             out = original(hidden_states, input_batch, *args, **kwargs)
         finally:
-            hook.disarm()
+            hook.armed = None
         try:
             hook.sampled(out[0].sampled_token_ids, out[1])
         except Exception as error:

@@ -5,15 +5,15 @@ some dozens of them are put together by a few operations, where each for itself 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from .plan import Captured
+from .requests import Stretch
 
-__all__ = ["Block", "Scored", "Step", "blocks", "own"]
+__all__ = ["Block", "Run", "Scored", "States", "own"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -29,36 +29,15 @@ class Scored:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Step:
-    """What one step of the model left; tensors that nobody writes to any more. (Not frozen: made in every step.)"""
+class States:
+    """What a step gave the lm_head; nobody writes to it any more. (Not frozen: made in every step.)"""
 
-    captured: Captured
-    first: int
-    """row in the ring"""
     hidden: torch.Tensor
     """(rows of the step, d)"""
     served: torch.Tensor | None
     """(rows of the step, d) where some are adapted"""
     capped: torch.Tensor | None
     """(rows of the step,) bool where some may be cut to the norm cap"""
-    token_ids: torch.Tensor
-    """(requests, k), below 0 where a draft was rejected"""
-    accepted: torch.Tensor | None
-    """(requests,) how many of each row's are tokens, where the runner says so"""
-    scored: Scored | None
-
-    def continues(self, other: Step) -> bool:
-        """Whether it can be put together with the one before it."""
-        return (
-            self.captured is other.captured
-            and self.first == other.first + self.captured.count
-            and self.scored is None
-            and other.scored is None
-            and (self.served is None) == (other.served is None)
-            and (self.capped is None) == (other.capped is None)
-            and (self.accepted is None) == (other.accepted is None)
-            and self.token_ids.shape == other.token_ids.shape
-        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -66,58 +45,84 @@ class Block:
     """n neighbouring rows of the ring."""
 
     first: int
-    hidden: torch.Tensor
-    """(n, d)"""
     token_ids: torch.Tensor
     """(n,), below 0: rejected"""
     versions: NDArray[np.int32]
     """(n,)"""
-    served: torch.Tensor | None = None
+    adapted: bool
+    """some are: what was served is not `hidden`"""
+    cuttable: bool
+    """some may be cut to the norm cap"""
+    hidden: torch.Tensor | None
+    """(n, d); None: the states and the marks of those that were cut are in the ring already"""
+    served: torch.Tensor | None
     """(n, d) where some are adapted"""
-    capped: torch.Tensor | None = None
+    capped: torch.Tensor | None
     """(n,) bool where some may be cut"""
-    scored: Scored | None = None
+    scored: list[tuple[int, Scored]]
+    """with the row of the block from which their places count"""
 
 
-def blocks(steps: Sequence[Step], capacity: int) -> Iterator[Block]:
-    """In their order; none goes over the end of a ring of so many rows."""
-    run: list[Step] = []
-    for step in steps:
-        if run and (step.first % capacity == 0 or not step.continues(run[-1])):
-            yield _joined(run)
-            run = []
-        run.append(step)
-    if run:
-        yield _joined(run)
+class Run:
+    """Neighbouring steps of one plan; none goes over the end of the ring. `CaptureRing.stage` adds to it."""
+
+    __slots__ = ("accepted", "captured", "following", "scored", "states", "stretch", "token_ids", "written")
+
+    def __init__(self, captured: Captured, first: int) -> None:
+        self.captured = captured
+        self.stretch = Stretch(first, captured.count)
+        self.following = first
+        """row in the ring at which its next step would begin"""
+        self.written = 0
+        """steps of it that are in the ring; of the others:"""
+        self.token_ids: list[torch.Tensor] = []
+        """(requests, k), below 0 where a draft was rejected"""
+        self.accepted: list[torch.Tensor] = []
+        """(requests,) how many of each row's are tokens, where the runner says so"""
+        self.states: list[States] = []
+        """none where the ring has them already"""
+        self.scored: list[tuple[int, Scored]] = []
+        """with the row from which their places count"""
+
+    def block(self) -> Block:
+        """Of the steps that are not written yet, which then are."""
+        own, captured, states = self.stretch, self.captured, self.states
+        first, steps = own.first + self.written * own.width, len(self.token_ids)
+        served = [one.served for one in states if one.served is not None]
+        capped = [one.capped for one in states if one.capped is not None]
+        block = Block(
+            first=first,
+            token_ids=self._drawn(),
+            versions=np.tile(captured.versions, steps),
+            adapted=captured.adapted,
+            cuttable=captured.cuttable,
+            hidden=_rows([one.hidden for one in states], captured) if states else None,
+            served=_rows(served, captured) if served else None,
+            capped=_rows(capped, captured) if capped else None,
+            scored=self.scored,
+        )
+        self.written += steps
+        self.token_ids, self.accepted, self.states, self.scored = [], [], [], []
+        return block
+
+    def _drawn(self) -> torch.Tensor:
+        """(n,)"""
+        captured, parts = self.captured, self.token_ids
+        place: torch.Tensor | int = 0 if captured.drafts is None else captured.drafts
+        if all(part.shape == parts[0].shape for part in parts):
+            ids = torch.stack(parts)[:, captured.requests, place]
+        else:
+            ids = torch.stack([part[captured.requests, place] for part in parts])
+        if self.accepted:
+            accepted = torch.stack(self.accepted)
+            ids = torch.where(accepted.index_select(1, captured.requests) > place, ids, -1)
+        return ids.flatten()
 
 
 def own(tensor: torch.Tensor) -> torch.Tensor:
     """It, or a copy where it is part of a larger buffer, which the next step may write to."""
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if whole else tensor.clone()
-
-
-def _joined(steps: list[Step]) -> Block:
-    captured, first = steps[0].captured, steps[0]
-    ids = torch.stack([step.token_ids for step in steps])
-    place: torch.Tensor | int = 0 if captured.drafts is None else captured.drafts
-    ids = ids[:, captured.requests, place]
-    if first.accepted is not None:
-        accepted = torch.stack([step.accepted for step in steps if step.accepted is not None])
-        ids = torch.where(accepted.index_select(1, captured.requests) > place, ids, -1)
-    return Block(
-        first=first.first,
-        hidden=_rows([step.hidden for step in steps], captured),
-        token_ids=ids.flatten(),
-        versions=np.tile(captured.versions, len(steps)),
-        served=_rows([step.served for step in steps if step.served is not None], captured)
-        if first.served is not None
-        else None,
-        capped=_rows([step.capped for step in steps if step.capped is not None], captured)
-        if first.capped is not None
-        else None,
-        scored=first.scored,
-    )
 
 
 def _rows(parts: list[torch.Tensor], captured: Captured) -> torch.Tensor:
