@@ -63,7 +63,7 @@ class BackgroundLoop:
                 self.request(key)
 
     def unlearned(self, key: AdapterKey, feedback_id: str) -> None:
-        """This lesson of the key is gone: what a replay made of it is due anew; one still to come goes without."""
+        """A lesson of the key is gone: what a replay made of it is due anew; one still to come goes without."""
         news = self._new.get(key)
         if news is not None and feedback_id in news:
             news.remove(feedback_id)
