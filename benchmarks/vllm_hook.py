@@ -6,6 +6,17 @@ Two engines live side by side, plain vLLM and one with the plug-in, eight adapte
 interleaved, every second one in reverse. CPU time is that of the worker's two methods of a step. The plug-in's own
 time of a step is what lies between clocks above and below its wraps. A real `vllm serve` answers the PUTs and the
 streams. vLLM's environment is the one that SONA_STREAM_VLLM_ENV names, or is made (see `vllm_env.py`).
+
+What the rows count, where it could be argued:
+
+- `wrap_us_8_bound` is of adapters that are all cut to the norm cap, the most work that a row can be; what adapters
+  below it cost stands beside it. A round is the median of its steps; `mean` has the steps in it that write to the
+  ring what the others left.
+- The clocks' own time is taken off. Between two layers of clocks lie the lower layer's own calls; plain vLLM, which
+  has nothing else between them, shows that time in the same run (`clocks_us`): it is no part of the plug-in.
+  `with_clocks` is the figure before.
+- `time_to_effect_tokens` is the worst of all swaps, seen by a client: with it counts what had been on its way when
+  the PUT was sent, and a client that the machine keeps waiting.
 """
 
 from __future__ import annotations
@@ -164,17 +175,19 @@ def inside_rows(report: Report, plain: Engine, plugged: Engine, rounds: int, tok
     )
     report.measured(
         "wrap_us_8_bound",
-        [told["wrap_us"] - clocks[""] for told in found["small"]],
+        [told["wrap_us"] - clocks[""] for told in found["capped"]],
         "us",
         goal=100.0,
         compared={
-            "rank_2": middle(found["micro"], "wrap_us") - clocks[""],
-            "cut_to_norm_cap": middle(found["capped"], "wrap_us") - clocks[""],
-            "not_captured": middle(found["uncaptured"], "wrap_us") - clocks[""],
-            "mean": middle(found["small"], "wrap_us_mean") - clocks[""],
-            "step_us": middle(found["small"], "step_us"),
+            "with_clocks": middle(found["capped"], "wrap_us"),
             "clocks_us": clocks[""],
-            "remark": f"{STREAMS} requests, {STREAMS} different adapters of rank 2 + 8, all captured",
+            "below_the_cap": middle(found["small"], "wrap_us") - clocks[""],
+            "rank_2": middle(found["micro"], "wrap_us") - clocks[""],
+            "not_captured": middle(found["uncaptured"], "wrap_us") - clocks[""],
+            "mean": middle(found["capped"], "wrap_us_mean") - clocks[""],
+            "step_us": middle(found["capped"], "step_us"),
+            "remark": f"{STREAMS} requests, {STREAMS} different adapters of rank 2 + 8 that are cut to the norm "
+            "cap, all captured",
         },
     )
     lessons = [plugged("lesson") for _ in range(rounds + 1)][1:]
@@ -219,13 +232,14 @@ def serving_rows(report: Report, serving: Serving, rounds: int) -> None:
     report.add(
         Row(
             "time_to_effect_tokens",
-            None if missed else statistics.median(seen),
+            None if missed else max(seen),
             "tokens",
             (min(seen), max(seen)) if seen else None,
             len(effects),
             {
-                "remark": "number of the first token that a PUT during the stream changed, less those that had "
-                "come when it was sent; a client that the machine keeps waiting sees more",
+                "median": statistics.median(seen) if seen else None,
+                "remark": "the worst swap: number of the first token that a PUT during the stream changed, less "
+                "those that had come when it was sent; a client that the machine keeps waiting sees more",
             },
             goal=2.0,
         )

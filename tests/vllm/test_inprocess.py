@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,14 @@ from sona_stream_adapters.vllm.inprocess import create_backend
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 D = 128
-ARGUMENTS = {"max_model_len": 512, "max_num_seqs": 8, "dtype": "float32", "enforce_eager": True, "seed": 0}
+ARGUMENTS = {
+    "max_model_len": 512,
+    "max_num_seqs": 8,
+    "dtype": "float32",
+    "enforce_eager": True,
+    "seed": 0,
+    "distributed_executor_backend": "mp",  # the model in a process of its own, as without this folder's settings
+}
 
 
 def deployment(source, **params):
@@ -192,9 +200,47 @@ async def test_leaving_ends_the_request(backend, leave_after):
         await asyncio.sleep(0.005)
     assert await live(backend) == 0
     if leave_after:
-        # The engine may be a step ahead of what was read here, and hears of it between two.
-        assert seen <= len(await backend.host.capture(name)) <= seen + 8
+        # The engine draws on until it hears of it; how long that takes is the machine's affair.
+        assert seen <= len(await backend.host.capture(name)) < 200
     assert not backend._engine.client.output_processor.request_states
+
+
+def workers(backend):
+    """Ids of the processes that the engine's core has begun; one of them runs the model."""
+    (core,) = backend._engine.client.engine_core.resources.engine_manager.processes
+    lists = Path(f"/proc/{core.pid}/task").glob("*/children")
+    return [int(pid) for each in lists for pid in each.read_text().split()]
+
+
+async def test_after_a_client_has_left_only_the_step_that_runs_ends(backend):
+    """The model stands still while the client leaves: all that it had drawn was read, and the core has heard."""
+    seen = 0
+    async with backend(ask(id="strictly", max_tokens=400)) as events:
+        while seen < 5:
+            event = await anext(events)
+            seen += len(event.pieces) if isinstance(event, Delta) else 0
+        stopped = workers(backend)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            following = asyncio.ensure_future(anext(events))
+            while (await asyncio.wait({following}, timeout=1.0))[0]:
+                event = following.result()
+                seen += len(event.pieces) if isinstance(event, Delta) else 0
+                following = asyncio.ensure_future(anext(events))
+            following.cancel()
+            await asyncio.wait({following})
+            await events.aclose()
+            await asyncio.sleep(0.5)
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+    for _ in range(400):
+        if not await live(backend):
+            break
+        await asyncio.sleep(0.005)
+    assert await live(backend) == 0
+    assert seen <= len(await backend.host.capture("strictly")) <= seen + 1
 
 
 @pytest.mark.parametrize(
