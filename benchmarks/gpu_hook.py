@@ -4,9 +4,10 @@
 
 The very functions that run inside vLLM's worker, at hidden sizes 3072 and 4096, vocabularies of 128,256 and 200,064
 and batches of 1 to 256, in bfloat16: `adapt` for as many rows as there are, eight adapters of rank 2 + 8 among
-them, and the ring's writes. Timed by events around many calls; `adapt` alone once more inside a captured CUDA
-graph, where launches cost nothing (vLLM calls the hook outside of its graphs: that is what capturing it would
-save). Beside them the lm_head's own product, which every step has anyway, and the gradient of 256 tokens.
+them, and the ring's writes. Timed by events around many calls: the longer of the device's time and of the host's,
+which stands beside it as `host`. `adapt` alone once more inside a captured CUDA graph, where launches cost nothing
+(vLLM calls the hook outside of its graphs: that is what capturing it would save). Beside them the lm_head's own
+product, which every step has anyway, and the gradient of 256 tokens.
 
 Without a CUDA device nothing is measured, and it says so. ``--cpu-smoke`` runs every line but the graph's with tiny
 sizes on the CPU: its figures mean nothing.
@@ -72,6 +73,7 @@ def wrap_row(report: Report, plan: Plan, dim: int, batch: int) -> None:
     """`adapt` and the ring's writes of one step."""
     eager = _samples(plan, _step(plan, dim, batch, bounded=True))
     compared: dict[str, Any] = {
+        "host": statistics.median(_host_samples(plan, _step(plan, dim, batch, bounded=True))),
         "capped": statistics.median(_samples(plan, _step(plan, dim, batch, bounded=False))),
         "in_graph": None,
         "in_graph_capped": None,
@@ -144,8 +146,12 @@ def _step(plan: Plan, dim: int, batch: int, *, bounded: bool, captured: bool = T
         cuttable=not bounded,
     )
 
+    cut = torch.zeros((), dtype=torch.int64, device=plan.device)
+
     def step() -> None:
         changed, capped = adapt(hidden, adapted, 1.0)
+        if capped is not None:
+            cut.add_(capped.sum())
         if captured:
             ring.stage(own, ring.reserve(batch), ids, None, States(hidden, changed, capped))
 
@@ -204,6 +210,21 @@ def _samples(plan: Plan, work: Callable[[], object]) -> list[float]:
     return [
         1e6 * _seconds(plan, lambda: [work() for _ in range(plan.calls)]) / plan.calls for _ in range(plan.rounds)
     ]
+
+
+def _host_samples(plan: Plan, work: Callable[[], object]) -> list[float]:
+    """Microseconds a call until it returns: what the host spends on launching, the device works on meanwhile."""
+    import torch
+
+    samples = []
+    for _ in range(plan.rounds + 1):
+        began = time.perf_counter()
+        for _ in range(plan.calls):
+            work()
+        samples.append(1e6 * (time.perf_counter() - began) / plan.calls)
+        if plan.device == "cuda":
+            torch.cuda.synchronize()
+    return samples[1:]
 
 
 def _seconds(plan: Plan, work: Callable[[], object]) -> float:
