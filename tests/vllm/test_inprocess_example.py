@@ -20,5 +20,7 @@ def test_the_example_is_taught(model_folder, request):
     ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=dict(os.environ))
     assert ran.returncode == 0, ran.stderr[-4000:]
     assert ran.stdout.startswith("adapter none: "), ran.stdout
-    assert "corrected: published" in ran.stdout, ran.stdout
-    assert re.search(r"^adapter m/default/\S+@\d+: ", ran.stdout, re.M), ran.stdout
+    # Remembered at once, or where there is no memory a step of the adapter: either way the next answer is the one
+    # that was wanted.
+    assert re.search(r"^corrected: (accepted remembered|published)", ran.stdout, re.M), ran.stdout
+    assert ran.stdout.rstrip().endswith("Much light, little water."), ran.stdout
