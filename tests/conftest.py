@@ -30,6 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """The whole suite takes two processes; a part of it, or one with a debugger, stays in one."""
+    if hasattr(config, "workerinput") or "PYTEST_XDIST_WORKER" in os.environ:
+        return  # this is one of the two
     option = config.option
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if whole and getattr(option, "numprocesses", 0) is None and not option.usepdb and option.capture != "no":
