@@ -6,7 +6,7 @@ of its own and is predicted with what was learned from those before it. Arms:
 - `adam`: dynamic evaluation of the micro pair by Adam, the published reference
 - `micro2`: the learner's micro pair of rank 2
 - `base16`: with a base pair of rank 16
-- `memory`: base16 with the tenant's last 65,536 tokens as an ungated memory
+- `memory`: base16 with the tenant's last 65,536 tokens as a memory that no query gates (`stream_memory`)
 
 Rows are medians over seeds (they decide the random rows of A); memory's spread is that of base16 below it. The
 curve over segments is written beside the report.

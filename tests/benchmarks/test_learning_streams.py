@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from learning_parts import forgetting, streams
+from hypothesis import given
+from hypothesis import strategies as st
+from learning_parts import forgetting, stream_memory, streams
 from learning_parts.head_host import HeadHost
 from learning_parts.segments import as_capture
-from learning_parts.stream_memory import StreamMemory
+from learning_parts.stream_memory import Match, Mixture, StreamMemory
 
 from sona_stream.lora import HiddenSpace
 from sona_stream_adapters.head import DenseHead
@@ -48,26 +50,58 @@ async def test_every_arm_predicts_the_first_segment_as_the_frozen_model_and_lear
     assert streams.change({"frozen": [-1.0], "x": [-0.5]}, "x") == pytest.approx(100 * (np.exp(-0.5) - 1))
 
 
-def test_memory_is_the_formula_over_earlier_tokens_only():
+def test_memory_draws_on_earlier_tokens_only_and_stays_a_distribution():
+    """Every token that might have come is tried in turn: their probabilities must sum to one."""
     r = np.random.default_rng(1)
     hidden, labels = r.standard_normal((9, D)).astype(np.float32), r.integers(0, 3, 9)
-    memory = StreamMemory(SPACE, capacity=7, neighbours=2, threshold=0.2)
-    logprobs = np.full(9, -2.0, np.float32)
-    found = memory.see(as_capture("a", "f", hidden, labels), logprobs)
-    unit = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
-    assert found[0] == pytest.approx(-2.0)
-    for t in range(1, 9):
-        s = unit[:t] @ unit[t]
-        top = np.argsort(-s)[:2]
-        w = np.exp(20 * s[top]) / np.exp(20 * s[top]).sum()
-        share = 0.5 / (1 + np.exp(-8 * (s.max() - 0.2)))
-        p = (1 - share) * np.exp(-2.0) + share * w[labels[top] == labels[t]].sum()
-        assert found[t] == pytest.approx(np.log(p), rel=1e-4)
-    again = memory.see(as_capture("b", "f", hidden[-1:], labels[-1:]), logprobs[:1])
-    assert again[0] > -1.0, "it was said before"
-    gone = StreamMemory(SPACE, capacity=1, threshold=0.2)
-    gone.see(as_capture("a", "f", hidden, labels), logprobs)
+    own = np.log(r.dirichlet(np.ones(4), 9)).astype(np.float32)  # over four tokens
+    for t in range(9):
+        told = []
+        for token in range(4):
+            memory = StreamMemory(SPACE)
+            ids = np.append(labels[:t], token)
+            segment = as_capture("a", "f", hidden[: t + 1], ids)
+            told.append(memory.see(segment, own[np.arange(t + 1), ids])[t])
+        total = np.exp(told).sum()
+        assert total <= 1 + 1e-5
+        if t > 0:  # until then no other expert says anything, and its share is lost
+            assert total > 0.75
+
+
+def test_memory_finds_what_was_said_before_and_forgets_beyond_its_capacity(monkeypatch):
+    r = np.random.default_rng(1)
+    hidden, labels = r.standard_normal((9, D)).astype(np.float32), r.integers(0, 50, 9)
+    memory, own = StreamMemory(SPACE), np.full(9, -4.0, np.float32)
+    first = memory.see(as_capture("a", "f", hidden, labels), own)
+    again = memory.see(as_capture("b", "f", hidden, labels), own)
+    assert again[1:].min() > max(-1.5, first[0])
+    monkeypatch.setattr(stream_memory, "CAPACITY", 1)
+    gone = StreamMemory(SPACE)
+    gone.see(as_capture("a", "f", hidden, labels), own)
     assert len(gone._keys) == 1
+
+
+@given(st.lists(st.integers(0, 3), max_size=60))
+def test_a_match_is_one(tokens):
+    match = Match()
+    for i, token in enumerate(tokens):
+        predicted, length = match.predict()
+        if predicted >= 0:
+            before = tuple(tokens[i - length : i])
+            assert length >= Match.shortest
+            assert any(
+                tuple(tokens[at - length : at]) == before and tokens[at] == predicted for at in range(length, i)
+            )
+        else:
+            assert tuple(tokens[i - 2 : i]) not in {tuple(tokens[k : k + 2]) for k in range(i - 2)}
+        match.see(token)
+
+
+def test_gates_learn_whom_to_trust():
+    mixture, x = Mixture(3), np.eye(6)[0]
+    told = [mixture.see(x, np.array([0.1, 0.9, 0.5])) for _ in range(200)]
+    assert told[0] < 0.5
+    assert told[-1] > 0.85
 
 
 async def test_what_is_held_changes_less():
