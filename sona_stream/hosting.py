@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -15,10 +15,11 @@ from .lora import (
     HiddenSpace,
     LoraGradient,
     LoraWeights,
+    LowRank,
     TokenSignal,
 )
 
-__all__ = ["HiddenStateHost", "RetainingHost"]
+__all__ = ["HiddenStateHost", "LayeredHost", "RetainingHost"]
 
 
 class HiddenStateHost(Protocol):
@@ -112,5 +113,18 @@ class RetainingHost(Protocol):
     ) -> LoraGradient:
         """sum_t 1/2 Var_{p*}(W (h'_current - h'_reference) / T), p* at `reference`, as ``loss``, and its gradient
         with respect to `current`; both means are 0. `top_k` as in `TokenSignal`.
+        """
+        ...
+
+
+@runtime_checkable
+class LayeredHost(Protocol):
+    """What a `HiddenStateHost` may do besides, for research: adapt the outputs of layers inside the model, and
+    learn those pairs through the model itself. Its other calls then take ``LoraWeights.layers``.
+    """
+
+    async def initial_layers(self, key: str) -> Mapping[int, LowRank]:
+        """Pairs for an adapter at birth: they change nothing (B = 0). A h is as large as the root mean square of
+        what its layer puts out, and its first row is constant. `key` seeds the other rows. Empty: none are wanted.
         """
         ...

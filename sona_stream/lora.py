@@ -59,19 +59,29 @@ class LowRank:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoraWeights:
-    """A whole adapter: the fast micro pair and, once something was consolidated, the slow base pair."""
+    """A whole adapter: the fast micro pair and, once something was consolidated, the slow base pair.
+
+    ``layers``: pairs inside the model, by the number of the decoder layer whose output they change. Research, on a
+    local model that names them (`LayeredHost`); every other host refuses them.
+    """
 
     micro: LowRank
     base: LowRank | None = None
+    layers: Mapping[int, LowRank] = dataclasses.field(default_factory=dict)
 
     def delta(self, hidden_states: F32) -> F32:
-        """(n, d) -> (n, d): the sum of both deltas."""
+        """(n, d) -> (n, d): the sum of both deltas of the final hidden state."""
         out = self.micro.delta(hidden_states)
         return out if self.base is None else out + self.base.delta(hidden_states)
 
     def is_finite(self) -> bool:
         """Whether every entry is a finite number."""
-        return self.micro.is_finite() and (self.base is None or self.base.is_finite())
+        return all(pair.is_finite() for pair in self.pairs)
+
+    @property
+    def pairs(self) -> list[LowRank]:
+        """All of them: micro, base where there is one, and those of the layers."""
+        return [self.micro, *([] if self.base is None else [self.base]), *self.layers.values()]
 
     @property
     def hidden_dim(self) -> int:
@@ -81,7 +91,7 @@ class LoraWeights:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.micro.nbytes + (0 if self.base is None else self.base.nbytes)
+        return sum(pair.nbytes for pair in self.pairs)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -168,6 +178,8 @@ class LoraGradient:
     """mean over tokens of log p_t(y_t) at `weights`"""
     fisher_A: F32 | None = None
     fisher_B: F32 | None = None
+    layers: Mapping[int, tuple[F32, F32]] = dataclasses.field(default_factory=dict)
+    """dL/dA (r, d) and dL/dB (d, r) of the pairs inside the model"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

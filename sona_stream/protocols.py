@@ -28,7 +28,7 @@ from .events import (
     RouteDecision,
     Trajectory,
 )
-from .hosting import HiddenStateHost, RetainingHost
+from .hosting import HiddenStateHost, LayeredHost, RetainingHost
 from .lora import AdapterRecord, Capture
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "HiddenStateHost",
     "HookReporter",
     "HostReporter",
+    "LayeredHost",
     "LearnedPattern",
     "Middleware",
     "ModelLister",

@@ -125,6 +125,7 @@ def _offline_show(folder: Path, key: str, version: int) -> dict[str, Any]:
         **describe(record, served=served == version),
         "rank": record.weights.micro.lora_A.shape[0],
         "base_rank": 0 if base is None else base.lora_A.shape[0],
+        "layers": sorted(record.weights.layers),
         "norm": norm(record.weights),
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import StateError
 from ..lora import AdapterRecord
 from .files import DamagedFile, StateFiles
-from .tensors import adapter_stem, moments_from, tensors_from, weights_from
+from .tensors import adapter_stem, moments_from, scaling_of, tensors_from, weights_from
 
 __all__ = [
     "all_records",
@@ -47,8 +47,6 @@ def put(connection: sqlite3.Connection, files: StateFiles, record: AdapterRecord
         "SELECT file FROM adapters WHERE key = ? AND version = ?", (record.key, record.version)
     ).fetchone()
     name, digest, size = files.write(adapter_stem(record.key, record.version), data)
-    weights = record.weights
-    scaling = {"micro": weights.micro.scaling} | ({} if weights.base is None else {"base": weights.base.scaling})
     connection.execute(
         "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
@@ -57,7 +55,7 @@ def put(connection: sqlite3.Connection, files: StateFiles, record: AdapterRecord
             tenant_of(record.key),
             record.parent,
             record.fingerprint,
-            json.dumps(scaling),
+            json.dumps(scaling_of(record.weights)),
             record.status,
             record.reason,
             json.dumps(dict(record.metrics), default=float),

@@ -22,6 +22,7 @@ __all__ = [
     "capture_from",
     "capture_stem",
     "moments_from",
+    "scaling_of",
     "tensors_from",
     "weights_from",
 ]
@@ -48,6 +49,8 @@ def adapter_bytes(record: AdapterRecord) -> bytes:
     if record.weights.base is not None:
         tensors["base.lora_A"] = record.weights.base.lora_A
         tensors["base.lora_B"] = record.weights.base.lora_B
+    for layer, pair in record.weights.layers.items():
+        tensors[f"layers.{layer}.lora_A"], tensors[f"layers.{layer}.lora_B"] = pair.lora_A, pair.lora_B
     tensors |= {f"moments.{name}": moment for name, moment in record.moments.items()}
     whole = {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
     return bytes(save(whole))
@@ -59,7 +62,7 @@ def tensors_from(data: bytes, name: str) -> dict[str, NDArray[Any]]:
         tensors: dict[str, NDArray[Any]] = load(data)
     except SafetensorError as error:
         raise DamagedFile(f"{name}: not a safetensors file ({error})") from error
-    return tensors
+    return {name: array.copy() for name, array in tensors.items()}  # what they are views of has half a KB besides
 
 
 def weights_from(tensors: Mapping[str, NDArray[Any]], scaling: Mapping[str, float]) -> LoraWeights:
@@ -68,7 +71,16 @@ def weights_from(tensors: Mapping[str, NDArray[Any]], scaling: Mapping[str, floa
     def pair(part: str) -> LowRank:
         return LowRank(tensors[f"{part}.lora_A"], tensors[f"{part}.lora_B"], scaling[part])
 
-    return LoraWeights(micro=pair("micro"), base=pair("base") if "base.lora_A" in tensors else None)
+    layers = {int(part.removeprefix("layers.")): pair(part) for part in scaling if part.startswith("layers.")}
+    base = pair("base") if "base.lora_A" in tensors else None
+    return LoraWeights(micro=pair("micro"), base=base, layers=layers)
+
+
+def scaling_of(weights: LoraWeights) -> dict[str, float]:
+    """What `weights_from` needs beside the tensors."""
+    named = {"micro": weights.micro} | ({} if weights.base is None else {"base": weights.base})
+    named |= {f"layers.{layer}": pair for layer, pair in weights.layers.items()}
+    return {name: pair.scaling for name, pair in named.items()}
 
 
 def moments_from(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:

@@ -12,8 +12,8 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODULES = {"installed", "language_model", "served"}
 """not examples themselves"""
-ELSEWHERE = {"live_adaptation", "vllm_in_process"}
-"""tested with the real model, and inside vLLM"""
+ELSEWHERE = {"live_adaptation", "per_layer", "vllm_in_process"}
+"""tested with the real model, beside what they show, and inside vLLM"""
 
 
 def run_example(name, *arguments, cache=None):

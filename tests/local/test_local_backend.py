@@ -262,10 +262,10 @@ async def test_a_failed_step_fails_its_streams_and_nothing_else(backend, monkeyp
     model, real = backend._engine.model, type(backend._engine.model).step
     failing = True
 
-    def step(self, ids, cache):
+    def step(self, ids, cache, adapters=()):
         if failing:
             raise RuntimeError("out of memory")
-        return real(self, ids, cache)
+        return real(self, ids, cache, adapters)
 
     monkeypatch.setattr(type(model), "step", step)
     with pytest.raises(UpstreamProtocolError, match="out of memory"):

@@ -305,35 +305,3 @@ async def test_bad_signals_are_refused_by_name(backend):
             ),
         )
     ).finite
-
-
-async def test_adapters_at_inner_layers(backend, reference):
-    host = backend.host
-    plain = await collect(backend, ask())
-    fingerprint = host.fingerprint
-    pair = weights(4, size=0.5).micro
-    await host.put_layer_adapter(1, pair)
-    assert host.fingerprint != fingerprint
-    adapted = await collect(backend, ask(id="a"))
-    capture = await host.capture("a")
-
-    def hook(module, inputs, output):
-        return output + torch.from_numpy(pair.delta(output[0].numpy()))[None]
-
-    handle = reference.get_decoder().layers[1].register_forward_hook(hook)
-    try:
-        with torch.no_grad():
-            ids = torch.tensor([list(adapted.head.prompt_ids) + adapted.ids()])
-            hidden = reference.get_decoder()(input_ids=ids).last_hidden_state[0]
-    finally:
-        handle.remove()
-    expected = hidden[len(adapted.head.prompt_ids) - 1 : -1].numpy()
-    np.testing.assert_allclose(capture.hidden, expected, rtol=1e-3, atol=1e-3)
-    assert adapted.logprobs() != plain.logprobs()
-    await host.put_layer_adapter(-2, None)  # the same layer, counted from the end
-    assert host.fingerprint == fingerprint
-    assert (await collect(backend, ask())).logprobs() == plain.logprobs()
-    with pytest.raises(HostError, match=r"another model"):
-        await host.evaluate([capture], weights())
-    with pytest.raises(HostError, match=r"layer 3 is outside 0..2"):
-        await host.put_layer_adapter(3, pair)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .batch import Batch, CapturedTokens, Segment, TokenRows
 from .checks import check_captures, check_signal, check_top_k
-from .curvature import curvature
+from .curvature import constant_row, curvature
 from .distance import penalty, predicted_kl
 from .evaluation import evaluate, unusable
 from .factors import MAX_RANK, Factors, check_weights, stack_factors
@@ -15,6 +15,7 @@ from .gradient import gradient
 from .heads import DenseHead, Head, SampledHead
 from .logits import BaseLogits
 from .policy import Scratch
+from .repetition import Repetition
 from .shard import Shard
 from .slices import Job
 
@@ -27,6 +28,7 @@ __all__ = [
     "Factors",
     "Head",
     "Job",
+    "Repetition",
     "SampledHead",
     "Scratch",
     "Segment",
@@ -36,6 +38,7 @@ __all__ = [
     "check_signal",
     "check_top_k",
     "check_weights",
+    "constant_row",
     "curvature",
     "evaluate",
     "gradient",

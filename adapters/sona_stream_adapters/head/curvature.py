@@ -13,7 +13,7 @@ from .batch import Batch
 from .logits import BaseLogits
 from .policy import Scratch, apply_policy
 
-__all__ = ["curvature"]
+__all__ = ["constant_row", "curvature"]
 
 DIRECTIONS = 32
 """eigenpairs kept: the loud directions of a policy are few"""
@@ -43,7 +43,7 @@ def curvature(source: BaseLogits, batch: Batch, scratch: Scratch) -> Generator[N
         yield
     hidden = torch.cat([batch.rows(segment) for segment in batch.segments]).double()
     yield
-    constant = _constant(hidden)
+    constant = constant_row(hidden)
     yield
     rms = float(hidden.square().mean().sqrt())
     inputs = _spectrum(hidden, INPUT_DIRECTIONS)
@@ -59,7 +59,7 @@ def curvature(source: BaseLogits, batch: Batch, scratch: Scratch) -> Generator[N
     return Curvature(len(batch), rms, constant, _spectrum(own.double()), _array(torch.stack(sums)), inputs)
 
 
-def _constant(hidden: torch.Tensor) -> F32:
+def constant_row(hidden: torch.Tensor) -> F32:
     """(d,) ridge regression of 1 on the states (n, d), scaled to 1 on their mean; solved on the shorter side."""
     n, d = hidden.shape
     mean = hidden.mean(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -25,15 +26,26 @@ class Factors:
     B: torch.Tensor
     """(d, q) float32"""
     version: int = 0
+    layers: Mapping[int, Factors] = dataclasses.field(default_factory=dict)
+    """of pairs inside the model"""
 
     def to(self, device: torch.device) -> Factors:
         """The same on `device`."""
         return Factors(self.A.to(device), self.B.to(device), self.version)
 
 
-def check_weights(weights: LoraWeights, hidden_dim: int, *, finite: bool = True, max_rank: int = MAX_RANK) -> None:
-    """Raises HostError naming the factor and the limit."""
+def check_weights(
+    weights: LoraWeights, hidden_dim: int, *, finite: bool = True, max_rank: int = MAX_RANK, layers: int = 0
+) -> None:
+    """Raises HostError naming the factor and the limit. `layers`: of the model, where the host adapts them."""
+    outside = [layer for layer in sorted(weights.layers) if not 0 <= layer < layers]
+    if outside:
+        raise HostError(
+            f"layers: the adapter changes layer {outside[0]}, and "
+            + (f"the model's are 0..{layers - 1}" if layers else "this host adapts the final hidden state alone")
+        )
     pairs = {"micro": weights.micro} | ({} if weights.base is None else {"base": weights.base})
+    pairs |= {f"layers[{layer}]": pair for layer, pair in weights.layers.items()}
     for name, pair in pairs.items():
         _check_pair(name, pair, hidden_dim, max_rank)
         if finite and not (pair.is_finite() and np.isfinite(pair.scaling)):
@@ -55,4 +67,5 @@ def stack_factors(weights: LoraWeights, version: int = 0) -> Factors:
     pairs = [weights.micro] if weights.base is None else [weights.micro, weights.base]
     A = np.concatenate([pair.lora_A for pair in pairs], dtype=np.float32)
     B = np.concatenate([pair.lora_B * np.float32(pair.scaling) for pair in pairs], axis=1, dtype=np.float32)
-    return Factors(A=torch.from_numpy(A), B=torch.from_numpy(B), version=version)
+    inside = {layer: stack_factors(LoraWeights(pair)) for layer, pair in weights.layers.items()}
+    return Factors(A=torch.from_numpy(A), B=torch.from_numpy(B), version=version, layers=inside)

@@ -15,8 +15,8 @@ __all__ = ["AdapterTable", "adapt"]
 
 
 def adapt(hidden: torch.Tensor, factors: Sequence[Factors | None]) -> torch.Tensor:
-    """(n, d) -> (n, d): row i through ``factors[i]``. Rows without one keep their exact bits; without any, the
-    input itself is returned.
+    """(n, ..., d) -> the same shape: row i through ``factors[i]``. Rows without one keep their exact bits; without
+    any, the input itself is returned.
     """
     groups: dict[int, tuple[Factors, list[int]]] = {}
     for row, entry in enumerate(factors):
@@ -36,13 +36,14 @@ class AdapterTable:
     assignment of a whole entry, so a reader sees the old one or the new one.
     """
 
-    def __init__(self, hidden_dim: int) -> None:
-        self._hidden_dim = hidden_dim
+    def __init__(self, hidden_dim: int, *, layers: int = 0) -> None:
+        """`layers`: of the model, where those are adapted, too."""
+        self._hidden_dim, self._layers = hidden_dim, layers
         self._entries: dict[str, Factors] = {}
 
     def put(self, key: str, version: int, weights: LoraWeights) -> None:
         """Raises HostError on a wrong shape, a rank out of bounds, or a value that is not finite."""
-        check_weights(weights, self._hidden_dim)
+        check_weights(weights, self._hidden_dim, layers=self._layers)
         if version < 1:
             raise HostError(f"version {version} of adapter {key!r}: versions count from 1")
         self._entries[key] = stack_factors(weights, version)

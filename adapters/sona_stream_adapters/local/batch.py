@@ -46,7 +46,7 @@ class _Prefill:
         take = min(longest - self._done, max(budget // len(prompts), 1))
         # The padding of a shorter prompt comes after it, so causal attention never sees it.
         ids = [(prompt + [0] * (longest - len(prompt)))[self._done : self._done + take] for prompt in prompts]
-        hidden = self._model.prefill(torch.tensor(ids), self.cache)
+        hidden = self._model.prefill(torch.tensor(ids), self.cache, [one.pinned for one in self.generations])
         start, self._done = self._done, self._done + take
         if self._done < longest:
             return None
@@ -165,7 +165,8 @@ class DecodeBatch:
     def _step(self) -> Emitted:
         if not self._rows:
             return []
-        hidden = self.model.step(torch.tensor([choice.last_id for choice in self._rows]), self._cache)
+        ids = torch.tensor([choice.last_id for choice in self._rows])
+        hidden = self.model.step(ids, self._cache, [choice.generation.pinned for choice in self._rows])
         return self._emit(self._rows, hidden)
 
     def _emit(self, choices: list[Choice], hidden: torch.Tensor) -> Emitted:

@@ -46,14 +46,15 @@ class CaptureBuilder:
         prompt_ids: list[int],
         adapter_key: str | None,
         temperature: float,
+        unadapted: bool = True,
     ) -> Capture:
-        """The capture, with arrays of their own."""
+        """The capture, with arrays of their own; without states where those are not of the unadapted model."""
         return Capture(
             request_id=request_id,
             fingerprint=fingerprint,
             prompt_ids=np.asarray(prompt_ids, np.int32),
             token_ids=np.asarray(self._token_ids, np.int32),
-            hidden=self._hidden[: len(self)].copy(),
+            hidden=self._hidden[: len(self) if unadapted else 0].copy(),
             logprobs=np.asarray(self._logprobs, np.float32),
             adapter_versions=np.asarray(self._versions, np.int32),
             adapter_key=adapter_key,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sona_stream.config.settings import SonaSettings
+from sona_stream.errors import ConfigError
 from sona_stream.events import AdapterRef, Request
 from sona_stream.lora import Capture
 from sona_stream_adapters.episodes import EpisodeStore
@@ -18,8 +19,9 @@ from .batch import DecodeBatch
 from .capture import CaptureRing
 from .generation import Generation
 from .host import LocalHost
+from .layers import Births
 from .memory import Memory
-from .model import load_model
+from .model import LanguageModel, load_model
 from .options import LocalOptions
 from .sampling import SamplingState
 from .scheduler import Scheduler
@@ -35,8 +37,8 @@ class Engine:
     """Model, torch thread and host. Construction loads and blocks."""
 
     def __init__(self, folder: Path, *, name: str, options: LocalOptions, settings: SonaSettings) -> None:
-        self.model = load_model(folder, name=name)
-        self.adapters = AdapterTable(self.model.hidden_dim)
+        self.model = load_model(folder, name=name, layered=options.layers is not None)
+        self.adapters = AdapterTable(self.model.hidden_dim, layers=self.model.adapted_layers)
         self._options = options
         self._captures = CaptureRing(settings.learner.capture_mb * _MB) if settings.learning != "off" else None
         self.episodes = EpisodeStore(
@@ -61,6 +63,7 @@ class Engine:
             self._captures or CaptureRing(0),
             self.episodes,
             logit_cache_bytes=options.logit_cache_mb * _MB,
+            births=_births(self.model, options),
         )
         self.scheduler.start()
 
@@ -73,6 +76,9 @@ class Engine:
         room = self.model.context - len(ids)
         ref = request.adapter
         pinned = self.adapters.pinned(ref) if ref is not None and ref.pinned else None
+        settled = self.model.adapted_layers > 0
+        if settled and pinned is None:
+            pinned = self.adapters.current(ref)
         return Generation(
             request_id=request.id,
             prompt_ids=ids,
@@ -83,6 +89,7 @@ class Engine:
             sampling=[self._sampling(request, index) for index in range(request.sampling.n)],
             adapter=ref,
             pinned=pinned,
+            settled=settled,
             episodes=request.episodes,
             keep=self._keep if self._captures is not None and request.learn else None,
             fingerprint=self.host.fingerprint,
@@ -118,6 +125,22 @@ class Engine:
     def _model_top_p(self, temperature: float | None) -> float:
         """The model's recommended pair belongs together: who names a temperature gets the plain distribution."""
         return self.model.top_p if temperature is None else 1.0
+
+
+def _births(model: LanguageModel, options: LocalOptions) -> Births | None:
+    """Raises ConfigError naming a layer that the model does not have."""
+    if options.layers is None:
+        return None
+    count = model.adapted_layers
+    layers = range(count) if options.layers == "all" else options.layers
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise ConfigError(
+                f"{model.name}: litellm_params.layers: {layer} is outside 0..{count - 1}, the model's"
+            )
+    if options.layer_rank > model.hidden_dim:
+        raise ConfigError(f"{model.name}: litellm_params.layer_rank must be at most {model.hidden_dim}, the width")
+    return Births(model, layers, options.layer_rank)
 
 
 def _first(*values: float | None) -> float:

@@ -36,6 +36,10 @@ class Generation:
     """one a choice"""
     adapter: AdapterRef | None
     pinned: Factors | None
+    """of every token; else each takes the newest version"""
+    settled: bool
+    """whether every token is drawn as the first, also one without an adapter: where layers inside the model are
+    adapted, the cache's keys and values are of the version that made them"""
     episodes: tuple[EpisodeRef, ...]
     """remembered answers that it draws on, as far as they are here"""
     keep: Callable[[Capture], None] | None
@@ -59,7 +63,7 @@ class Generation:
 
     def serving(self, table: AdapterTable) -> Factors | None:
         """The adapter of the next token."""
-        return self.pinned if self.pinned is not None else table.current(self.adapter)
+        return self.pinned if self.settled or self.pinned is not None else table.current(self.adapter)
 
     def close(self) -> None:
         """Hand over the captures: before the last event, so that feedback right after it finds them. A cancelled
@@ -123,6 +127,7 @@ class Choice:
         if builder is None or generation.keep is None or not len(builder):
             return
         suffix = f":{self.index}" if self.index else ""
+        inside = generation.pinned is not None and bool(generation.pinned.layers)
         generation.keep(
             builder.finish(
                 request_id=generation.request_id + suffix,
@@ -130,5 +135,6 @@ class Choice:
                 prompt_ids=generation.prompt_ids,
                 adapter_key=None if generation.adapter is None else generation.adapter.key,
                 temperature=self.state.temperature,
+                unadapted=not inside,
             )
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import dataclasses
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -39,7 +40,7 @@ from sona_stream_adapters.head import (
 from .adapters import AdapterTable
 from .capture import CaptureRing
 from .encode import encode, measure_space
-from .layer_adapters import LayerAdapters
+from .layers import Births, layered_evaluation, layered_gradient, layered_kl, layered_logprobs
 from .model import LanguageModel
 from .scheduler import Scheduler
 
@@ -60,6 +61,7 @@ class LocalHost:
         episodes: EpisodeStore,
         *,
         logit_cache_bytes: int,
+        births: Births | None = None,
     ) -> None:
         self._model = model
         self._scheduler = scheduler
@@ -67,7 +69,7 @@ class LocalHost:
         self._captures = captures
         self._episodes = episodes
         self._space: tuple[str, HiddenSpace] | None = None
-        self._layers = LayerAdapters(model)
+        self._births = births
         head = DenseHead(model.lm_head, model.lm_bias, packed=model.packed_head)
         self._logits = BaseLogits(head, max_bytes=logit_cache_bytes)
         self._scratch = Scratch()
@@ -79,8 +81,8 @@ class LocalHost:
 
     @property
     def fingerprint(self) -> str:
-        """Weights, config, tokenizer and lm_head; adapters at inner layers make it another model."""
-        return self._model.fingerprint + self._layers.suffix
+        """Weights, config, tokenizer and lm_head."""
+        return self._model.fingerprint
 
     async def put_adapter(self, key: str, version: int, weights: LoraWeights) -> None:
         """Serve from the next token on. Raises HostError naming the factor and the limit."""
@@ -94,7 +96,7 @@ class LocalHost:
         """Of the reference text's states. One prefill of it, the first time."""
         fingerprint = self.fingerprint
         if self._space is None or self._space[0] != fingerprint:
-            job = measure_space(self._model, is_busy=lambda: self._scheduler.streaming)
+            job = measure_space(self._model, is_busy=self._is_busy)
             self._space = (fingerprint, await self._scheduler.run(job))
         return self._space[1]
 
@@ -113,17 +115,20 @@ class LocalHost:
         """Streams that draw on it go on without from their next token."""
         self._episodes.drop(key)
 
-    async def put_layer_adapter(self, layer: int, weights: LowRank | None) -> None:
-        """Research: h + delta(h) on the output of one decoder layer, for every request; None takes it away.
-
-        `fingerprint` changes with it, and gradients of the final adapter are then those of the changed model.
-        """
-        await self._scheduler.run(self._layers.put(layer, weights))
-        self._episodes.clear()  # states of another model
+    async def initial_layers(self, key: str) -> Mapping[int, LowRank]:
+        """See `LayeredHost`; none without the setting `layers`. One prefill of a fixed text, the first time."""
+        return {} if self._births is None else await self._scheduler.run(self._births.pairs(key))
 
     async def capture(self, request_id: str) -> Capture:
-        """Raises CaptureGone when the ring no longer holds it. Choice i > 0 is kept as ``request_id:i``."""
-        return self._captures.get(request_id)
+        """Raises CaptureGone when the ring no longer holds it. Choice i > 0 is kept as ``request_id:i``. The states
+        of an answer drawn through adapted layers are computed when they are first asked for.
+        """
+        found = self._captures.get(request_id)
+        if len(found) and not found.hidden.shape[0]:
+            same = await self.encode(found.prompt_ids, found.token_ids)
+            found = dataclasses.replace(found, hidden=same.hidden)
+            self._captures.put(found)
+        return found
 
     async def release(self, request_id: str) -> None:
         """Forget; unknown ids are fine."""
@@ -146,7 +151,8 @@ class LocalHost:
         if not np.isfinite(temperature) or temperature < 0:
             raise HostError(f"temperature {temperature} must be a finite number >= 0")
         if weights is not None:
-            check_weights(weights, self.hidden_dim)
+            self._check(weights)
+        inside = weights is not None and bool(weights.layers)
         job = encode(
             self._model,
             [int(token) for token in prompt_ids],
@@ -155,24 +161,34 @@ class LocalHost:
             fingerprint=self.fingerprint,
             temperature=temperature,
             adapter_key=adapter_key,
-            weights=weights,
-            is_busy=lambda: self._scheduler.streaming,
+            weights=None if inside else weights,
+            is_busy=self._is_busy,
         )
-        return await self._scheduler.run(job)
+        found = await self._scheduler.run(job)
+        if weights is None or not inside:
+            return found
+        logprobs = await self._scheduler.run(layered_logprobs(self._model, found, weights, self._is_busy))
+        return dataclasses.replace(found, logprobs=logprobs)
 
     async def gradient(self, captures: Sequence[Capture], signal: TokenSignal) -> LoraGradient:
-        """See `TokenSignal` for the loss. Exact; with ``top_k`` exact for the kept rows of lm_head."""
-        check_weights(signal.weights, self.hidden_dim)
+        """See `TokenSignal` for the loss. Exact; with ``top_k`` exact for the kept rows of lm_head. With layers in
+        the weights, by autograd through the model and over the whole vocabulary.
+        """
+        self._check(signal.weights)
         check_signal(captures, signal)
+        if signal.weights.layers:
+            return await self._read(captures, layered_gradient(self._model, captures, signal, self._is_busy))
         return await self._run(captures, lambda batch: gradient(self._logits, batch, signal, self._scratch))
 
     async def predicted_kl(
         self, captures: Sequence[Capture], old: LoraWeights, new: LoraWeights, *, top_k: int | None = None
     ) -> float:
         """Mean over tokens of 1/2 Var_{p_old}(W (h'_new - h'_old) / T); `top_k` as in `TokenSignal`."""
-        check_weights(old, self.hidden_dim)
-        check_weights(new, self.hidden_dim)
+        self._check(old)
+        self._check(new)
         check_top_k(top_k)
+        if old.layers or new.layers:
+            return await self._read(captures, layered_kl(self._model, captures, old, new, self._is_busy))
         return await self._run(
             captures, lambda batch: predicted_kl(self._logits, batch, old, new, top_k, self._scratch)
         )
@@ -180,9 +196,9 @@ class LocalHost:
     async def penalty(
         self, captures: Sequence[Capture], reference: LoraWeights, current: LoraWeights, *, top_k: int | None = None
     ) -> LoraGradient:
-        """How far `current` is from `reference` on these captures: see `RetainingHost`."""
-        check_weights(reference, self.hidden_dim)
-        check_weights(current, self.hidden_dim)
+        """How far `current` is from `reference` on these captures: see `RetainingHost`. Layers are left out."""
+        self._check(reference)
+        self._check(current)
         check_top_k(top_k)
         return await self._run(
             captures, lambda batch: penalty(self._logits, batch, reference, current, top_k, self._scratch)
@@ -190,7 +206,9 @@ class LocalHost:
 
     async def evaluate(self, captures: Sequence[Capture], weights: LoraWeights) -> Evaluation:
         """Over the whole vocabulary. Weights that are not finite are answered with ``finite=False``."""
-        check_weights(weights, self.hidden_dim, finite=False)
+        self._check(weights, finite=False)
+        if weights.layers:
+            return await self._read(captures, layered_evaluation(self._model, captures, weights, self._is_busy))
         return await self._run(captures, lambda batch: evaluate(self._logits, batch, weights, self._scratch))
 
     async def curvature(self, captures: Sequence[Capture]) -> Curvature:
@@ -204,6 +222,20 @@ class LocalHost:
             return (yield from begin(Batch(captures)))
 
         return await self._scheduler.run(job())
+
+    async def _read(self, captures: Sequence[Capture], job: Generator[None, None, T]) -> T:
+        """A job that goes through the model itself."""
+        self._check_captures(captures)
+        for capture in captures:
+            if not len(capture.prompt_ids):
+                raise HostError(f"capture {capture.request_id!r}.prompt_ids: at least one token is needed")
+        return await self._scheduler.run(job)
+
+    def _is_busy(self) -> bool:
+        return self._scheduler.streaming
+
+    def _check(self, weights: LoraWeights, *, finite: bool = True) -> None:
+        check_weights(weights, self.hidden_dim, finite=finite, layers=self._model.adapted_layers)
 
     def _check_captures(self, captures: Sequence[Capture]) -> None:
         for capture in captures:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sona_stream.errors import ModelUnavailable
+from sona_stream.errors import HostError, ModelUnavailable
 
 from .fingerprint import model_fingerprint
 from .kv_cache import SlotCache
+from .layer_hooks import LayerHooks, Rows
 from .linear import Packing, linear, pack
 
 __all__ = ["LanguageModel", "load_model"]
@@ -39,6 +40,8 @@ class LanguageModel:
     eos_ids: frozenset[int]
     temperature: float
     top_p: float
+    layer_hooks: LayerHooks | None = None
+    """where layers inside the model are adapted"""
 
     @property
     def hidden_dim(self) -> int:
@@ -67,35 +70,70 @@ class LanguageModel:
         """An empty cache for this model."""
         return SlotCache(self.layers, rows=rows)
 
-    def prefill(self, ids: torch.Tensor, cache: SlotCache) -> torch.Tensor:
-        """Further `ids` (n, t) of equally long rows -> final hidden states (n, t, d)."""
+    @property
+    def adapted_layers(self) -> int:
+        """How many layers adapters may change: all or none."""
+        return 0 if self.layer_hooks is None else self.layer_hooks.count
+
+    def prefill(self, ids: torch.Tensor, cache: SlotCache, adapters: Rows = ()) -> torch.Tensor:
+        """Further `ids` (n, t) of equally long rows -> final hidden states (n, t, d), through the layers of their
+        `adapters`.
+        """
         start = cache.lengths[0] if cache.lengths else 0
         mask = cache.plan_chunk(ids.shape[0], ids.shape[1])
         positions = torch.arange(start, start + ids.shape[1])[None].expand(ids.shape[0], -1)
-        return self._forward(ids, positions, mask, cache)
+        return self._forward(ids, positions, mask, cache, adapters)
 
-    def step(self, ids: torch.Tensor, cache: SlotCache) -> torch.Tensor:
-        """One token for every active row: `ids` (rows,) -> final hidden states (rows, d)."""
+    def step(self, ids: torch.Tensor, cache: SlotCache, adapters: Rows = ()) -> torch.Tensor:
+        """One token for every active row: `ids` (rows,) -> final hidden states (rows, d), as in `prefill`."""
         positions, mask = cache.plan_step()
-        return self._forward(ids[:, None], positions[:, None], mask, cache)[:, -1]
+        return self._forward(ids[:, None], positions[:, None], mask, cache, adapters)[:, -1]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, d) -> (n, V)."""
         return linear(hidden, self.packed_head, self.lm_bias)
 
     def _forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: SlotCache
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor,
+        cache: SlotCache | None,
+        adapters: Rows,
     ) -> torch.Tensor:
-        out = self.decoder(
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
-        )
+        with nullcontext() if self.layer_hooks is None else self.layer_hooks.using(adapters):
+            out = self.decoder(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         hidden: torch.Tensor = out.last_hidden_state
         return hidden
 
+    def read(self, ids: torch.Tensor, mask: torch.Tensor, adapters: Rows) -> torch.Tensor:
+        """Whole texts `ids` (n, t) at once under the additive `mask` (1, 1, t, t) -> final states (n, t, d). With
+        `layer_hooks` autograd sees through it.
+        """
+        positions = torch.arange(ids.shape[1])[None].expand(ids.shape[0], -1)
+        return self._forward(ids, positions, mask, None, adapters)
 
-def load_model(folder: Path, *, name: str) -> LanguageModel:
+    def plain_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As `logits`, by a product that autograd knows."""
+        return torch.nn.functional.linear(hidden, self.lm_head, self.lm_bias)
+
+    def require_hooks(self) -> LayerHooks:
+        """Raises HostError where layers are not adapted."""
+        if self.layer_hooks is None:
+            raise HostError("litellm_params.layers names no layer of this model to adapt")
+        return self.layer_hooks
+
+
+def load_model(folder: Path, *, name: str, layered: bool = False) -> LanguageModel:
     """Read a Hugging Face folder, in float32. Raises ModelUnavailable when it cannot be loaded, or when this
-    host would compute something else than the model's own forward pass.
+    host would compute something else than the model's own forward pass. `layered`: layers inside are adapted; their
+    weights are then not packed, since autograd goes through them.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -122,7 +160,9 @@ def load_model(folder: Path, *, name: str) -> LanguageModel:
         temperature=_default_temperature(model.generation_config),
         top_p=_default_top_p(model.generation_config),
     )
-    _settle_computation(model, loaded)
+    _settle_computation(model, loaded, packed=not layered)
+    if layered:
+        loaded.layer_hooks = LayerHooks(loaded.decoder)
     return loaded
 
 
@@ -153,11 +193,11 @@ def _default_top_p(config: Any) -> float:
 
 
 @torch.inference_mode()
-def _settle_computation(model: Any, loaded: LanguageModel) -> None:
+def _settle_computation(model: Any, loaded: LanguageModel, *, packed: bool) -> None:
     """Pack the weights, and check what this host computes against the forward pass of the model as loaded."""
     ids = torch.arange(2, 18) % loaded.vocab_size
     own = model(input_ids=ids[None], use_cache=False).logits[0]
-    packing = Packing(loaded.decoder)
+    packing = Packing(loaded.decoder if packed else torch.nn.Module())
     try:
         _check_same_computation(model, loaded, ids, own)
         packing.commit()

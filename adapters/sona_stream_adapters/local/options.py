@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sona_stream.errors import ConfigError
 
@@ -35,6 +35,10 @@ class LocalOptions:
     """the most that memory may say of a token's probability"""
     episode_threshold: float = 0.4
     """cosine of the hidden states at which memory says half of that"""
+    layers: Literal["all"] | tuple[int, ...] | None = None
+    """research: decoder layers, counted from 0, on whose output each adapter has a pair of its own"""
+    layer_rank: int = 2
+    """of these pairs"""
 
     @property
     def streaming_threads(self) -> int:
@@ -58,6 +62,7 @@ _LIMITS = {
     "episode_mb": (0, 1_000_000),
     "episode_share": (0.0, 0.999),
     "episode_threshold": (-1.0, 1.0),
+    "layer_rank": (1, 256),
 }
 
 
@@ -68,11 +73,12 @@ def _cores() -> int:
 
 def parse_options(params: Mapping[str, Any], *, model_name: str) -> LocalOptions:
     """Raises ConfigError naming the entry, the field and its range."""
-    for name, value in params.items():
+    numbers = {name: value for name, value in params.items() if name != "layers"}
+    for name, value in numbers.items():
         if name not in _LIMITS:
             raise ConfigError(
                 f"model_list entry {model_name!r}: litellm_params.{name} is unknown to the local backend "
-                f"(known: {', '.join(_LIMITS)})"
+                f"(known: {', '.join([*_LIMITS, 'layers'])})"
             )
         low, high = _LIMITS[name]
         kind = float if isinstance(low, float) else int
@@ -82,4 +88,18 @@ def parse_options(params: Mapping[str, Any], *, model_name: str) -> LocalOptions
                 f"model_list entry {model_name!r}: litellm_params.{name} must be "
                 f"{'a number' if kind is float else 'a whole number'} in {low}..{high}, not {value!r}"
             )
-    return LocalOptions(**params)
+    return LocalOptions(layers=_layers(params.get("layers"), model_name), **numbers)
+
+
+def _layers(value: Any, model_name: str) -> Literal["all"] | tuple[int, ...] | None:
+    if value is None:
+        return None
+    if value == "all":
+        return "all"
+    whole = isinstance(value, list | tuple) and all(type(one) is int and one >= 0 for one in value)
+    if not whole or not value or len(set(value)) < len(value):
+        raise ConfigError(
+            f"model_list entry {model_name!r}: litellm_params.layers must be 'all' or a list of different layer "
+            f"numbers from 0 on, as [0, 5, 29], not {value!r}"
+        )
+    return tuple(sorted(value))

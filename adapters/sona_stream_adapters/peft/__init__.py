@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sona_stream.errors import PluginError
+from sona_stream.errors import HostError, PluginError
 
 if TYPE_CHECKING:
     from sona_stream.lora import AdapterRecord, Capture
@@ -19,7 +19,7 @@ def export_peft(
     record: AdapterRecord, *, model: str, out: Path, captures: Callable[[], Sequence[Capture]]
 ) -> Sequence[str]:
     """The exporter `peft`: a PEFT folder with one LoRA on lm_head, equal to the adapter."""
-    _require()
+    _require(record)
     from .lora_folder import write_lora_folder
 
     return write_lora_folder(record, model=model, out=out)
@@ -29,13 +29,18 @@ def export_logit_bias(
     record: AdapterRecord, *, model: str, out: Path, captures: Callable[[], Sequence[Capture]]
 ) -> Sequence[str]:
     """The exporter `logit-bias`: the adapter's mean effect as one file a tenant, for vLLM's logits processors."""
-    _require()
+    _require(record)
     from .mean_bias import write_mean_bias
 
     return write_mean_bias(record, captures(), model=model, out=out)
 
 
-def _require() -> None:
+def _require(record: AdapterRecord) -> None:
+    if record.weights.layers:
+        raise HostError(
+            f"adapter {record.key}@{record.version} changes the outputs of layers {sorted(record.weights.layers)}: "
+            "a change of lm_head cannot say that. It serves on a local model (litellm_params.layers)"
+        )
     missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
     if missing:
         raise PluginError(f"the export needs {' and '.join(missing)}; try: pip install 'sona-stream[local]'")

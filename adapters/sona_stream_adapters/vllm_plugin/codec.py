@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sona_stream.errors import HostError
 from sona_stream.lora import Capture, LoraWeights, LowRank
 
 __all__ = [
@@ -165,7 +166,11 @@ def no_weights(hidden_dim: int) -> LoraWeights:
 
 
 def weights_parts(weights: LoraWeights, prefix: str = "") -> tuple[Arrays, Facts]:
-    """``<prefix>micro.lora_A`` (r, d), ``<prefix>micro.lora_B`` (d, r), and of ``base``; facts: the scalings."""
+    """``<prefix>micro.lora_A`` (r, d), ``<prefix>micro.lora_B`` (d, r), and of ``base``; facts: the scalings.
+    Raises HostError on pairs inside the model.
+    """
+    if weights.layers:
+        raise HostError("layers: only a local model adapts layers inside the model; this one's lm_head alone")
     pairs = {"micro": weights.micro} | ({} if weights.base is None else {"base": weights.base})
     arrays: Arrays = {}
     facts: Facts = {}

@@ -214,7 +214,7 @@ class BackgroundLoop:
         replay begins anew, from all that is known by now.
         """
         if line.working is None or _REPLAYED not in line.working.moments:
-            return self._state.birth(line, lessons[-1], await self._state.curvature(line.key, lessons))
+            return await self._state.birth(line, lessons[-1], await self._state.curvature(line.key, lessons))
         fit = self._fits.get(line.key)
         return self._state.fitted(line.working) if fit is None else fit, line.working.moments
 

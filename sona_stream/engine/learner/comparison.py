@@ -37,7 +37,7 @@ def unadapted(like: LoraWeights) -> LoraWeights:
 
 
 def norm(weights: LoraWeights) -> float:
-    """Frobenius norm of the whole change B A (d, d), which is never formed."""
+    """Frobenius norm of the whole change B A (d, d), which is never formed; layers count beside it."""
     return math.sqrt(max(0.0, _product(weights, weights)))
 
 
@@ -74,8 +74,9 @@ def _product(one: LoraWeights, other: LoraWeights) -> float:
     return float(
         sum(
             a.scaling * b.scaling * np.sum(_inner(a.lora_B.T, b.lora_B.T) * _inner(a.lora_A, b.lora_A))
-            for a in _pairs(one)
-            for b in _pairs(other)
+            for place in (None, *one.layers)
+            for a in _pairs(one, place)
+            for b in _pairs(other, place)
         )
     )
 
@@ -85,5 +86,7 @@ def _inner(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.ndarray
     return np.asarray(one.astype(np.float64) @ other.astype(np.float64).T)
 
 
-def _pairs(weights: LoraWeights) -> list[LowRank]:
-    return [pair for pair in (weights.micro, weights.base) if pair is not None]
+def _pairs(weights: LoraWeights, layer: int | None) -> list[LowRank]:
+    """Those that change the same states: the final ones, or a layer's."""
+    there = (weights.micro, weights.base) if layer is None else (weights.layers.get(layer),)
+    return [pair for pair in there if pair is not None]

@@ -93,10 +93,11 @@ class Cycle:
             before = line.working
             if before is None or state.versions.frozen:
                 return None
-            done = await anyio.to_thread.run_sync(fold, state.fitted(before), inputs, state.rates.base_lora_rank)
+            fitted = state.fitted(before)
+            done = await anyio.to_thread.run_sync(fold, fitted, inputs, state.rates.base_lora_rank)
             fresh = initial_weights(curvature, state.rates.micro_lora_rank, f"{key}@{line.latest}")
             evidence = Evidence.of(before.moments)
-            whole = LoraWeights(fresh.micro, done.base)
+            whole = LoraWeights(fresh.micro, done.base, fitted.layers)
             served, kept = state.version(whole, micro_cleared(before.moments), evidence)
             verdict = await state.gate(key, served, None)
             if not verdict.ok:

@@ -8,6 +8,7 @@ first row is the ridge regression of 1 on the states, which gives 1 within a ten
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -18,10 +19,15 @@ __all__ = ["initial_weights"]
 _RANDOM_GAIN = 0.5  # standard deviation of A h on the random rows, against 1 on the first
 
 
-def initial_weights(curvature: Curvature, rank: int, key: str) -> LoraWeights:
-    """`curvature` is of the lessons that are there at birth. The key seeds the random rows: births repeat."""
+def initial_weights(
+    curvature: Curvature, rank: int, key: str, layers: Mapping[int, LowRank] | None = None
+) -> LoraWeights:
+    """`curvature` is of the lessons that are there at birth. The key seeds the random rows: births repeat.
+    `layers`: the host's `initial_layers`.
+    """
     d = curvature.constant.shape[0]
     rows = np.random.default_rng(zlib.crc32(key.encode())).standard_normal((rank, d))
     rows *= _RANDOM_GAIN / (max(curvature.rms, 1e-12) * np.sqrt(d))
     rows[0] = curvature.constant
-    return LoraWeights(LowRank(rows.astype(np.float32), np.zeros((d, rank), dtype=np.float32)))
+    micro = LowRank(rows.astype(np.float32), np.zeros((d, rank), dtype=np.float32))
+    return LoraWeights(micro, layers=dict(layers or {}))

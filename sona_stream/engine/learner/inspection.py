@@ -34,6 +34,7 @@ class Inspection:
             **self._view(parsed, record),
             "rank": record.weights.micro.lora_A.shape[0],
             "base_rank": 0 if record.weights.base is None else record.weights.base.lora_A.shape[0],
+            "layers": sorted(record.weights.layers),
             "norm": norm(record.weights),
             "feedback_ids": list(record.feedback_ids),
             "gates": self._state.refusals.counts(parsed),

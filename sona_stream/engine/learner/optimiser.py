@@ -24,6 +24,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...lora import F32, Curvature, LoraGradient, LoraWeights, LowRank, Spectrum
+from .layers import LayerSteps, layer_differences, layer_steps, layers_moved, layers_scaled
 
 __all__ = [
     "RIDGE",
@@ -65,10 +66,11 @@ class Pace:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Direction:
-    """A full step of one pair, to be subtracted: (r, d) and (d, r)."""
+    """A full step of one pair, to be subtracted: (r, d) and (d, r); with the micro pair's, those of the layers."""
 
     lora_A: F32
     lora_B: F32
+    layers: LayerSteps = dataclasses.field(default_factory=dict)
 
 
 def step_of(gradient: LoraGradient, moments: Moments, pace: Pace) -> tuple[Direction, Moments]:
@@ -82,7 +84,8 @@ def step_of(gradient: LoraGradient, moments: Moments, pace: Pace) -> tuple[Direc
     unit, after = _adam(gradient.micro_A / tokens, moments)
     rms, d = float(moments["rms"][0]), gradient.micro_A.shape[1]
     A = pace.freedom * pace.rate / (rms * d**0.5) * unit
-    return Direction(A.astype(np.float32), B.astype(np.float32)), after
+    layers, after = layer_steps(gradient, after, _adam, rate=pace.rate, freedom=pace.freedom)
+    return Direction(A.astype(np.float32), B.astype(np.float32), layers), after
 
 
 def base_step_of(gradient: LoraGradient, base: LowRank, moments: Moments, pace: Pace) -> tuple[Direction, Moments]:
@@ -137,7 +140,8 @@ def moved(weights: LoraWeights, direction: Direction, scale: float = 1.0) -> Lor
     pair = LowRank(
         micro.lora_A - by * direction.lora_A, micro.lora_B - by * direction.lora_B, scaling=micro.scaling
     )
-    return dataclasses.replace(weights, micro=pair)
+    layers = layers_moved(weights.layers, direction.layers, scale)
+    return dataclasses.replace(weights, micro=pair, layers=layers)
 
 
 def base_moved(weights: LoraWeights, direction: Direction, scale: float = 1.0) -> LoraWeights:
@@ -153,7 +157,8 @@ def shifted(start: LoraWeights, end: LoraWeights, onto: LoraWeights, scale: floa
     """`onto` plus scale * (end - start), factor by factor: a background result on what was learned meanwhile. The
     base pair moves where all three have one.
     """
-    out = moved(onto, _difference(start.micro, end.micro), scale)
+    layers = layer_differences(start.layers, end.layers)
+    out = moved(onto, dataclasses.replace(_difference(start.micro, end.micro), layers=layers), scale)
     if start.base is None or end.base is None or start.base is end.base or out.base is None:
         return out
     return base_moved(out, _difference(start.base, end.base), scale)
@@ -166,7 +171,7 @@ def _difference(start: LowRank, end: LowRank) -> Direction:
 def contracted(weights: LoraWeights, share: float) -> LoraWeights:
     """The whole adapter's effect times `share`."""
     base = None if weights.base is None else _scaled(weights.base, share)
-    return LoraWeights(_scaled(weights.micro, share), base)
+    return LoraWeights(_scaled(weights.micro, share), base, layers_scaled(weights.layers, share))
 
 
 def _scaled(pair: LowRank, share: float) -> LowRank:

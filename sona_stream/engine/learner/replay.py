@@ -185,6 +185,9 @@ def _sum(one: LoraGradient, other: LoraGradient) -> LoraGradient:
         loss=one.loss + other.loss,
         mean_kl_to_base=share * one.mean_kl_to_base + (1 - share) * other.mean_kl_to_base,
         mean_logprob=share * one.mean_logprob + (1 - share) * other.mean_logprob,
+        layers={
+            layer: (A + other.layers[layer][0], B + other.layers[layer][1]) for layer, (A, B) in one.layers.items()
+        },
     )
 
 

@@ -218,16 +218,17 @@ class State:
         """
         if line.working is not None and "rms" in line.working.moments:
             return self.fitted(line.working), line.working.moments
-        return self.birth(line, lesson, await self.metric(line.key, lesson))
+        return await self.birth(line, lesson, await self.metric(line.key, lesson))
 
-    def birth(self, line: Line, lesson: Lesson, curvature: Curvature) -> tuple[LoraWeights, Moments]:
+    async def birth(self, line: Line, lesson: Lesson, curvature: Curvature) -> tuple[LoraWeights, Moments]:
         """A start without the line's own steps: the nearest parent's fit, else an adapter that changes nothing."""
         fresh = {"rms": np.asarray([curvature.rms], dtype=np.float32)}
         for origin in self._parents(line, lesson):
             if origin.working is not None:
                 known = origin.working.moments
                 return self.fitted(origin.working), Evidence.of(known).beside(fresh, trust_of(known))
-        return initial_weights(curvature, self.rates.micro_lora_rank, str(line.key)), fresh
+        layers = await self.host(line.key.model).initial_layers(str(line.key))
+        return initial_weights(curvature, self.rates.micro_lora_rank, str(line.key), layers), fresh
 
     async def curvature(self, key: AdapterKey, lessons: Sequence[Lesson]) -> Curvature:
         """Of the key's model on its tenant's answers, these among them."""

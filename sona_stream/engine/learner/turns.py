@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import anyio
 
@@ -16,9 +16,10 @@ from ...lora import (
     HiddenSpace,
     LoraGradient,
     LoraWeights,
+    LowRank,
     TokenSignal,
 )
-from ...protocols import HiddenStateHost, RetainingHost
+from ...protocols import HiddenStateHost, LayeredHost, RetainingHost
 
 __all__ = ["TakingTurns"]
 
@@ -104,6 +105,13 @@ class TakingTurns:
             raise HostError("this host cannot say what would be forgotten")
         async with self._turn:
             return await self._host.penalty(captures, reference, current, top_k=top_k)
+
+    async def initial_layers(self, key: str) -> Mapping[int, LowRank]:
+        """In turn; none where the host is no `LayeredHost`."""
+        if not isinstance(self._host, LayeredHost):
+            return {}
+        async with self._turn:
+            return await self._host.initial_layers(key)
 
     async def predicted_kl(self, captures: Sequence[Capture], old: LoraWeights, new: LoraWeights) -> float:
         """In turn."""
