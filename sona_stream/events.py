@@ -117,6 +117,8 @@ class EpisodeRef:
     key: str
     gate: float
     """in (0, 1]: how near its query is; weighs its states' similarities"""
+    share: float = 1.0
+    """in (0, 1]: of what a correction may decide at a token, how much this one may"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

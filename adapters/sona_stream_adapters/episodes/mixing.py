@@ -3,8 +3,9 @@ https://arxiv.org/abs/1911.00172).
 
     s_i = cos(h, h_i) g_e over the pairs of the named episodes, h standardised
     w = softmax(20 s over the top 32)      p_memory = sum w_i onehot(y_i)
-    p = (1 - l) p_model + l p_memory       l = share * sigmoid(25 (max s - threshold))
+    p = (1 - l) p_model + l p_memory       l = share * share_e * sigmoid(25 (max s - threshold))
 
+share_e is that of the episode with the largest s: 1 for a correction.
 p_memory is 0 but for at most 32 tokens. As logits count only up to a constant, (1 - l) p_model are the model's own
 logits, bit for bit, and a token y of memory has log(exp(logit_y) + l / (1 - l) p_memory(y) sum exp(logits)).
 """
@@ -47,30 +48,34 @@ class Episode:
 class ActiveEpisodes:
     """Those that one request names, by the space they were standardised in."""
 
-    named: tuple[tuple[Episode, float], ...]
-    """with their gates, in the request's order"""
+    named: tuple[tuple[Episode, float, float], ...]
+    """with their gates and shares, in the request's order"""
     parts: tuple[tuple[Space | None, torch.Tensor, torch.Tensor], ...]
     """(space, keys (n, d) float32, gates (n,))"""
     token_ids: torch.Tensor
     """(N,) int64, of all parts"""
+    shares: torch.Tensor | None
+    """(N,) float32; None: 1 for all"""
 
     @classmethod
-    def of(cls, named: tuple[tuple[Episode, float], ...]) -> ActiveEpisodes:
+    def of(cls, named: tuple[tuple[Episode, float, float], ...]) -> ActiveEpisodes:
         """At least one."""
-        by_space: dict[int, list[tuple[Episode, float]]] = {}
-        for episode, gate in named:
-            by_space.setdefault(id(episode.space), []).append((episode, gate))
-        parts, ids = [], []
+        by_space: dict[int, list[tuple[Episode, float, float]]] = {}
+        for one in named:
+            by_space.setdefault(id(one[0].space), []).append(one)
+        parts, ids, shares = [], [], []
         for group in by_space.values():
-            gates = [torch.full((len(e.token_ids),), g, device=e.keys.device) for e, g in group]
-            parts.append((group[0][0].space, torch.cat([e.keys for e, _ in group]).float(), torch.cat(gates)))
-            ids += [e.token_ids for e, _ in group]
-        return cls(named, tuple(parts), torch.cat(ids))
+            gates = [_each(e, gate) for e, gate, _ in group]
+            parts.append((group[0][0].space, torch.cat([e.keys for e, *_ in group]).float(), torch.cat(gates)))
+            ids += [e.token_ids for e, *_ in group]
+            shares += [_each(e, share) for e, _, share in group]
+        whole = all(share == 1.0 for *_, share in named)
+        return cls(named, tuple(parts), torch.cat(ids), None if whole else torch.cat(shares))
 
-    def is_of(self, named: tuple[tuple[Episode, float], ...]) -> bool:
+    def is_of(self, named: tuple[tuple[Episode, float, float], ...]) -> bool:
         """Whether it was made of these very episodes."""
         same = len(named) == len(self.named)
-        return same and all(a[0] is b[0] and a[1] == b[1] for a, b in zip(named, self.named, strict=True))
+        return same and all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(named, self.named, strict=True))
 
     def similarities(self, hidden: torch.Tensor) -> torch.Tensor:
         """(m, d) -> (m, N)."""
@@ -117,7 +122,14 @@ def mix(
     ids = episodes.token_ids[index]
     pooled = ((ids[:, :, None] == ids[:, None, :]) * weights[:, None, :]).sum(2)
     amount = share * torch.sigmoid(STEEPNESS * (top[:, :1] - threshold))
+    if episodes.shares is not None:
+        amount = amount * episodes.shares[index[:, :1]]
     odds = amount.log() - torch.log1p(-amount)
     own = logits.gather(1, ids).float()
     total = torch.logsumexp(logits.float(), 1, keepdim=True)
     return Mixture(ids, own, torch.logaddexp(own, total + odds + pooled.log()))
+
+
+def _each(episode: Episode, value: float) -> torch.Tensor:
+    """`value` for each of its tokens."""
+    return torch.full((len(episode.token_ids),), value, device=episode.keys.device)

@@ -105,15 +105,21 @@ class EpisodeStore:
             self.generation += 1
 
     def activate(
-        self, keys: Sequence[str], gates: Sequence[float], known: ActiveEpisodes | None = None
+        self,
+        keys: Sequence[str],
+        gates: Sequence[float],
+        known: ActiveEpisodes | None = None,
+        *,
+        shares: Sequence[float] = (),
     ) -> ActiveEpisodes | None:
         """Those of them that are here with a gate above 0; None when there is none, `known` when it is of the same
-        ones.
+        ones. `shares`: of each, how much it may decide; none given: all of it.
         """
+        asked = zip(keys, gates, shares or (1.0,) * len(keys), strict=True)
         with self._lock:
-            here = [(key, min(gate, 1.0)) for key, gate in zip(keys, gates, strict=True) if key in self._episodes]
-            named = tuple((self._episodes[key], gate) for key, gate in here if gate > 0)
-            for key, _ in here:
+            here = [(key, min(gate, 1.0), min(share, 1.0)) for key, gate, share in asked if key in self._episodes]
+            named = tuple((self._episodes[key], gate, share) for key, gate, share in here if gate > 0 and share > 0)
+            for key, *_ in here:
                 self._episodes.move_to_end(key)
         if not named:
             return None

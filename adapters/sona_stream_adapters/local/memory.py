@@ -58,7 +58,8 @@ class Memory:
         seen, now = request.recalled, self._store.generation
         if seen is None or seen.generation != now:
             keys, gates = [ref.key for ref in request.episodes], [ref.gate for ref in request.episodes]
-            active = self._store.activate(keys, gates, None if seen is None else seen.active)
+            shares = [ref.share for ref in request.episodes]
+            active = self._store.activate(keys, gates, None if seen is None else seen.active, shares=shares)
             seen = request.recalled = Recalled(now, active)
         return seen.active
 

@@ -85,7 +85,13 @@ class ServedEpisodes:
         bound = [ref for ref in refs if 0 < ref.gate <= 1 and await self._is_there(ref.key)]
         if not bound:
             return {}
-        return {"sona_episodes": [ref.key for ref in bound], "sona_gates": [float(ref.gate) for ref in bound]}
+        named: dict[str, list[Any]] = {
+            "sona_episodes": [ref.key for ref in bound],
+            "sona_gates": [float(ref.gate) for ref in bound],
+        }
+        if any(ref.share != 1.0 for ref in bound):
+            named["sona_shares"] = [float(ref.share) for ref in bound]
+        return named
 
     async def _is_there(self, key: str) -> bool:
         entry = self._entries.get(key)

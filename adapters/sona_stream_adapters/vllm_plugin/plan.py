@@ -178,7 +178,7 @@ class Planner:
                     users.append((adapter, rows))
             remembers = False
             if binding.episodes:
-                active = self._episodes.activate(binding.episodes, binding.gates)
+                active = self._episodes.activate(binding.episodes, binding.gates, shares=binding.shares)
                 if active is not None:
                     mixed.append(Mixed(self._index(list(rows)), list(rows), active))
                     remembers = True

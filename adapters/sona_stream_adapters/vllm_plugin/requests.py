@@ -27,6 +27,7 @@ class Binding:
     rid: str | None = None
     episodes: tuple[str, ...] = ()
     gates: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
     teach: int | None = None
 
 
@@ -91,20 +92,26 @@ def binding_from(extra_args: Mapping[str, Any] | None, counters: Counters | None
 
 
 def _checked(extra: Mapping[str, Any]) -> Binding:
-    episodes, gates = _list(extra.get("sona_episodes")), _list(extra.get("sona_gates"))
-    if len(episodes) > MAX_EPISODES or (gates and len(gates) != len(episodes)):
-        raise ValueError("sona_episodes and sona_gates must be as long as each other, and not too long")
-    weights = tuple(float(gate) for gate in gates) or (1.0,) * len(episodes)
-    if not all(math.isfinite(weight) and 0 <= weight <= 1 for weight in weights):
-        raise ValueError("sona_gates must lie in 0..1")
+    episodes = _list(extra.get("sona_episodes"))
+    if len(episodes) > MAX_EPISODES:
+        raise ValueError(f"there may be at most {MAX_EPISODES} sona_episodes")
     return Binding(
         key=_name(extra.get("sona")),
         version=_integer(extra.get("sona_version")),
         rid=_name(extra.get("sona_rid")),
         episodes=tuple(name for name in map(_name, episodes) if name is not None),
-        gates=weights,
+        gates=_weights(extra, "sona_gates", len(episodes)),
+        shares=_weights(extra, "sona_shares", len(episodes)),
         teach=_integer(extra.get("sona_teach")),
     )
+
+
+def _weights(extra: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:
+    """One for each episode; 1 where none is given."""
+    weights = tuple(float(weight) for weight in _list(extra.get(name))) or (1.0,) * count
+    if len(weights) != count or not all(math.isfinite(weight) and 0 <= weight <= 1 for weight in weights):
+        raise ValueError(f"{name} must be numbers in 0..1, one for each of sona_episodes")
+    return weights
 
 
 def _name(value: Any) -> str | None:
