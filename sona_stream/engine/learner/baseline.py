@@ -2,19 +2,24 @@
 
 The baseline runs across answers (never within one) and is shrunk towards the tenant's mean, since a pattern
 sees few answers: (n mean_pattern + k mean_tenant) / (n + k).
+
+Where answers to the same prompt were judged, replay takes off what the prompt itself explains: the mean advantage
+of its *other* answers (leave one out: Kool et al. 2019, https://openreview.net/forum?id=r1lgTGL5DE), shrunk by how
+much prompts differ at all (James & Stein 1961; variances by the method of moments).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 __all__ = ["Baseline", "Running", "advantages"]
 
 _WINDOW = 128  # the policy improves under the statistics: older judgements fade
 _PRIOR_MEAN, _PRIOR_SPREAD, _PRIOR_COUNT = 0.5, 0.3, 2.0  # before anything is known, the neutral rating
 _LEAST_SPREAD = 0.05
+_FEWEST_PROMPTS = 4  # below it nobody knows how much prompts differ
 _LARGEST = 3.0  # one outlier does not outweigh a day of ratings
 
 
@@ -81,8 +86,12 @@ class Baseline:
         return baseline
 
 
-def advantages(qualities: Sequence[float], patterns: Sequence[str], shrinkage: float) -> list[float]:
-    """The same over a known set at once, as replay needs it: every judgement against all of them."""
+def advantages(
+    qualities: Sequence[float], patterns: Sequence[str], shrinkage: float, prompts: Sequence[Hashable] = ()
+) -> list[float]:
+    """The same over a known set at once, as replay needs it: every judgement against all of them. ``prompts`` tells
+    which answers had the same prompt; none given: nobody knows.
+    """
     baseline = Baseline(shrinkage)
     count = len(qualities)
     if count:
@@ -91,7 +100,39 @@ def advantages(qualities: Sequence[float], patterns: Sequence[str], shrinkage: f
     for pattern in set(patterns):
         own = [q for q, p in zip(qualities, patterns, strict=True) if p == pattern]
         baseline.patterns[pattern] = Running(len(own), sum(own) / len(own), 0.0)
-    return [baseline.advantage(q, p) for q, p in zip(qualities, patterns, strict=True)]
+    values = [baseline.advantage(q, p) for q, p in zip(qualities, patterns, strict=True)]
+    return _less_prompts(values, prompts) if prompts else values
+
+
+def _less_prompts(values: Sequence[float], prompts: Sequence[Hashable]) -> list[float]:
+    """Without what the prompts explain, at the length that they had."""
+    by_prompt: dict[Hashable, list[float]] = {}
+    for value, prompt in zip(values, prompts, strict=True):
+        by_prompt.setdefault(prompt, []).append(value)
+    within, between = _variances([own for own in by_prompt.values() if len(own) > 1])
+    if between <= 0:
+        return list(values)
+    left = []
+    for value, prompt in zip(values, prompts, strict=True):
+        others = len(by_prompt[prompt]) - 1
+        mean = (sum(by_prompt[prompt]) - value) / others if others else 0.0
+        left.append(value - mean * others * between / (others * between + within))
+    before, after = (math.sqrt(sum(one * one for one in part)) for part in (values, left))
+    return [_bounded(one * before / after) if after else 0.0 for one in left]
+
+
+def _variances(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Of the answers to one prompt, and of the prompts' own means (may come out negative: they do not differ)."""
+    total = sum(map(len, groups))
+    if len(groups) < _FEWEST_PROMPTS:
+        return 0.0, 0.0
+    means = [sum(group) / len(group) for group in groups]
+    inside = sum((one - mean) ** 2 for group, mean in zip(groups, means, strict=True) for one in group)
+    within = inside / (total - len(groups))
+    middle = sum(map(sum, groups)) / total
+    outside = sum(len(group) * (mean - middle) ** 2 for group, mean in zip(groups, means, strict=True))
+    size = (total - sum(len(group) ** 2 for group in groups) / total) / (len(groups) - 1)
+    return within, (outside / (len(groups) - 1) - within) / size
 
 
 def _shrunk(n: float, mean: float, weight: float, towards: float) -> float:

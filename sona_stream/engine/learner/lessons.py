@@ -27,6 +27,11 @@ class Lesson:
     feedback_id: str
 
     @property
+    def prompt(self) -> bytes:
+        """The same for the same prompt."""
+        return self.capture.prompt_ids.tobytes()
+
+    @property
     def signal(self) -> float:
         """What the store keeps beside the capture."""
         return DEMONSTRATION if self.quality is None else self.quality

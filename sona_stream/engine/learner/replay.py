@@ -61,7 +61,9 @@ class Fit:
 def weigh(lessons: Sequence[Lesson], plan: Plan) -> list[Weighed]:
     """Advantages against each other; what says nothing is left out. The threshold gates only pushing towards."""
     judged = [(lesson, lesson.quality) for lesson in lessons if lesson.quality is not None]
-    values = advantages([q for _, q in judged], [lesson.groups[-1] for lesson, _ in judged], plan.shrinkage)
+    patterns = [lesson.groups[-1] for lesson, _ in judged]
+    prompts = [lesson.prompt for lesson, _ in judged]
+    values = advantages([q for _, q in judged], patterns, plan.shrinkage, prompts)
     weighed = [Weighed(lesson, 1.0) for lesson in lessons if lesson.quality is None]
     for (lesson, quality), advantage in zip(judged, values, strict=True):
         towards_poor = advantage > 0 and quality < plan.quality_threshold

@@ -245,7 +245,9 @@ class State:
         judged = [(one, one.quality, row) for one, row in self.measurements.scored(root, lessons)]
         known = [(one, quality, row) for one, quality, row in judged if quality is not None]
         patterns = [one.groups[-1] for one, _, _ in known]
-        values = advantages([quality for _, quality, _ in known], patterns, self.settings.baseline_shrinkage)
+        prompts = [one.prompt for one, _, _ in known]
+        shrinkage = self.settings.baseline_shrinkage
+        values = advantages([quality for _, quality, _ in known], patterns, shrinkage, prompts)
         corrections = sum(one.quality is None for one in lessons)
         z = dependence(values, [row for _, _, row in known], metric, RIDGE)
         return Evidence(z, float(len(lessons) - corrections), float(corrections))
