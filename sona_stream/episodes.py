@@ -24,6 +24,7 @@ __all__ = [
     "EpisodeStore",
     "EpisodeText",
     "KeepsEpisodes",
+    "KeptQuestion",
     "NewEpisode",
     "Place",
     "Question",
@@ -106,7 +107,7 @@ class EpisodeText:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EpisodeRecord:
-    """An answer to remember: who gave it, to what question, and what the unadapted model's states were on it."""
+    """An answer to remember: who gave it, to what question, and the unadapted model's states on it."""
 
     model: str
     fingerprint: str
@@ -116,8 +117,10 @@ class EpisodeRecord:
     request_id: str
     feedback_id: str = ""
     kind: EpisodeKind = "correction"
-    question: Question
-    vectors: QuestionVectors
+    question: Question | None = None
+    vectors: QuestionVectors | None = None
+    sketch: bytes = b""
+    """`EpisodeMemory.sketch` of the question, instead of both, where its text is not known any more"""
     hidden: F32
     """(T, d) of the unadapted pass: row t is the state that token t follows"""
     token_ids: I32
@@ -167,6 +170,11 @@ class Episode:
     def person(self) -> str:
         """Who gave it, as `Viewer.person` names people."""
         return person_of(self.user, self.key_id)
+
+    @property
+    def renewable(self) -> bool:
+        """Whether it can be made anew for another model: request and answer are kept."""
+        return self.text is not None and self.text.body is not None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -227,6 +235,15 @@ class NewEpisode:
     """None: the newest"""
 
 
+class KeptQuestion(NamedTuple):
+    """`EpisodeMemory.sketch` of what a request asked."""
+
+    tenant: str
+    user: str | None
+    request_id: str
+    sketch: bytes
+
+
 class Dropped(NamedTuple):
     """What became of `EpisodeStore.drop`."""
 
@@ -243,6 +260,8 @@ class EpisodeStore(Protocol):
     """
 
     durable: bool
+    expired: int
+    """that left for their age, so far"""
     on_removed: Callable[[Sequence[int]], None] | None
     """Told on the event loop of numbers that left without the memory asking: retention, or a person forgotten."""
 
@@ -280,6 +299,12 @@ class EpisodeStore(Protocol):
         """Newest first. None: whichever."""
         ...
 
+    async def stale(
+        self, model: str, fingerprint: str, *, below: int | None = None, limit: int = 1000
+    ) -> list[Episode]:
+        """Of this model, made for another fingerprint; the highest number first, `below`: of lower ones only."""
+        ...
+
     async def move(
         self, number: int, *, scope: Scope, by: str, supersede: Sequence[int] = ()
     ) -> EpisodeEntry | None:
@@ -295,14 +320,16 @@ class EpisodeStore(Protocol):
         ...
 
     async def compact(self) -> dict[int, Place]:
-        """Give disk space back, a bounded part a call; -> the new places of what was moved.
-
-        Old places stay readable until the next call.
-        """
+        """Give some disk space back; -> new places of what was moved. The old are readable until the next call."""
         ...
 
     async def spaces(self) -> list[tuple[str, HiddenSpace]]:
         """(fingerprint, space) of all that episodes were stored in."""
+        ...
+
+    async def keep_questions(self, kept: Sequence[KeptQuestion]) -> None: ...
+    async def question(self, tenant: str, request_id: str) -> bytes | None:
+        """The sketch that was kept; None when there is none."""
         ...
 
     def head(self, place: Place) -> bytes | None:

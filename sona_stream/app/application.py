@@ -15,9 +15,8 @@ from .. import plugins
 from ..config.folders import state_dir
 from ..config.settings import WILDCARD, Settings
 from ..engine.learner import Learner
-from ..episodes import Scope
 from ..errors import NotFound, NotReady, SonaError
-from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Principal, Request, Trajectory, pupil
+from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Principal, Request, Trajectory
 from ..protocols import Backend, Closable, Embedder, Handler, Store
 from ..stages import Meter
 from . import embeddings as own_embeddings
@@ -37,11 +36,13 @@ from .gate_metrics import GateCollector
 from .hook_metrics import HookCollector
 from .hosts import Hosts
 from .memory import Memories
+from .memory_metrics import MemoryCollector
+from .memory_services import MemoryServices
 from .notices import notices
 from .patterns import PatternBanks
 from .trajectories import TrajectoryFanOut
 from .upstream_models import UpstreamModels
-from .views import episode_view, pattern_view
+from .views import pattern_view
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ _log = logging.getLogger(__name__)
 View = Mapping[str, Any]
 
 
-class Application:
+class Application(MemoryServices):
     """Satisfies `server.services.Services`: build it, `startup`, serve, `shutdown`.
 
     A model in this process loads while the server is already up; its host joins the learner once it answers, and is
@@ -109,7 +110,7 @@ class Application:
         for group in self.backends.values():
             for backend in group:
                 await stack.enter_async_context(backend)
-        self._memory = build_memory(settings, self.store, self._hosts)
+        self._memory = build_memory(settings, self.store, self._hosts, self.backends)
         if self._memory is not None:
             await stack.enter_async_context(self._memory)
         learning = settings.sona.learning
@@ -122,6 +123,7 @@ class Application:
             watch=self._observe,
         )
         self.registry.register(GateCollector(self._learned))
+        self.registry.register(MemoryCollector(lambda: {} if self._memory is None else self._memory.stats()))
         self.pipeline = build_pipeline(
             settings,
             self.backends,
@@ -166,7 +168,7 @@ class Application:
             sona.learning,
             expected=self._adaptable,
             whose=self.trajectories.whose,
-            remember=None if self._memory is None else self._memory.correct,
+            remember=None if self._memory is None else self._memory.take,
         )
 
     async def shutdown(self) -> None:
@@ -210,50 +212,6 @@ class Application:
         if not wait and self.settings.sona.storage == "none" and isinstance(self._learner, Learner):
             await self._learner.require_answer(feedback)
         return await self._learn_from(feedback, wait=wait)
-
-    async def _remember(self, feedback: Feedback) -> None:
-        """Before the reply, so that the very next answer shows it. What goes wrong here the learner tries again."""
-        if self._memory is not None and feedback.kind == "correction":
-            try:
-                await self._memory.correct(feedback)
-            except SonaError as error:
-                _log.warning("correction %s is remembered later: %s", feedback.id, error)
-            except Exception:  # the correction itself is committed
-                _log.exception("correction %s is remembered later", feedback.id)
-
-    async def undo(self, principal: Principal, model: str | None = None) -> View:
-        """See `Services`."""
-        undone = None if self._memory is None else await self._memory.undo(principal, model)
-        if undone is None:
-            raise NotFound("there is no correction of yours to take back")
-        episode = undone.episode
-        if isinstance(self._learner, Learner):
-            whose = pupil(episode.tenant, episode.user)
-            await self._learner.unlearn(episode.model, whose, episode.feedback_id)
-        return {"episode": episode.key, "request_id": episode.request_id, "returned": list(undone.returned)}
-
-    async def episodes(
-        self, tenant: str | None, person: str | None, scope: Scope | None, limit: int
-    ) -> Sequence[View]:
-        """See `Services`."""
-        if self._memory is None:
-            return []
-        found = await self._memory.memory.episodes(tenant=tenant, person=person, scope=scope, limit=limit)
-        return [episode_view(episode) for episode in found]
-
-    async def promote(self, key: str, scope: Scope, *, by: str) -> View:
-        """See `Services`."""
-        return episode_view(await self._remembering().memory.promote(key, scope, by=by))
-
-    async def forget(self, tenant: str | None, keys: Sequence[str] | None, person: str | None) -> View:
-        """See `Services`."""
-        gone = await self._remembering().memory.forget(tenant=tenant, keys=keys, person=person)
-        return {"forgotten": list(gone)}
-
-    def _remembering(self) -> Memories:
-        if self._memory is None:
-            raise NotFound("nothing is remembered here: see sona.memory.enabled and sona.learning")
-        return self._memory
 
     async def _learn_from(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
         if isinstance(self._learner, SonaError):

@@ -18,6 +18,8 @@ from ..stages import Meter, adapt, fallback, measure, overhead, recall, record, 
 from .engine_settings import engine_config
 from .hosts import Hosts
 from .memory import Memories
+from .question_vectors import QuestionEmbedders
+from .renewal import Backends
 
 __all__ = [
     "build_backends",
@@ -39,7 +41,7 @@ def build_embedder(settings: Settings) -> Embedder:
     return embedder
 
 
-def build_memory(settings: Settings, store: Store, hosts: Hosts) -> Memories | None:
+def build_memory(settings: Settings, store: Store, hosts: Hosts, backends: Backends) -> Memories | None:
     """What `sona.memory` asks for; None where nothing is learned from people. The contextual encoder is taken where
     the extra `memory` is installed and its model is in the cache or may be fetched.
     """
@@ -54,7 +56,8 @@ def build_memory(settings: Settings, store: Store, hosts: Hosts) -> Memories | N
         compiled=engine_config(settings, 1).enable_simd,
     )
     static: Embedder = plugins.load("embedders", "static")({}, settings)
-    return Memories(memory, hosts, store, static, _contextual(settings))
+    embedders = QuestionEmbedders(static, _contextual(settings))
+    return Memories(memory, hosts, store, embedders, backends, sona)
 
 
 def _contextual(settings: Settings) -> Embedder | None:

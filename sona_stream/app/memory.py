@@ -7,33 +7,47 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import aclosing
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.abc
 import numpy as np
-from numpy.typing import NDArray
 
-from ..engine.learner import correction_capture
-from ..engine.memory import STATIC_DIM, EpisodeMemory, Undone, question_of
-from ..episodes import EpisodeRecord, EpisodeText, Question, QuestionVectors, Viewer, person_of
+from ..config.settings import SonaSettings
+from ..engine.learner import accepted_capture, correction_capture
+from ..engine.memory import EpisodeMemory, Undone, question_of
+from ..episodes import Episode, EpisodeRecord, EpisodeText, Question, Viewer, person_of
 from ..errors import CaptureGone, SonaError
 from ..events import EpisodeRef, Feedback, Principal, Request, Trajectory
-from ..protocols import Embedder, HiddenStateHost, Store
+from ..lora import Capture
+from ..protocols import HiddenStateHost, Store
+from .asked import AskedQuestions
 from .hosts import Hosts
+from .question_vectors import QuestionEmbedders
+from .renewal import Backends, Renewal
+from .views import episode_view
 
 __all__ = ["Memories"]
 
 _log = logging.getLogger(__name__)
 
-_ASKED = 16_384
-"""Questions of recent requests that are kept, so that a correction finds its own; with storage `features` their
-text is nowhere else."""
-_LONGEST = 16_384
-"""Characters of a question. Nobody corrects the answer to a longer one word by word."""
 _FEEDBACKS = 4096
 _FRESH_S = 2.0
+_FLUSH_S = 2.0
+_POOR = 0.5
+"""Quality below which a rating takes back that the same answer was accepted."""
+
+
+class _Subject(NamedTuple):
+    """An answer that is judged."""
+
+    trajectory: Trajectory
+    host: HiddenStateHost
+    question: Question | None
+    sketch: bytes
+    """where the question is not known"""
 
 
 class Memories:
@@ -44,15 +58,14 @@ class Memories:
         memory: EpisodeMemory,
         hosts: Hosts,
         store: Store,
-        static: Embedder,
-        contextual: Embedder | None,
+        embedders: QuestionEmbedders,
+        backends: Backends,
+        settings: SonaSettings,
     ) -> None:
-        """``static`` is the bundled table."""
-        if static.dim != STATIC_DIM:
-            raise ValueError(f"the memory's table has {STATIC_DIM} dimensions, not {static.dim}")
         self.memory = memory
-        self._hosts, self._store, self._static, self._contextual = hosts, store, static, contextual
-        self._asked: OrderedDict[str, Question] = OrderedDict()
+        self._hosts, self._store, self._embedders, self._settings = hosts, store, embedders, settings
+        self._asked = AskedQuestions(memory, embedders, keep=settings.storage == "features" and memory.durable)
+        self._renewal = Renewal(memory, hosts, backends)
         self._remembered: OrderedDict[str, str] = OrderedDict()
         """Feedback -> the key of its episode"""
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -62,6 +75,8 @@ class Memories:
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self.memory.on_gone = self._drop
+        self._tasks.start_soon(self._asked.run)
+        self._tasks.start_soon(self._renewal.run)
         return self
 
     async def __aexit__(
@@ -72,6 +87,8 @@ class Memories:
             self._tasks.cancel_scope.cancel()
             await self._tasks.__aexit__(None, None, None)
             self._tasks = None
+        with anyio.move_on_after(_FLUSH_S, shield=True):
+            await self._asked.finish()
         await self.memory.__aexit__(kind, error, trace)
 
     # ---- on a request's path
@@ -82,7 +99,7 @@ class Memories:
         if host is None or isinstance(request.prompt, tuple):
             return False
         if request.learn:
-            self._note(request.id, question_of(request.messages, request.prompt))
+            self._asked.note(request)
         if not request.adapt or request.constrained:
             return False
         return self.memory.holds(_viewer(request, host))
@@ -100,11 +117,11 @@ class Memories:
 
     async def _recall(self, request: Request, host: HiddenStateHost) -> tuple[EpisodeRef, ...]:
         question = self._asked.get(request.id) or question_of(request.messages, _prompt(request))
-        static = await self._static_vector(question.text)
+        static = await self._embedders.static(question.text)
         recalled = self.memory.recall(_viewer(request, host), static)
         if not recalled:
             return ()
-        vectors = await self._vectors(question, static)
+        vectors = await self._embedders.vectors(question, static)
         near = self.memory.gate(recalled, question, vectors)
         there = [host.holds_episode(ref.key) or await self._put(host, ref.key) for ref in near]
         return tuple(ref for ref, is_there in zip(near, there, strict=True) if is_there)
@@ -118,6 +135,19 @@ class Memories:
 
     # ---- learning
 
+    async def take(self, feedback: Feedback) -> str:
+        """What the learner tells of: corrections, see `correct`, and ratings, by which an answer may be accepted or
+        no longer be. -> the key of the episode that stands for a step; empty for a rating.
+        """
+        if feedback.kind == "correction":
+            return await self.correct(feedback)
+        if feedback.kind == "rating" and self._settings.memory.accepted != "off":
+            try:
+                await self._rated(feedback)
+            except SonaError as error:  # the rating itself trains the adapter
+                _log.info("rating %s changes nothing in the memory: %s", feedback.id, error)
+        return ""
+
     async def correct(self, feedback: Feedback) -> str:
         """Remember this correction, unless that is done. -> its episode's key; empty when there is nothing to
         remember: no host, a question that is no text, or one that is no longer kept. Raises what the host raises.
@@ -125,33 +155,83 @@ class Memories:
         known = await self._known(feedback)
         if known or feedback.kind != "correction":
             return known
-        trajectory = await self._store.trajectory(feedback.request_id, tenant=feedback.tenant)
-        if trajectory is None or not trajectory.learn:
-            return ""
-        host, question = self._hosts.host(trajectory.model), self._question(trajectory)
-        if host is None or question is None:
+        subject = await self._subject(feedback)
+        if subject is None:
             return ""
         try:
-            capture = await correction_capture(host, feedback, trajectory, hidden=True)
-            space = await host.hidden_space()
+            capture = await correction_capture(subject.host, feedback, subject.trajectory, hidden=True)
         except CaptureGone:
             return ""
-        static = await self._static_vector(question.text)
+        return await self._remember(feedback, subject, capture, feedback.correction or "")
+
+    async def _rated(self, feedback: Feedback) -> None:
+        quality = 0.0 if feedback.quality is None else feedback.quality
+        good = quality >= self._settings.memory.accepted_quality
+        if not (good or quality < _POOR):
+            return
+        subject = await self._subject(feedback)
+        if subject is None:
+            return
+        if good and not await self._known(feedback):
+            answer = subject.trajectory
+            whole = answer.finish_reason == "stop"
+            if answer.outcome == "complete" and (whole or answer.finish_reason == "length"):
+                capture = await accepted_capture(subject.host, answer)
+                # Made anew from its text, one that was cut off would end where it was cut.
+                await self._remember(feedback, subject, capture, answer.answer if whole else None)
+        elif not good:
+            await self._no_longer_accepted(feedback, subject)
+
+    async def _no_longer_accepted(self, feedback: Feedback, subject: _Subject) -> None:
+        trajectory = subject.trajectory
+        viewer = Viewer(
+            model=trajectory.model,
+            fingerprint=subject.host.fingerprint,
+            tenant=feedback.tenant,
+            person=person_of(feedback.user, feedback.key_id),
+        )
+        if not self.memory.holds(viewer):
+            return
+        sketch = subject.sketch
+        if subject.question is not None:
+            vectors = await self._embedders.vectors(subject.question)
+            sketch = self.memory.sketch(subject.question, vectors)
+        ids = trajectory.token_ids or (await accepted_capture(subject.host, trajectory)).token_ids
+        keys = self.memory.accepted(viewer, sketch, np.asarray(ids, np.int32))
+        if keys:
+            await self.memory.forget(tenant=feedback.tenant, keys=keys)
+
+    async def _subject(self, feedback: Feedback) -> _Subject | None:
+        """What a judgement is about; None when nothing can be remembered of it."""
+        trajectory = await self._store.trajectory(feedback.request_id, tenant=feedback.tenant)
+        if trajectory is None or not trajectory.learn:
+            return None
+        host = self._hosts.host(trajectory.model)
+        if host is None:
+            return None
+        question = self._question(trajectory)
+        sketch = b"" if question else await self._asked.sketch(trajectory.tenant, trajectory.request_id)
+        return _Subject(trajectory, host, question, sketch) if question or sketch else None
+
+    async def _remember(self, feedback: Feedback, subject: _Subject, capture: Capture, answer: str | None) -> str:
+        trajectory, question = subject.trajectory, subject.question
         remembered = await self.memory.remember(
             EpisodeRecord(
                 model=trajectory.model,
-                fingerprint=host.fingerprint,
+                fingerprint=capture.fingerprint,
                 tenant=feedback.tenant,
                 user=feedback.user,
                 key_id=feedback.key_id,
                 request_id=feedback.request_id,
                 feedback_id=feedback.id,
+                kind="correction" if feedback.kind == "correction" else "accepted",
                 question=question,
-                vectors=await self._vectors(question, static),
+                vectors=None if question is None else await self._embedders.vectors(question),
+                sketch=subject.sketch,
                 hidden=np.asarray(capture.hidden, np.float32),
                 token_ids=np.asarray(capture.token_ids, np.int32),
-                space=space,
-                text=EpisodeText(answer=feedback.correction or "", body=trajectory.body),
+                space=await subject.host.hidden_space(),
+                text=None if answer is None else EpisodeText(answer=answer, body=trajectory.body),
                 created_at=feedback.created_at,
             )
         )
@@ -169,16 +249,33 @@ class Memories:
 
     def stats(self) -> dict[str, Any]:
         """For `/v1/sona/stats`."""
-        reads = "paraphrases" if self._contextual is not None else "nearly the same words only"
-        return {**self.memory.counters(), "durable": self.memory.durable, "recognises": reads}
+        reads = "paraphrases" if self._embedders.reads_paraphrases else "nearly the same words only"
+        return {
+            **self.memory.counters(),
+            "questions_lost": self._asked.lost,
+            "durable": self.memory.durable,
+            "recognises": reads,
+            "of_another_model": self._renewal.stats(),
+        }
+
+    def view(self, episode: Episode) -> dict[str, Any]:
+        """For lists: see `episode_view`."""
+        host = self._hosts.host(episode.model)
+        kept_days = self._settings.storage_options.features_ttl_days
+        fits = None if host is None else host.fingerprint == episode.fingerprint
+        return episode_view(episode, fits=fits, expires_at=episode.stored_at + kept_days * 86400.0)
+
+    async def export(self, tenant: str | None, after: int, limit: int) -> tuple[bytes, int | None]:
+        """Up to `limit` JSON lines of episodes above number `after`, and the last one's number; None: no line."""
+        lines: list[bytes] = []
+        async with aclosing(self.memory.export(tenant=tenant, after=after)) as exported:
+            async for line in exported:
+                lines.append(line)
+                if len(lines) == limit:
+                    break
+        return b"".join(lines), int(json.loads(lines[-1])["number"]) if lines else None
 
     # ---- how
-
-    def _note(self, request_id: str, question: Question) -> None:
-        if 0 < len(question.text) + len(question.system) <= _LONGEST:
-            self._asked[request_id] = question
-            while len(self._asked) > _ASKED:
-                self._asked.popitem(last=False)
 
     def _question(self, trajectory: Trajectory) -> Question | None:
         known = self._asked.get(trajectory.request_id)
@@ -194,15 +291,6 @@ class Memories:
             if episode.feedback_id == feedback.id:
                 return episode.key
         return ""
-
-    async def _static_vector(self, text: str) -> NDArray[np.float32]:
-        vector: NDArray[np.float32] = (await self._static.embed([text]))[0]
-        return vector
-
-    async def _vectors(self, question: Question, static: NDArray[np.float32]) -> QuestionVectors:
-        contextual = None if self._contextual is None else (await self._contextual.embed([question.text]))[0]
-        system = await self._static_vector(question.system) if question.system.strip() else None
-        return QuestionVectors(static=static, contextual=contextual, system=system)
 
     def _drop(self, keys: Sequence[str]) -> None:
         """Hosts let go of them. Nobody names them any more, so there is no hurry."""

@@ -28,11 +28,18 @@ def pattern_view(tenant: str, pattern: LearnedPattern) -> dict[str, Any]:
     }
 
 
-def episode_view(episode: Episode) -> dict[str, Any]:
-    """Who said it, when, about which request, and who has it; what was said only where text is kept."""
+def episode_view(episode: Episode, *, fits: bool | None, expires_at: float) -> dict[str, Any]:
+    """Who said it, when, about which request, and who has it; what was said only where text is kept.
+
+    ``fits``: whether it was made for the model that answers now; None: none answers. One that does not fit is not
+    used; a ``renewable`` one is then made anew.
+    """
     return {
         "key": episode.key,
+        "number": episode.number,
         "model": episode.model,
+        "fits": fits,
+        "renewable": episode.renewable,
         "scope": episode.scope,
         "tenant": episode.tenant,
         "user": episode.user,
@@ -40,8 +47,11 @@ def episode_view(episode: Episode) -> dict[str, Any]:
         "person": episode.person,
         "kind": episode.kind,
         "request_id": episode.request_id,
+        "feedback_id": episode.feedback_id,
         "created_at": episode.created_at,
+        "expires_at": expires_at,
         "promoted_by": episode.promoted_by,
+        "promoted_at": episode.promoted_at,
         "used": episode.superseded_by is None,
         "uses": episode.uses,
         "tokens": episode.tokens,

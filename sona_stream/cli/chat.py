@@ -16,7 +16,7 @@ _HELP = """\
   /good            the last answer was good: more like this
   /bad             the last answer was bad: less like this
   /fix TEXT        the answer should have been TEXT
-  /undo            take back your last /fix
+  /undo            take back your last /fix or /good
   /why             which model answered, and why
   /stats           what has been learned so far
   /new             forget this conversation (what was learned stays)
@@ -67,7 +67,8 @@ class _Session:
 
     def undo(self) -> None:
         undone = self.connection.call("POST", "/v1/feedback/undo", {})
-        click.secho(f"[forgotten: {undone['episode']}]", dim=True)
+        what = "/fix" if undone["kind"] == "correction" else "/good"
+        click.secho(f"[forgotten: {undone['episode']}, your last {what}]", dim=True)
 
     def why(self) -> None:
         shown = ("model", "pattern", "reason", "similarity", "adapter", "adapter-reason", "episodes", "request-id")

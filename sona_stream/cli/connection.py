@@ -96,6 +96,14 @@ class Connection:
                 raise ServerError(response.status, _message(data))
             return json.loads(data) if data else None
 
+    def fetch(self, path: str) -> tuple[bytes, Mapping[str, str]]:
+        """Body and headers (names in lower case); raises `ServerError` as `call` does."""
+        with self._open("GET", path, None, {}) as response:
+            data = response.read()
+            if response.status >= 400:
+                raise ServerError(response.status, _message(data))
+            return data, {name.lower(): value for name, value in response.getheaders()}
+
     def is_alive(self) -> bool:
         """Whether anything answers there."""
         try:

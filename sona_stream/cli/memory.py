@@ -1,9 +1,10 @@
-"""`sona-stream memory list | promote | forget`: what was said word for word, and who has it."""
+"""`sona-stream memory list | promote | forget | export`: what was said word for word, and who has it."""
 
 from __future__ import annotations
 
+import json
 import time
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlencode
 
 import click
@@ -15,7 +16,7 @@ __all__ = ["memory"]
 
 @click.group()
 def memory() -> None:
-    """Look at remembered corrections, give one to more people, or delete some. Needs the running server."""
+    """Look at remembered answers, give one to more people, or delete or export some. Needs the running server."""
 
 
 @memory.command("list")
@@ -24,17 +25,27 @@ def memory() -> None:
 @click.option("--person", help="Of this person only, as the list names people: key:ID or user:NAME.")
 @click.option("--scope", type=click.Choice(["person", "tenant", "global"]), help="Of this scope only.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="All that is known of each, one JSON object a line.")
 def list_(
-    base_url: str, api_key: str | None, tenant: str | None, person: str | None, scope: str | None, limit: int
+    base_url: str,
+    api_key: str | None,
+    tenant: str | None,
+    person: str | None,
+    scope: str | None,
+    limit: int,
+    as_json: bool,
 ) -> None:
-    """All episodes, newest first; what was said is there only where `sona.storage` is text."""
+    """All episodes, newest first; what was said is there only where `sona.storage` is text.
+
+    Those marked with a star are used. One that a newer answer stands for is not, nor one that was made for another
+    model: the server makes it anew if its text is kept.
+    """
     asked = {"tenant": tenant, "person": person, "scope": scope, "limit": limit}
-    query = urlencode({name: value for name, value in asked.items() if value is not None})
-    rows = Connection(base_url, api_key).call("GET", f"/v1/sona/memory?{query}")["data"]
-    if not rows:
+    rows = Connection(base_url, api_key).call("GET", f"/v1/sona/memory?{_query(asked)}")["data"]
+    if not rows and not as_json:
         click.echo("nothing is remembered")
     for row in rows:
-        click.echo(_line(row))
+        click.echo(json.dumps(row) if as_json else _line(row))
 
 
 @memory.command()
@@ -65,8 +76,44 @@ def forget(
     click.echo(f"{len(gone)} forgotten")
 
 
+@memory.command()
+@click.option("--tenant", help="Of this tenant only.")
+@click.option(
+    "--out", type=click.File("wb"), default="-", show_default=True, help="File to write; -: standard output."
+)
+@server_options
+def export(tenant: str | None, out: BinaryIO, base_url: str, api_key: str | None) -> None:
+    """Write all episodes as JSON lines, the oldest first.
+
+    Where `sona.storage` is text a line holds request, question and answer; else token ids and the question's
+    vectors (int8, base64), which is all that is kept.
+    """
+    connection, after, count = Connection(base_url, api_key), "0", 0
+    while True:
+        query = _query({"tenant": tenant, "after": after})
+        lines, headers = connection.fetch(f"/v1/sona/memory/export?{query}")
+        out.write(lines)
+        count += lines.count(b"\n")
+        if "x-sona-next" not in headers:
+            break
+        after = headers["x-sona-next"]
+    click.echo(f"{count} episodes", err=True)
+
+
+def _query(asked: dict[str, Any]) -> str:
+    return urlencode({name: value for name, value in asked.items() if value is not None})
+
+
 def _line(row: dict[str, Any]) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_at"]))
-    mark = "*" if row["used"] else " "
+    mark = "*" if row["used"] and row["fits"] is not False else " "
     said = "" if row["question"] is None else f"  {row['question'][:60]!r} -> {(row['answer'] or '')[:60]!r}"
-    return f"{mark} {row['key']}  {when}  {row['scope']:<6}  {row['tenant']}/{row['person']}  {row['kind']}{said}"
+    line = f"{mark} {row['key']}  {when}  {row['scope']:<6}  {row['tenant']}/{row['person']}  {row['kind']}{said}"
+    return f"{line}  ({_unfit(row)})" if row["fits"] is False else line
+
+
+def _unfit(row: dict[str, Any]) -> str:
+    if row["renewable"]:
+        return "made for another model; it is made anew from its text"
+    until = time.strftime("%Y-%m-%d", time.localtime(row["expires_at"]))
+    return f"made for another model, and its text is not kept: it is not used, and goes on {until}"

@@ -213,6 +213,17 @@ class MemorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """The same at `sona.storage: none`, where they are in memory and end with the process."""
     half_life_days: Seconds = 30.0
     """A use is worth half after so many days."""
+    accepted: Literal["off", "person"] = "person"
+    """Whether an answer that a person rated well is remembered, too, for that person alone.
+
+    A thumbs-up says "good, like this", and whoever gave it does not expect the next answer to the same question to
+    be worse; nor a recital. So it counts 0.4 of a correction: it decides where the model wavers and no more. It is
+    never seen by others (an admin can promote it), gives way to any correction of the question, goes before any
+    correction when room is needed, and leaves by /undo, or when the same answer is rated badly. Metrics and
+    automatic scores are not a person's word and accept nothing. "off": ratings train adapters only.
+    """
+    accepted_quality: Fraction = 0.9
+    """From this quality on (a rating of 0.8 on the scale from -1 to 1)."""
     contextual: bool = True
     """Tell paraphrases by the contextual encoder where the extra `[memory]` is installed; else near-exact matches
     only."""

@@ -11,14 +11,18 @@ from .auth import asserted_user
 from .incoming import Call, read_json
 from .responses import Response, json_response
 
-__all__ = ["episodes", "forget", "promote", "undo"]
+__all__ = ["episodes", "export", "forget", "promote", "undo"]
 
 _SCOPES: tuple[Scope, ...] = get_args(Scope)
 _MOST = 100_000
+_PAGE = 500
+_LINES = (b"content-type", b"application/x-ndjson")
 
 
 async def undo(call: Call) -> Response:
-    """`POST /v1/feedback/undo`, optionally with ``{model, user}``: takes back the asker's newest correction."""
+    """`POST /v1/feedback/undo`, optionally with ``{model, user}``: takes back the asker's newest correction, or the
+    newest answer that the asker rated well, whichever is newer.
+    """
     body = await _fields(call, "model", "user")
     header = call.app.services.settings.sona.user_header
     principal = asserted_user(call.principal, call.headers, header, _text(body, "user"))
@@ -27,14 +31,23 @@ async def undo(call: Call) -> Response:
 
 async def episodes(call: Call) -> Response:
     """`GET /v1/sona/memory?tenant=&person=&scope=&limit=`: newest first."""
-    query = {name: values[-1] for name, values in parse_qs(call.query.decode("utf-8", "replace")).items()}
-    _refuse_unknown(query, ("tenant", "person", "scope", "limit"))
-    limit = query.get("limit", "1000")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= _MOST):
-        raise InvalidRequest(f"limit must be a whole number from 1 to {_MOST}", param="limit")
+    query = _query(call, "tenant", "person", "scope", "limit")
+    limit = _whole(query, "limit", 1000, least=1, most=_MOST)
     scope = _scope(query, _SCOPES) if "scope" in query else None
-    found = await call.app.services.episodes(query.get("tenant"), query.get("person"), scope, int(limit))
+    found = await call.app.services.episodes(query.get("tenant"), query.get("person"), scope, limit)
     return json_response({"object": "list", "data": list(found)})
+
+
+async def export(call: Call) -> Response:
+    """`GET /v1/sona/memory/export?tenant=&after=&limit=`: JSON lines by number. The header `x-sona-next` is the
+    ``after`` of the next page; without it there is none.
+    """
+    query = _query(call, "tenant", "after", "limit")
+    after = _whole(query, "after", 0, least=0, most=1 << 60)
+    limit = _whole(query, "limit", _PAGE, least=1, most=_PAGE)
+    lines, last = await call.app.services.export_episodes(query.get("tenant"), after, limit)
+    more = () if last is None else ((b"x-sona-next", b"%d" % last),)
+    return Response(200, lines, (_LINES, *more))
 
 
 async def promote(call: Call) -> Response:
@@ -53,6 +66,19 @@ async def forget(call: Call) -> Response:
     if keys is not None and not (isinstance(keys, list) and keys and all(isinstance(key, str) for key in keys)):
         raise InvalidRequest("keys must be a list of episodes' keys", param="keys")
     return json_response(await call.app.services.forget(_text(body, "tenant"), keys, _text(body, "person")))
+
+
+def _query(call: Call, *names: str) -> dict[str, Any]:
+    query = {name: values[-1] for name, values in parse_qs(call.query.decode("utf-8", "replace")).items()}
+    _refuse_unknown(query, names)
+    return query
+
+
+def _whole(query: dict[str, Any], name: str, default: int, *, least: int, most: int) -> int:
+    value = query.get(name, str(default))
+    if not (value.isascii() and value.isdigit() and len(value) < 20 and least <= int(value) <= most):
+        raise InvalidRequest(f"{name} must be a whole number from {least} to {most}", param=name)
+    return int(value)
 
 
 async def _fields(call: Call, *names: str) -> dict[str, Any]:

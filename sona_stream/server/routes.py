@@ -35,6 +35,7 @@ ROUTES: Mapping[str, Route] = {
     "/v1/sona/adapters/diff": {"GET": (admin.diff, "admin")},
     "/v1/sona/adapters/rollback": {"POST": (admin.rollback, "admin")},
     "/v1/sona/memory": {"GET": (memory.episodes, "admin")},
+    "/v1/sona/memory/export": {"GET": (memory.export, "admin")},
     "/v1/sona/memory/promote": {"POST": (memory.promote, "admin")},
     "/v1/sona/memory/forget": {"POST": (memory.forget, "admin")},
     "/v1/sona/freeze": {"POST": (admin.freeze, "admin")},

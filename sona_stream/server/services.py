@@ -96,13 +96,21 @@ class Services(Protocol):
         ...
 
     async def undo(self, principal: Principal, model: str | None = None) -> View:
-        """Take back this person's newest correction: out of the memory and out of replay. Raises NotFound."""
+        """Take back this person's newest correction or accepted answer: out of the memory and out of replay. Raises
+        NotFound.
+        """
         ...
 
     async def episodes(
         self, tenant: str | None, person: str | None, scope: Scope | None, limit: int
     ) -> Sequence[View]:
         """What is remembered, newest first; None: whichever."""
+        ...
+
+    async def export_episodes(self, tenant: str | None, after: int, limit: int) -> tuple[bytes, int | None]:
+        """Up to `limit` remembered answers above number `after` as JSON lines, and the last one's number; None:
+        there was none. Raises NotFound.
+        """
         ...
 
     async def promote(self, key: str, scope: Scope, *, by: str) -> View:

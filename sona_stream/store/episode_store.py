@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from sqlite3 import Connection
 
 from ..config.settings import Storage
-from ..episodes import Dropped, Episode, EpisodeEntry, NewEpisode, Place, Scope
+from ..episodes import Dropped, Episode, EpisodeEntry, KeptQuestion, NewEpisode, Place, Scope
 from ..lora import HiddenSpace
-from . import episodes
+from . import episodes, questions
 from .segments import Segments
 from .session import Session
 
@@ -29,6 +29,7 @@ class SqliteEpisodes:
     def __init__(self, session: Callable[[], Session], storage: Storage) -> None:
         self._session = session
         self._keep_text = storage == "text"
+        self.expired = 0
         self.on_removed: Callable[[Sequence[int]], None] | None = None
 
     def secret(self) -> bytes:
@@ -78,6 +79,12 @@ class SqliteEpisodes:
         return await self._session().read(
             lambda c: episodes.latest(c, tenant=tenant, person=person, scope=scope, model=model, limit=limit)
         )
+
+    async def stale(
+        self, model: str, fingerprint: str, *, below: int | None = None, limit: int = 1000
+    ) -> list[Episode]:
+        """The highest number first."""
+        return await self._session().read(lambda c: episodes.stale(c, model, fingerprint, below, limit))
 
     async def move(
         self, number: int, *, scope: Scope, by: str, supersede: Sequence[int] = ()
@@ -129,6 +136,15 @@ class SqliteEpisodes:
     async def spaces(self) -> list[tuple[str, HiddenSpace]]:
         """(fingerprint, space)"""
         return await self._session().read(episodes.spaces)
+
+    async def keep_questions(self, kept: Sequence[KeptQuestion]) -> None:
+        """Durable when it returns."""
+        if kept:
+            await self._session().write(lambda c: questions.put(c, kept))
+
+    async def question(self, tenant: str, request_id: str) -> bytes | None:
+        """None when there is none, or it has expired."""
+        return await self._session().read(lambda c: questions.find(c, tenant, request_id))
 
     def head(self, place: Place) -> bytes | None:
         """From any thread."""

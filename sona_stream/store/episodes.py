@@ -34,6 +34,7 @@ __all__ = [
     "revive",
     "select",
     "spaces",
+    "stale",
     "supersede",
     "use",
     "with_superseded",
@@ -146,6 +147,18 @@ def latest(
     where = " AND ".join(("TRUE", *given))
     rows = connection.execute(
         f"{_SELECT} WHERE {where} ORDER BY rank DESC LIMIT ?", (*given.values(), limit)
+    ).fetchall()
+    return [_episode(row) for row in rows]
+
+
+def stale(
+    connection: sqlite3.Connection, model: str, fingerprint: str, below: int | None, limit: int
+) -> list[Episode]:
+    """Of this model, made for another fingerprint; the highest number first."""
+    rows = connection.execute(
+        f"{_SELECT} WHERE model = ?1 AND fingerprint <> ?2 AND (?3 IS NULL OR e.number < ?3) "
+        "ORDER BY e.number DESC LIMIT ?4",
+        (model, fingerprint, below, limit),
     ).fetchall()
     return [_episode(row) for row in rows]
 

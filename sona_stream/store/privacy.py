@@ -7,9 +7,18 @@
 | embedding, token ids, captures with hidden states           | no   | yes                | yes  |
 | episodes: vectors, hashed words, token ids, hidden states   | no   | yes                | yes  |
 | an episode's question, answer and request                   | no   | no                 | yes  |
+| what a request asked: vectors, hashed words                 | no   | yes                | *    |
 | blobs named ``routing/...``: patterns, made of embeddings   | no   | yes                | yes  |
 | a correction's text                                         | no   | until its outcome  | yes  |
 | query, body, answer, stop strings                           | no   | no                 | yes  |
+
+(*) At `text` the request itself is kept instead.
+
+What `features` keeps is not what was said, and is not anonymous either. Whoever reads the disk can turn token ids
+back into text with the model's tokenizer. An episode's or a question's vectors tell what it is about, and from a
+contextual vector much of a short text can be guessed (Morris et al. 2023, https://arxiv.org/abs/2310.06816); the
+hashes of its words are keyed with a secret that lies in the same folder, so a guess of a word can be checked there,
+and without the folder cannot. Who must keep nothing of the kind uses `none`.
 
 At `none` the ids that a client sent still find their request while this process lives: they are kept as keyed
 hashes whose key is never written. An idempotency key is compared by keyed hash at every level, with a key of the

@@ -95,6 +95,12 @@ def expire(connection: sqlite3.Connection, *, features_before: float, text_befor
         f"DELETE FROM captures WHERE seq IN (SELECT seq FROM captures WHERE stored_at < ? {slice_}) RETURNING file",
         features_before,
     )
+    out.run(
+        connection,
+        "questions",
+        f"DELETE FROM questions WHERE rowid IN (SELECT rowid FROM questions WHERE stored_at < ? {slice_})",
+        features_before,
+    )
     out.take_episodes(
         connection, f"number IN (SELECT number FROM episodes WHERE stored_at < ? {slice_})", features_before
     )
@@ -149,6 +155,7 @@ def enforce(connection: sqlite3.Connection, storage: Storage) -> Removed:
     )
     out.run(connection, "patterns", "DELETE FROM blobs WHERE name LIKE 'routing/%'")  # made of embeddings
     out.take_files(connection, "captures", "DELETE FROM captures RETURNING file")
+    out.run(connection, "questions", "DELETE FROM questions")
     out.take_episodes(connection, "TRUE")
     return out
 
@@ -176,6 +183,7 @@ def forget(connection: sqlite3.Connection, tenant: str, user: str | None) -> Rem
         who,
     )
     out.run(connection, "trajectories", f"DELETE FROM trajectories WHERE {mine}", tenant, who)
+    out.run(connection, "questions", f"DELETE FROM questions WHERE {mine}", tenant, who)
     out.take_episodes(connection, mine, tenant, who)
     out.rows["adapters"] = out.rows["blobs"] = 0
     for whose in _pupils(connection, tenant, user):

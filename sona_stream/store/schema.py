@@ -200,6 +200,18 @@ CREATE TABLE hidden_spaces (
 ) STRICT, WITHOUT ROWID;
 """
 
+_VERSION_3 = """
+CREATE TABLE questions (
+    tenant TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    user BLOB,
+    stored_at REAL NOT NULL,
+    sketch BLOB NOT NULL,
+    PRIMARY KEY (tenant, request_id)
+) STRICT;
+CREATE INDEX questions_by_age ON questions (stored_at);
+"""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Migration:
@@ -226,6 +238,7 @@ def statements(script: str) -> Callable[[sqlite3.Connection], None]:
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "tables of the first version", statements(_VERSION_1)),
     Migration(2, "the memory of episodes", statements(_VERSION_2)),
+    Migration(3, "what requests asked, without its text", statements(_VERSION_3)),
 )
 
 

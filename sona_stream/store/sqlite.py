@@ -266,10 +266,17 @@ class SqliteStore:
             removed = await session.remove(
                 lambda c: retention.expire(c, features_before=features, text_before=text)
             )
+            self.episode_store.expired += len(removed.episodes)
             self.episode_store.announce(removed.episodes)
             total = {name: total.get(name, 0) + count for name, count in removed.rows.items()}
             if not removed.more:
                 break
+        if total.get("episodes"):
+            _log.info(
+                "%d remembered answers expired after %g days (sona.storage_options.features_ttl_days)",
+                total["episodes"],
+                options.features_ttl_days,
+            )
         total["backups"] = await asyncio.to_thread(
             retention.remove_backups, self.directory, before=max(features, text)
         )

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import signal
+import sqlite3
+import time
 
 import pytest
-from program import Program, command, write_config
+from program import Program, command, until, write_config
+from tiny_model import save_tiny_model
 
 from sona_stream.config.load import hash_key
 
@@ -18,7 +23,7 @@ MEMORY = {"contextual": False}  # no test depends on what this machine has fetch
 PEOPLE = (("ann", "shop"), ("bob", "shop"), ("eve", "other"))
 
 
-def configure(folder, tiny_folder, towns=8):
+def configure(folder, tiny_folder, towns=12, **more):
     """Two people of one tenant, one of another, and a gateway, once for each ``town``."""
     keys = [
         {"key": hash_key(f"{name}{town}"), "tenant": f"{tenant}{town}", "roles": EVERYTHING}
@@ -27,6 +32,7 @@ def configure(folder, tiny_folder, towns=8):
     ]
     gate = {"key": hash_key("gate"), "tenant": "gated", "roles": EVERYTHING, "trusted_gateway": True}
     sona = {"keys": [*keys, gate], "user_header": "x-user", "learner": {"replay_every": 1000}, "memory": MEMORY}
+    sona |= more
     return write_config(folder / "config.json", tiny_folder, sona)
 
 
@@ -158,3 +164,150 @@ def test_the_stats_say_what_is_remembered(people):
     assert memory["episodes"] >= 1
     assert memory["durable"] is True
     assert memory["recognises"] == "nearly the same words only"
+
+
+def test_a_correction_of_an_answer_from_before_a_kill_is_remembered(serve, tiny_folder, tmp_path):
+    """At storage `features`: the question's text was in memory only, and is gone."""
+    config = str(configure(tmp_path, tiny_folder, towns=1))
+    program = serve("--config", config)
+    ann = program.client("ann0")
+    other = ann.ask("Tell me a joke").text
+    answer = ann.ask(QUESTION)
+    until(lambda: _kept(tmp_path / "state") == 2)
+    program.stop(signal.SIGKILL)
+    assert not any(b"refund" in path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
+    program = serve("--config", config)
+    ann = program.client("ann0")
+    outcome = ann.teach(answer, correction=ANSWER)
+    assert "remembered as" in outcome["reason"]
+    assert ann.ask(QUESTION).text == ANSWER
+    assert ann.ask("what is the refund policy of our shop").text == ANSWER
+    assert ann.ask("Tell me a joke").text == other
+    assert program.client("bob0").ask(QUESTION).text == answer.text
+    (row,) = ann.get("/v1/sona/memory?tenant=shop0")["data"]
+    assert (row["request_id"], row["question"], row["answer"]) == (answer.request_id, None, None)
+    assert ann.http.post("/v1/feedback/undo", json={}).status_code == 200
+    assert ann.ask(QUESTION).text == answer.text
+
+
+def _kept(state):
+    """Questions that are on the disk."""
+    connection = sqlite3.connect(f"file:{state / 'state.sqlite3'}?mode=ro", uri=True)
+    try:
+        return connection.execute("SELECT count(*) FROM questions").fetchone()[0]
+    finally:
+        connection.close()
+
+
+def test_another_model_is_taught_what_its_predecessor_was(serve, tiny_folder, tmp_path):
+    """At storage `text`, in the background after a start."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    config = str(configure(tmp_path, folder, towns=1, storage="text"))
+    program = serve("--config", config)
+    ann = program.client("ann0")
+    ann.teach(ann.ask(QUESTION), correction=ANSWER)
+    (old,) = ann.get("/v1/sona/memory?tenant=shop0")["data"]
+    assert (old["fits"], old["renewable"]) == (True, True)
+    program.stop()
+    shutil.rmtree(folder)
+    save_tiny_model(folder, seed=7, max_position_embeddings=4096)
+    ann = serve("--config", config).client("ann0")
+    plain = ann.ask(QUESTION, headers={"x-sona-adapt": "off"}).text
+    assert plain != ANSWER
+    until(lambda: ann.get("/v1/sona/stats")["memory"]["of_another_model"].get("tiny", {}).get("made_anew") == 1)
+    again = ann.ask(QUESTION)
+    assert again.text == ANSWER
+    (row,) = ann.get("/v1/sona/memory?tenant=shop0")["data"]
+    assert again.headers["x-sona-episodes"] == row["key"] != old["key"]
+    changed = {"key", "number", "tokens", "answer_tokens", "bytes", "uses"}
+    assert {name: value for name, value in row.items() if name not in changed} == {
+        name: value for name, value in old.items() if name not in changed
+    }
+    assert ann.metric('sona_memory_of_another_model{model="tiny",state="made_anew"}') == 1
+    assert ann.metric("sona_memory_renewed_total") == 1
+
+
+def test_each_says_who_when_and_about_what(program, people):
+    ann, _, _ = people
+    before = time.time()
+    first = ann.ask(QUESTION)
+    ann.teach(first, correction=ANSWER)
+    again = ann.ask(QUESTION)
+    asked = ("--tenant", ann.tenant, "--base-url", program.url, "--api-key", ann.key)
+    (line,) = command("memory", "list", "--json", *asked).stdout.splitlines()
+    row = json.loads(line)
+    assert again.headers["x-sona-episodes"] == row["key"]
+    assert (row["tenant"], row["user"], row["scope"], row["kind"]) == (ann.tenant, None, "person", "correction")
+    assert row["person"] == f"key:{row['key_id']}"
+    assert (row["request_id"], row["fits"], row["used"]) == (first.request_id, True, True)
+    assert row["feedback_id"].startswith("fb-")
+    assert before <= row["created_at"] <= time.time()
+    assert row["expires_at"] == pytest.approx(row["created_at"] + 30 * 86400, abs=60)
+    promoted = command("memory", "promote", row["key"], *asked[2:])
+    assert promoted.returncode == 0, promoted.stderr
+    (line,) = command("memory", "list", "--json", *asked).stdout.splitlines()
+    row = json.loads(line)
+    assert (row["scope"], row["promoted_by"]) == ("tenant", row["key_id"])
+    assert before <= row["promoted_at"] <= time.time()
+
+
+def test_what_is_remembered_can_be_taken_along(program, people, tmp_path):
+    ann, _, eve = people
+    questions = [f"What is the price of item {i}?" for i in range(3)]
+    for i, question in enumerate(questions):
+        ann.teach(ann.ask(question), correction=f"{i} coins")
+    eve.teach(eve.ask(QUESTION), correction=ANSWER)
+    out = tmp_path / "episodes.jsonl"
+    where = ("--base-url", program.url, "--api-key", ann.key)
+    ran = command("memory", "export", "--tenant", ann.tenant, "--out", str(out), *where)
+    assert (ran.returncode, ran.stderr) == (0, "3 episodes\n")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["number"] for row in rows] == sorted(row["number"] for row in rows)
+    for row in rows:
+        assert row["tenant"] == ann.tenant
+        assert row["token_ids"]
+        assert "answer" not in row  # storage `features`
+    everything = command("memory", "export", *where).stdout.splitlines()
+    assert {json.loads(line)["tenant"] for line in everything} >= {ann.tenant, eve.tenant}
+    page = ann.http.get(f"/v1/sona/memory/export?tenant={ann.tenant}&limit=2")
+    assert page.headers["content-type"] == "application/x-ndjson"
+    assert page.text.splitlines() == out.read_text().splitlines()[:2]
+    rest = ann.http.get(f"/v1/sona/memory/export?tenant={ann.tenant}&after={page.headers['x-sona-next']}")
+    assert page.text + rest.text == out.read_text()
+    end = ann.http.get(f"/v1/sona/memory/export?tenant={ann.tenant}&after={rest.headers['x-sona-next']}")
+    assert (end.text, "x-sona-next" in end.headers) == ("", False)
+    refused = ann.http.get("/v1/sona/memory/export?after=-1")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "after")
+
+
+def test_what_was_found_good_is_remembered_for_that_person(program, people):
+    ann, bob, _ = people
+    first = ann.ask(QUESTION)
+    assert "x-sona-episodes" not in first.headers
+    outcome = ann.teach(first, rating=1)
+    assert "remembered" not in (outcome["reason"] or ""), "it trains the adapter as ever"
+    (row,) = ann.get(f"/v1/sona/memory?tenant={ann.tenant}")["data"]
+    assert (row["kind"], row["scope"], row["request_id"]) == ("accepted", "person", first.request_id)
+    again = ann.ask(QUESTION)
+    assert again.headers["x-sona-episodes"] == row["key"]
+    assert again.text == first.text
+    assert "x-sona-episodes" not in bob.ask(QUESTION).headers
+    ann.teach(again, rating=1)
+    ann.teach(again, rating=0)
+    assert len(ann.get(f"/v1/sona/memory?tenant={ann.tenant}")["data"]) == 1
+    ann.teach(again, correction=ANSWER)
+    assert ann.ask(QUESTION).text == ANSWER
+    assert ann.http.post("/v1/feedback/undo", json={}).status_code == 200
+    assert ann.ask(QUESTION).headers["x-sona-episodes"] == row["key"]
+    assert ann.http.post("/v1/feedback/undo", json={}).status_code == 200
+    assert "x-sona-episodes" not in ann.ask(QUESTION).headers
+
+
+def test_a_bad_rating_of_the_same_answer_takes_it_back(people):
+    ann, _, _ = people
+    answer = ann.ask(QUESTION)
+    ann.teach(answer, rating=1)
+    assert ann.ask(QUESTION).headers["x-sona-episodes"]
+    ann.teach(ann.ask(QUESTION), rating=-1)
+    assert ann.get(f"/v1/sona/memory?tenant={ann.tenant}")["data"] == []

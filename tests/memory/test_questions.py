@@ -184,6 +184,8 @@ def test_of_answers_to_one_question_one_acts():
         "the narrower"
     )
     assert [j.slot for j in resolve([judged(1, 0.97, same), judged(2, 0.99, same, correction=False)])] == [1]
+    promoted = judged(2, 0.97, same, "tenant")
+    assert [j.slot for j in resolve([judged(1, 0.99, same, correction=False), promoted])] == [2], "a correction"
     other = "What is friction?"
     assert [j.slot for j in resolve([judged(1, 0.99, same), judged(2, 0.97, other)])] == [1, 2]
     assert [j.slot for j in resolve([judged(1, 0.99, same), judged(2, 0.90, other)])] == [1], "far behind"

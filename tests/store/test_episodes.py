@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sona_stream.config.settings import SonaSettings
-from sona_stream.episodes import Episode, NewEpisode, Question, key_of, number_of
+from sona_stream.episodes import Episode, KeptQuestion, NewEpisode, Question, key_of, number_of
 from sona_stream.lora import HiddenSpace
 from sona_stream.store import create_store, maintenance
 from sona_stream.store.segments import Segments
@@ -125,6 +125,52 @@ async def test_retention_and_forgetting_reach_episodes(open_store):
         assert (await store.forget(tenant="other"))["episodes"] == 0
         assert (await store.forget(tenant="acme"))["episodes"] == 1
         assert await kept.entries() == []
+
+
+async def test_questions_without_text_expire_and_are_forgotten(open_store):
+    async with open_store(ttl_days=(30, 30)) as store:
+        kept = store.episode_store
+        await kept.keep_questions([KeptQuestion("acme", user, f"r-{user}", b"v1") for user in ("ann", "bob", None)])
+        await kept.keep_questions(
+            [KeptQuestion("acme", "ann", "r-ann", b"v2"), KeptQuestion("b", None, "r-x", b"v")]
+        )
+        assert await kept.question("acme", "r-ann") == b"v2"
+        assert await kept.question("b", "r-ann") is None
+        assert (await store.forget(tenant="acme", user="ann"))["questions"] == 1
+        assert await kept.question("acme", "r-ann") is None
+        assert await kept.question("acme", "r-bob") == b"v1"
+        assert (await store.forget(tenant="acme"))["questions"] == 2
+        await store.expire(now=time.time() + 86400 * 29)
+        assert await kept.question("b", "r-x") == b"v"
+        assert (await store.expire(now=time.time() + 86400 * 31))["questions"] == 1
+        assert await kept.question("b", "r-x") is None
+
+
+async def test_what_expires_is_counted_and_said(open_store, caplog):
+    async with open_store() as store:
+        kept = store.episode_store
+        await kept.put(new("old", stored_at=time.time() - 86400 * 29))
+        await kept.put(new("young"))
+        with caplog.at_level("INFO", logger="sona_stream.store"):
+            await store.expire(now=time.time() + 86400 * 2)
+        assert kept.expired == 1
+        assert "1 remembered answers expired after 30 days (sona.storage_options.features_ttl_days)" in caplog.text
+
+
+@pytest.mark.parametrize("limit", [1, 2, 50])
+async def test_those_of_another_model_are_walked_in_pages(open_store, limit):
+    async with open_store("text") as store:
+        kept = store.episode_store
+        for i in range(5):
+            await kept.put(new(f"old{i}", fingerprint="before"))
+            await kept.put(new(f"new{i}"))
+            await kept.put(new(f"other{i}", model="m2", fingerprint="before"))
+        found, below = [], None
+        while page := await kept.stale("m", "fp", below=below, limit=limit):
+            assert len(page) <= limit
+            found += [one.request_id for one in page]
+            below = page[-1].number
+        assert found == [f"old{i}" for i in reversed(range(5))]
 
 
 async def test_space_is_given_back(open_store, folder):

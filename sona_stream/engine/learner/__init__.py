@@ -1,8 +1,8 @@
 """The learner of a `HiddenStateHost`: from judged answers to served adapter versions."""
 
-from .capturing import correction_capture
+from .capturing import accepted_capture, correction_capture
 from .keys import AdapterKey
 from .learner import Learner
 from .state import Mode, Rates
 
-__all__ = ["AdapterKey", "Learner", "Mode", "Rates", "correction_capture"]
+__all__ = ["AdapterKey", "Learner", "Mode", "Rates", "accepted_capture", "correction_capture"]

@@ -10,7 +10,7 @@ from ...lora import Capture, LoraWeights
 from ...protocols import HiddenStateHost, Store
 from .lessons import Lesson
 
-__all__ = ["correction_capture", "find_lesson", "require_answer"]
+__all__ = ["accepted_capture", "correction_capture", "find_lesson", "require_answer"]
 
 
 async def find_lesson(
@@ -37,6 +37,25 @@ async def correction_capture(
     prompt = await _prompt(host, trajectory)
     name = f"{trajectory.request_id}#{feedback.id}"
     return await host.encode(prompt, feedback.correction, request_id=name, hidden=hidden)
+
+
+async def accepted_capture(host: HiddenStateHost, trajectory: Trajectory) -> Capture:
+    """The answer as it was given, with the unadapted model's states on it. Raises CaptureGone."""
+    prompt_ids: Sequence[int] = trajectory.prompt_ids
+    token_ids: Sequence[int] = trajectory.token_ids
+    try:
+        known = await host.capture(trajectory.request_id)
+    except NotAdapted:
+        raise
+    except CaptureGone:
+        known = None  # the same can be made of what was kept of it
+    if known is not None:
+        if len(known) and len(known.hidden) == len(known):
+            return known
+        prompt_ids, token_ids = tuple(map(int, known.prompt_ids)), tuple(map(int, known.token_ids))
+    if not len(token_ids) or not len(prompt_ids):
+        raise _gone(trajectory)
+    return await host.encode(prompt_ids, token_ids, request_id=f"{trajectory.request_id}#accepted", hidden=True)
 
 
 async def require_answer(host: HiddenStateHost, feedback: Feedback, trajectory: Trajectory) -> None:

@@ -61,8 +61,8 @@ class InstantLoop:
         return await self._learn(feedback, keys, lesson, resumed, hurried)
 
     async def _episode(self, feedback: Feedback) -> str:
-        """The episode of the memory that a correction became; empty when it did not."""
-        if self._remember is None or feedback.kind != "correction":
+        """The episode of the memory that stands for a step; empty when there is none."""
+        if self._remember is None or feedback.kind not in ("correction", "rating"):
             return ""
         return await self._remember(feedback)
 

@@ -55,7 +55,8 @@ class Learner:
         """`hosts` by ``model_name``; `rates` is a `SonaConfig` or anything with its three learning fields.
         `expected`: models whose hosts `attach` will bring; feedback on their answers waits. `whose`: the `pupil` of
         an answer, by default that of the tenant and end user it was recorded for. `remember` makes a correction an
-        episode of the memory, unless it is one, and names it; such a correction takes no step and enters replay.
+        episode of the memory, unless it is one, and names it; such a correction takes no step and enters replay. It
+        is told of ratings, too, and names nothing for them.
         """
         settings = settings or LearningSettings()
         self._state = State(hosts, store, rates, settings, mode, expected)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...episodes import EpisodeRecord
+from ...episodes import EpisodeRecord, Question, QuestionVectors
 from ...errors import InvalidRequest
 from ...lora import HiddenSpace
+from .sketch import sketch_from
 
 __all__ = ["check_pairs", "check_record"]
 
@@ -18,19 +19,39 @@ _MOST_DIMS = 4096
 
 def check_record(record: EpisodeRecord, static_dim: int) -> None:
     """Raises InvalidRequest."""
-    if not record.question.text.strip():
+    if record.question is None or record.vectors is None:
+        _check_sketch(record.sketch, static_dim)
+    else:
+        _check_question(record.question, record.vectors, static_dim)
+    check_pairs(record.hidden, record.token_ids, record.space)
+
+
+def _check_question(question: Question, vectors: QuestionVectors, static_dim: int) -> None:
+    if not question.text.strip():
         raise InvalidRequest(
             "question.text must not be empty: there is nothing to know it again by", param="question"
         )
-    vectors = record.vectors
     _check_vector(vectors.static, "vectors.static", static_dim)
     if vectors.contextual is not None:
         _check_vector(vectors.contextual, "vectors.contextual", None)
-    if record.question.system.strip():
+    if question.system.strip():
         if vectors.system is None:
             raise InvalidRequest("vectors.system must be given with question.system", param="vectors.system")
         _check_vector(vectors.system, "vectors.system", static_dim)
-    check_pairs(record.hidden, record.token_ids, record.space)
+
+
+def _check_sketch(sketch: bytes, static_dim: int) -> None:
+    if not sketch:
+        raise InvalidRequest("question and vectors, or a sketch of them, must be given", param="question")
+    try:
+        static, head = sketch_from(sketch)
+        head.features  # noqa: B018 - reads them
+    except ValueError as error:
+        raise InvalidRequest(f"sketch: {error}", param="sketch") from error
+    if static.values.shape != (static_dim,):
+        raise InvalidRequest(
+            f"sketch must be of {static_dim} dimensions, not {static.values.shape}", param="sketch"
+        )
 
 
 def check_pairs(hidden: NDArray[np.float32], token_ids: NDArray[np.int32], space: HiddenSpace) -> None:

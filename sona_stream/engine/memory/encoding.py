@@ -22,6 +22,7 @@ __all__ = [
     "Codes",
     "Head",
     "body_of",
+    "codes_from",
     "codes_of",
     "cosine",
     "head_bytes",
@@ -69,7 +70,7 @@ def codes_of(vector: F32, kernels: Kernels) -> Codes:
     """(e,) -> int8 (e,)"""
     values = np.empty(vector.shape, np.int8)
     kernels.quantize_row(np.ascontiguousarray(vector, np.float32), values)
-    return _codes(values)
+    return codes_from(values)
 
 
 def cosine(a: Codes, b: Codes) -> float:
@@ -108,8 +109,8 @@ def head_from(data: bytes) -> Head:
             at += size
         contextual, system, name, words = parts
         return Head(
-            contextual=_codes(np.frombuffer(contextual, np.int8)) if contextual else None,
-            system=_codes(np.frombuffer(system, np.int8)) if system else None,
+            contextual=codes_from(np.frombuffer(contextual, np.int8)) if contextual else None,
+            system=codes_from(np.frombuffer(system, np.int8)) if system else None,
             words=words,
             space_version=name.decode(),
         )
@@ -147,6 +148,7 @@ def tokens_from(data: memoryview) -> NDArray[np.int32]:
     return np.frombuffer(data, "<i4", tokens, _BODY.size).astype(np.int32)
 
 
-def _codes(values: NDArray[np.int8]) -> Codes:
+def codes_from(values: NDArray[np.int8]) -> Codes:
+    """Of what was quantised before."""
     square = float(np.square(values, dtype=np.int32).sum())
     return Codes(values, 1.0 / square**0.5 if square > 0 else 0.0)

@@ -172,10 +172,12 @@ class EpisodeIndex:
         return sorted((t for t, i in self._tenants.items() if self._counts[i]), key=lambda t: -self.usage(t)[0])
 
     def least_useful(self, tenant: str) -> list[tuple[int, int]]:
-        """(number, bytes) of all of the tenant's, what is worth least first, superseded ones before all others."""
+        """(number, bytes) of all of the tenant's, what is worth least first: superseded ones before all others, and
+        accepted answers before corrections.
+        """
         rows = self.rows[: self._end]
         some = rows[(rows["number"] > 0) & (rows["tenant"] == self._tenants.get(tenant, -1))]
-        some = some[np.lexsort((some["rank"], some["standing"], some["active"]))]
+        some = some[np.lexsort((some["rank"], some["standing"], some["correction"], some["active"]))]
         return list(zip(some["number"].tolist(), some["length"].tolist(), strict=True))
 
     # -- changing ---------------------------------------------------------------------------------------------

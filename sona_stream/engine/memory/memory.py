@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from ...episodes import (
     EpisodeRecord,
     EpisodeStates,
     EpisodeStore,
+    KeptQuestion,
     Question,
     QuestionVectors,
     Scope,
@@ -41,6 +42,7 @@ _log = logging.getLogger("sona_stream.engine.memory")
 STATIC_DIM = 256
 _DAY_S = 86400.0
 _UPKEEP_S = 3600.0
+_PAGE = 200
 
 
 class EpisodeMemory:
@@ -119,6 +121,10 @@ class EpisodeMemory:
         """For `host.put_episode`. None when the episode is gone, or damaged (logged)."""
         return self._reading.states(key)
 
+    def accepted(self, viewer: Viewer, sketch: bytes, token_ids: NDArray[np.int32]) -> list[str]:
+        """Keys of the viewer's own accepted answers to the sketched question that are this very answer."""
+        return self._reading.accepted(viewer, sketch, token_ids[: self._settings.max_tokens])
+
     # -- learning ---------------------------------------------------------------------------------------------
 
     async def remember(self, record: EpisodeRecord) -> Remembered:
@@ -129,6 +135,20 @@ class EpisodeMemory:
         """
         check_record(record, STATIC_DIM)
         return await finish(self._writing.remember(record))
+
+    def sketch(self, question: Question, vectors: QuestionVectors) -> bytes:
+        """All that `remember` needs of a question, without its text: vectors in int8, and hashes of its words keyed
+        with the state folder's secret. From any thread.
+        """
+        return self._reading.sketch(question, vectors)
+
+    async def keep_questions(self, kept: Sequence[KeptQuestion]) -> None:
+        """Durably, so that a correction after a restart can be remembered (`EpisodeRecord.sketch`)."""
+        await self._store.keep_questions(kept)
+
+    async def kept_question(self, tenant: str, request_id: str) -> bytes | None:
+        """The sketch of what this request asked."""
+        return await self._store.question(tenant, request_id)
 
     async def undo(self, tenant: str, person: str, *, model: str | None = None) -> Undone | None:
         """Take back the newest answer that this person (`person_of`) gave and that is still the person's own."""
@@ -171,26 +191,37 @@ class EpisodeMemory:
         found = [] if slot is None else await self._store.find([self._index.number(slot)])
         return found[0] if found else None
 
-    async def export(self, *, tenant: str | None = None) -> AsyncIterator[bytes]:
-        """JSON lines, oldest first: text where it is kept, else token ids and vectors."""
-        episodes = await self._store.latest(tenant=tenant, limit=1 << 30)
-        for episode in reversed(episodes):
-            slot = self._reading.slot(episode.key)
-            if slot is not None:
-                place = self._index.place(slot)
-                head, body = self._store.head(place), self._store.body(place)
-                if head is not None and body is not None:
-                    yield line_of(episode, head_from(head), self._index.codes(slot), tokens_from(body))
+    async def export(self, *, tenant: str | None = None, after: int = 0) -> AsyncGenerator[bytes, None]:
+        """JSON lines by number, those above `after`: text where it is kept, else token ids and vectors."""
+        while page := await self._store.entries(after=after, limit=_PAGE):
+            after = page[-1].number
+            wanted = [entry.number for entry in page if tenant in (None, entry.tenant)]
+            for episode in await self._store.find(wanted):
+                line = self._line(episode)
+                if line is not None:
+                    yield line
+
+    def _line(self, episode: Episode) -> bytes | None:
+        slot = self._reading.slot(episode.key)
+        if slot is None:
+            return None
+        place = self._index.place(slot)
+        head, body = self._store.head(place), self._store.body(place)
+        if head is None or body is None:
+            return None
+        return line_of(episode, head_from(head), self._index.codes(slot), tokens_from(body))
 
     # -- another model ----------------------------------------------------------------------------------------
 
-    async def stale(self, model: str, fingerprint: str) -> list[Episode]:
-        """Those of this model that were made for another fingerprint and are not used, newest first.
+    async def stale(
+        self, model: str, fingerprint: str, *, below: int | None = None, limit: int = 1000
+    ) -> list[Episode]:
+        """Those of this model that were made for another fingerprint and are not used, the highest number first;
+        `below`: of lower numbers only.
 
-        With ``text`` they can be made anew: encode, then `renew`. Without, they wait until they expire.
+        `Episode.renewable` ones can be made anew: encode, then `renew`. The others wait until they expire.
         """
-        episodes = await self._store.latest(model=model, limit=1 << 30)
-        return [one for one in episodes if one.fingerprint != fingerprint]
+        return await self._store.stale(model, fingerprint, below=below, limit=limit)
 
     async def renew(
         self,
@@ -216,7 +247,12 @@ class EpisodeMemory:
 
     def counters(self) -> dict[str, int]:
         """For metrics: costs nothing."""
-        own = {"episodes": len(self._index), "bytes": self._index.total_bytes(), "index_bytes": self._index.nbytes}
+        own = {
+            "episodes": len(self._index),
+            "bytes": self._index.total_bytes(),
+            "index_bytes": self._index.nbytes,
+            "expired": self._store.expired,
+        }
         return own | dict(self._reading.counters) | dict(self._writing.counters)
 
     # -- inside -----------------------------------------------------------------------------------------------

@@ -24,9 +24,10 @@ from ...events import EpisodeRef
 from ...kernels import Kernels
 from ...lora import HiddenSpace
 from .comparison import RECALL_COSINE
-from .encoding import Codes, Head, codes_of, head_from, states_from
-from .index import EpisodeIndex, Found
-from .judging import Asked, Judged, closeness, resolve, same_question
+from .encoding import Codes, Head, codes_of, head_from, states_from, tokens_from
+from .index import EpisodeIndex, Found, circle_of
+from .judging import ACCEPTED_SHARE, Asked, Judged, closeness, resolve, same_question
+from .sketch import sketch_from, sketch_of
 from .words import Reader
 from .worth import used
 
@@ -104,6 +105,10 @@ class Recollection:
                 passed.append(Judged(slot, near, gate, head, scope, bool(row["correction"]), int(row["rank"])))
         return tuple(self._use(one) for one in resolve(passed))
 
+    def sketch(self, question: Question, vectors: QuestionVectors) -> bytes:
+        """See `EpisodeMemory.sketch`."""
+        return sketch_of(question, vectors, self.reader, self._kernels)
+
     def states(self, key: str) -> EpisodeStates | None:
         """See `EpisodeMemory.states`."""
         slot = self.slot(key)
@@ -144,6 +149,16 @@ class Recollection:
         heads = ((slot, self.head(slot, int(self.index.rows["number"][slot]))) for slot in slots)
         return [slot for slot, other in heads if other is not None and same_question(head, other)]
 
+    def accepted(self, viewer: Viewer, sketch: bytes, token_ids: NDArray[np.int32]) -> list[str]:
+        """See `EpisodeMemory.accepted`."""
+        static, head = sketch_from(sketch)
+        circle = circle_of(viewer.model, viewer.fingerprint, "person", viewer.tenant, viewer.person)
+        rows = self.index.rows
+        slots = [slot for slot in self.same_in(circle, static, head) if not rows["correction"][slot]]
+        bodies = ((slot, self._store.body(self.index.place(slot))) for slot in slots)
+        same = [s for s, body in bodies if body is not None and np.array_equal(tokens_from(body), token_ids)]
+        return [key_of(int(rows["number"][slot]), int(rows["stamp"][slot])) for slot in same]
+
     def _asked(self, question: Question, vectors: QuestionVectors) -> Asked:
         contextual, system = vectors.contextual, vectors.system
         if question.system.strip() and system is None:
@@ -160,7 +175,8 @@ class Recollection:
         row["standing"] = used(float(row["standing"]), time.time(), self._half_life)
         self.uses[number] += 1
         self.counters["used"] += 1
-        return EpisodeRef(key=key_of(number, int(row["stamp"])), gate=one.gate)
+        share = 1.0 if one.correction else ACCEPTED_SHARE
+        return EpisodeRef(key=key_of(number, int(row["stamp"])), gate=one.gate, share=share)
 
     def _report(self, number: int) -> None:
         _log.error("episode %d cannot be read and is not used any more; see `sona-stream state verify`", number)

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from ...episodes import Dropped, Episode, EpisodeEntry, NewEpisode, Place, Scope, key_of
+from ...episodes import Dropped, Episode, EpisodeEntry, KeptQuestion, NewEpisode, Place, Scope, key_of
 from ...lora import HiddenSpace
 
 __all__ = ["VolatileEpisodes"]
@@ -27,6 +27,7 @@ class VolatileEpisodes:
     durable = False
 
     def __init__(self) -> None:
+        self.expired = 0
         self.on_removed: Callable[[Sequence[int]], None] | None = None
         self._kept: dict[int, _Kept] = {}
         self._spaces: dict[tuple[str, str], HiddenSpace] = {}
@@ -102,6 +103,14 @@ class VolatileEpisodes:
         found = [k.episode for k in newest if all(getattr(k.entry, n) == v for n, v in given.items())]
         return found[:limit]
 
+    async def stale(
+        self, model: str, fingerprint: str, *, below: int | None = None, limit: int = 1000
+    ) -> list[Episode]:
+        """The highest number first."""
+        numbers = sorted((n for n in self._kept if below is None or n < below), reverse=True)
+        known = (self._kept[number].episode for number in numbers)
+        return [one for one in known if one.model == model and one.fingerprint != fingerprint][:limit]
+
     async def move(
         self, number: int, *, scope: Scope, by: str, supersede: Sequence[int] = ()
     ) -> EpisodeEntry | None:
@@ -146,6 +155,13 @@ class VolatileEpisodes:
     async def spaces(self) -> list[tuple[str, HiddenSpace]]:
         """(fingerprint, space)"""
         return [(fingerprint, space) for (fingerprint, _), space in self._spaces.items()]
+
+    async def keep_questions(self, kept: Sequence[KeptQuestion]) -> None:
+        """Nothing: what is asked is known as long as this process lives."""
+
+    async def question(self, tenant: str, request_id: str) -> bytes | None:
+        """None."""
+        return None
 
     def head(self, place: Place) -> bytes | None:
         """None when it is gone."""

@@ -25,9 +25,10 @@ from ...episodes import (
 from ...errors import InvalidRequest, NotFound
 from ...kernels import Kernels
 from ...lora import HiddenSpace
-from .encoding import body_of, codes_of, head_bytes, head_of, tokens_from
+from .encoding import body_of, head_bytes, tokens_from
 from .index import circle_of
 from .recollection import Recollection
+from .sketch import known_by
 from .worth import born
 
 __all__ = ["Remembered", "Undone", "Writing"]
@@ -98,12 +99,7 @@ class Writing:
         limit = self._settings.max_tokens
         hidden, ids = record.hidden[:limit], np.asarray(record.token_ids[:limit], np.int32)
         body = await asyncio.to_thread(body_of, hidden, ids, record.space, self._kernels)
-        features = self._reading.reader.read(record.question.text)
-        vectors = record.vectors
-        if not record.question.system.strip():
-            vectors = dataclasses.replace(vectors, system=None)
-        head = head_of(vectors, features, record.space.version, self._kernels)
-        static = codes_of(vectors.static, self._kernels)
+        static, head = known_by(record, self._reading.reader, self._kernels)
         person = person_of(record.user, record.key_id)
         circle = circle_of(record.model, record.fingerprint, "person", record.tenant, person)
         async with self._lock:
@@ -189,6 +185,7 @@ class Writing:
             )
             number, _ = await self._put(new, (), replace=old.number)
             self._forget_slots([old.number])
+            self.counters["renewed"] += 1
             return await self._one(number)
 
     async def forget(self, tenant: str | None, keys: Sequence[str] | None, person: str | None) -> tuple[str, ...]:
@@ -216,7 +213,7 @@ class Writing:
                     for one in await self._store.latest(limit=1 << 30)
                     if one.stored_at < time.time() - self._ttl_s
                 ]
-                await self._drop(old, revive=False)
+                self._store.expired += len((await self._drop(old, revive=False)).numbers)
             while moved := await self._store.compact():
                 for number, place in moved.items():
                     slot = self._index.slot_of(number)
