@@ -32,6 +32,7 @@ from .hosting import HiddenStateHost, LayeredHost, RetainingHost
 from .lora import AdapterRecord, Capture
 
 __all__ = [
+    "AdapterLister",
     "AdapterResolver",
     "AnswerAuditor",
     "Backend",
@@ -191,6 +192,16 @@ class AdapterResolver(Protocol):
         """Why `resolve` gave a constrained request none."""
         ...
 
+    def at_hand(self, request: Request, adapter: AdapterRef) -> bool:
+        """Whether the model's host holds it. Takes microseconds."""
+        ...
+
+    async def bring(self, request: Request, adapter: AdapterRef) -> None:
+        """Put it on the host again, from which it had to leave for others. One that cannot be brought is logged
+        and counted, and the request goes without. Raises HostAway.
+        """
+        ...
+
 
 class EpisodeRecall(Protocol):
     """Which remembered answers a routed request may draw on."""
@@ -299,6 +310,17 @@ class Store(Protocol):
 
     async def put_blob(self, name: str, data: bytes) -> None: ...
     async def get_blob(self, name: str) -> bytes | None: ...
+
+
+@runtime_checkable
+class AdapterLister(Protocol):
+    """A `Store` that can tell which versions there are without reading their weights."""
+
+    async def adapter_heads(self) -> list[tuple[AdapterRecord, int]]:
+        """(version, bytes of its file), by key, the newest last. Weights have rank 0; moments, metrics and feedback
+        ids are left out.
+        """
+        ...
 
 
 class Exporter(Protocol):

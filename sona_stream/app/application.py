@@ -31,6 +31,8 @@ from .assembly import (
     pattern_factory,
 )
 from .auto import AutoFeedback
+from .bringing import Bringing
+from .budget_metrics import BudgetCollector
 from .engine_settings import engine_config
 from .gate_metrics import GateCollector
 from .hook_metrics import HookCollector
@@ -55,7 +57,7 @@ _log = logging.getLogger(__name__)
 View = Mapping[str, Any]
 
 
-class Application(MemoryServices):
+class Application(MemoryServices, Bringing):
     """Satisfies `server.services.Services`: build it, `startup`, serve, `shutdown`.
 
     A model in this process loads while the server is already up; its host joins the learner once it answers, and is
@@ -82,6 +84,8 @@ class Application(MemoryServices):
         self._watch = Watch(self.backends, interval=sona.health.interval)
         self._hosts = Hosts(self._adaptable, self._watch)
         self.registry.register(HookCollector(self._watch))
+        self._budgets = BudgetCollector(self.backends, self._budget_keepers)
+        self.registry.register(self._budgets)
         self._memory: Memories | None = None
         self._stack = AsyncExitStack()
         self._started_at = time.time()
@@ -252,6 +256,7 @@ class Application(MemoryServices):
             "engine": self.pattern_banks.stats(),
             "learner": {"problem": str(learner)} if isinstance(learner, SonaError) else learner.stats(),
             "memory": {} if self._memory is None else self._memory.stats(),
+            "budgets": self._budgets.view(),
             "hosts": self._hosts.problems(),
             "store": await self.store.stats(),
             "backends": self._watch.view(),

@@ -13,6 +13,7 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
+from ..budgets import BoundedHost
 from ..errors import CaptureGone, HostAway, HostError, NotAdapted, SonaError
 from ..lora import (
     Capture,
@@ -28,6 +29,7 @@ from ..protocols import HiddenStateHost, RetainingHost
 __all__ = ["Replicas", "RetainingReplicas", "replicas_of"]
 
 _OWNERS = 8192
+_MAX_BYTES, _FEW = 256 << 20, 64
 
 T = TypeVar("T")
 Ids = Sequence[int] | NDArray[np.int32]
@@ -54,7 +56,7 @@ class Replicas:
     def __init__(self, name: str, first: HiddenStateHost) -> None:
         self._name, self._dim, self._fingerprint = name, first.hidden_dim, first.fingerprint
         self._members: list[_Member] = []
-        self._meant: dict[str, tuple[int, LoraWeights]] = {}
+        self._meant: OrderedDict[str, tuple[int, LoraWeights]] = OrderedDict()
         self._owners: OrderedDict[str, HiddenStateHost] = OrderedDict()
         self._changing = anyio.Lock()
 
@@ -110,6 +112,23 @@ class Replicas:
             if all(map(_is_away, told)):
                 raise HostAway(f"{self._name}: no replica answers now")
             self._meant[key] = (version, weights)
+            self._meant.move_to_end(key)
+            self._make_room()
+
+    def holds_adapter(self, key: str) -> bool:
+        """Whether each that is there does, and one that comes late would be given it."""
+        held = [one.host.holds_adapter(key) for one in self._members if isinstance(one.host, BoundedHost)]
+        if key not in self._meant or not all(held):
+            return False
+        self._meant.move_to_end(key)
+        return True
+
+    def _make_room(self) -> None:
+        """Of what is kept for those who come late, the oldest goes; whoever put it is asked again."""
+        size = sum(weights.nbytes for _, weights in self._meant.values()) if len(self._meant) > _FEW else 0
+        while size > _MAX_BYTES and len(self._meant) > 1:
+            _, (_, weights) = self._meant.popitem(last=False)
+            size -= weights.nbytes
 
     async def drop_adapter(self, key: str) -> None:
         """Everywhere."""

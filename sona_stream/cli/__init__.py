@@ -14,6 +14,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "adapters": ("adapters", "List, show and compare adapter versions, or roll one back."),
     "bench": ("bench", "Measure the kernels here, or a running server."),
+    "capacity": ("capacity", "Forecast the disk and memory that learning takes for so many users."),
     "chat": ("chat", "Talk to a model that learns from you."),
     "export": ("export", "Write a learned adapter as a PEFT LoRA that other servers take."),
     "freeze": ("learning", "Stop publishing new adapter versions."),

@@ -175,7 +175,11 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     replay_capacity: Count = 256
     """Captures kept for replay, per model and tenant."""
     replay_mb: Count = 256
-    """Memory of all replay captures; beyond it whole tenants are read back from the store when they learn."""
+    """Memory of all replay captures and of what was measured on them; beyond it whole tenants are read back from
+    the store when they learn."""
+    adapter_mb: Count = 256
+    """Memory of all adapters with the optimiser's moments; beyond it those used least recently are read back from
+    the store when they are used."""
     consolidate_every: Count = 64
     """Accepted feedbacks since an adapter's last consolidation before `background_interval_ms` starts another."""
     base_steps: Annotated[int, Meta(ge=0)] = 16

@@ -20,9 +20,10 @@ def adapt(resolver: AdapterResolver) -> Middleware:
     def middleware(handler: Handler) -> Handler:
         def handle(request: Request) -> EventStream:
             adapter = _choose(resolver, request)
-            events = handler(
-                request if adapter == request.adapter else dataclasses.replace(request, adapter=adapter)
-            )
+            named = request if adapter == request.adapter else dataclasses.replace(request, adapter=adapter)
+            if adapter is not None and not resolver.at_hand(request, adapter):
+                return _brought(handler, named, adapter, resolver)
+            events = handler(named)
             asked = request.constrained and request.adapt and request.pinned is None
             reason = resolver.bare_reason(request) if asked and adapter is None else ""
             return _told(events, reason) if reason else events
@@ -39,6 +40,16 @@ def _choose(resolver: AdapterResolver, request: Request) -> AdapterRef | None:
         # A model that stands in for the one asked for has not this adapter.
         return request.pinned if request.pinned.key.rsplit("/", 2)[0] == request.model else None
     return resolver.resolve(request)
+
+
+@asynccontextmanager
+async def _brought(
+    handler: Handler, request: Request, adapter: AdapterRef, resolver: AdapterResolver
+) -> AsyncIterator[AsyncIterator[Event]]:
+    """The host had to let it go for others."""
+    await resolver.bring(request, adapter)
+    async with handler(request) as events:
+        yield events
 
 
 @asynccontextmanager

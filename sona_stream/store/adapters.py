@@ -8,8 +8,10 @@ import sqlite3
 import time
 from typing import Any
 
+import numpy as np
+
 from ..errors import StateError
-from ..lora import AdapterRecord
+from ..lora import AdapterRecord, LoraWeights, LowRank
 from .files import DamagedFile, StateFiles
 from .tensors import adapter_stem, moments_from, scaling_of, tensors_from, weights_from
 
@@ -18,6 +20,7 @@ __all__ = [
     "current",
     "delete_blobs",
     "delete_tenant",
+    "heads",
     "one_record",
     "prune",
     "put",
@@ -80,6 +83,32 @@ def all_records(connection: sqlite3.Connection, files: StateFiles, key: str | No
     rows = connection.execute(_SELECT + "WHERE ?1 IS NULL OR key = ?1 ORDER BY key, version", (key,)).fetchall()
     records = (_intact(files, row) for row in rows)
     return [record for record in records if record is not None]
+
+
+def heads(connection: sqlite3.Connection) -> list[tuple[AdapterRecord, int]]:
+    """(version without weights, bytes of its file) by key, the newest last; no file is looked at."""
+    rows = connection.execute(
+        "SELECT key, version, parent, fingerprint, status, reason, created_at, bytes FROM adapters "
+        "ORDER BY key, version"
+    )
+    none = np.zeros((0, 0), np.float32)
+    bare = LoraWeights(LowRank(none, none))
+    return [
+        (
+            AdapterRecord(
+                key=key,
+                version=version,
+                parent=parent,
+                fingerprint=fingerprint,
+                weights=bare,
+                status=status,
+                reason=reason,
+                created_at=created_at,
+            ),
+            size,
+        )
+        for key, version, parent, fingerprint, status, reason, created_at, size in rows
+    ]
 
 
 def current(connection: sqlite3.Connection, files: StateFiles) -> dict[str, int]:

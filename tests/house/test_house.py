@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 SOURCES = (ROOT / "sona_stream", ROOT / "adapters" / "sona_stream_adapters")
 HEAVY = ("numba", "torch", "transformers", "uvicorn", "httpx", "onnxruntime", "openai")
 COMMANDS = (
-    "adapters", "bench", "chat", "export", "freeze", "keys", "memory", "models", "route", "serve", "state", "thaw",
+    "adapters", "bench", "capacity", "chat", "export", "freeze", "keys", "memory", "models", "route", "serve",
+    "state", "thaw",
 )  # fmt: skip
 
 

@@ -197,6 +197,9 @@ class Fixed:
     def bare_reason(self, request: Request) -> str:
         return "constrained: not yet"
 
+    def at_hand(self, request: Request, adapter: AdapterRef) -> bool:
+        return True
+
 
 async def test_adapt_names_the_adapter_unless_told_otherwise():
     pinned, other = (AdapterRef(key=f"{model}/default/*", version=1, pinned=True) for model in ("m", "m/other"))
@@ -213,6 +216,23 @@ async def test_adapt_names_the_adapter_unless_told_otherwise():
         await collect(adapt(Fixed())(backend), ask(model="m", **changes))
         chosen = backend.requests[0].adapter
         assert (chosen.version if chosen else None) == version
+
+
+async def test_adapt_brings_what_the_host_had_to_let_go_before_the_model_is_asked():
+    class Away(Fixed):
+        def at_hand(self, request: Request, adapter: AdapterRef) -> bool:
+            return adapter in brought
+
+        async def bring(self, request: Request, adapter: AdapterRef) -> None:
+            assert not backend.requests
+            brought.append(adapter)
+
+    backend, resolver, brought = Scripted(*answer("x")), Away(), list[AdapterRef]()
+    for _ in range(2):
+        events = await collect(adapt(resolver)(backend), ask(model="m"))
+        assert [type(event) for event in events] == [Head, Delta, Finish]
+        assert backend.requests.pop().adapter == AdapterRef(key="m/default/*", version=3)
+    assert len(brought) == 1
 
 
 async def test_adapt_says_why_a_constrained_request_gets_the_bare_model():

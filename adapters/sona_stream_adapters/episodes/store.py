@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import OrderedDict
@@ -18,6 +19,8 @@ from .mixing import ActiveEpisodes, Episode
 from .space import Space
 
 __all__ = ["EpisodeStore"]
+
+_log = logging.getLogger(__name__)
 
 
 class EpisodeStore:
@@ -36,7 +39,7 @@ class EpisodeStore:
         self.generation = 0
         """another number after each change of what is here"""
         self.evictions = 0
-        self._max_bytes, self._limit = max_bytes, limit
+        self.max_bytes, self.limit = max_bytes, limit
         self._hidden_dim, self._vocab_size, self._device = hidden_dim, vocab_size, torch.device(device)
         self._episodes: OrderedDict[str, Episode] = OrderedDict()
         self._spaces: dict[bytes, Space] = {}
@@ -76,18 +79,25 @@ class EpisodeStore:
         self._check(key, hidden, token_ids, space)
         with self._lock:
             episode = self._made(hidden, token_ids, space)
-            if episode.nbytes > self._max_bytes:
+            if episode.nbytes > self.max_bytes:
                 raise HostError(
-                    f"episode {key!r} needs {episode.nbytes} bytes; {self._limit} allows {self._max_bytes}"
+                    f"episode {key!r} needs {episode.nbytes} bytes; {self.limit} allows {self.max_bytes}"
                 )
             self._forget(key)
             self._episodes[key] = episode
             self._bytes += episode.nbytes
             self.generation += 1
             evicted = []
-            while self._bytes > self._max_bytes:
+            while self._bytes > self.max_bytes:
                 evicted.append(next(iter(self._episodes)))
                 self._forget(evicted[-1])
+            if evicted and not self.evictions:
+                _log.warning(
+                    "%s is full: of %d episodes the least recently used make room and are put again when they are "
+                    "recalled",
+                    self.limit,
+                    len(self._episodes),
+                )
             self.evictions += len(evicted)
         return evicted
 

@@ -83,12 +83,14 @@ class LocalBackend:
         head = Head(
             model=self.name, adapter=engine.adapter_now(generation), prompt_ids=tuple(generation.prompt_ids)
         )
-        engine.scheduler.submit(generation)
+        engine.adapters.begin(generation.adapter)
         try:
+            engine.scheduler.submit(generation)
             async with aclosing(events_of(head, generation.queue, completion_id(request))) as events:
                 yield events
         finally:
             generation.cancelled = True
+            engine.adapters.end(generation.adapter)
 
     def _ready(self) -> Engine:
         if self._engine is not None:

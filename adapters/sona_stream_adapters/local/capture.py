@@ -67,7 +67,7 @@ class CaptureRing:
     """The newest captures within `max_bytes`; the oldest go first. Safe between threads."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes, self.evictions = max_bytes, 0
         self._bytes = 0
         self._captures: OrderedDict[str, Capture] = OrderedDict()
         self._lock = threading.Lock()
@@ -76,12 +76,14 @@ class CaptureRing:
         """Remember; a capture that alone exceeds the limit is not kept."""
         with self._lock:
             self._forget(capture.request_id)
-            if capture.nbytes > self._max_bytes:
+            if capture.nbytes > self.max_bytes:
+                self.evictions += 1
                 return
             self._captures[capture.request_id] = capture
             self._bytes += capture.nbytes
-            while self._bytes > self._max_bytes:
+            while self._bytes > self.max_bytes:
                 self._forget(next(iter(self._captures)))
+                self.evictions += 1
 
     def get(self, request_id: str) -> Capture:
         """Raises CaptureGone."""
@@ -98,6 +100,9 @@ class CaptureRing:
         """Unknown ids are fine."""
         with self._lock:
             self._forget(request_id)
+
+    def __len__(self) -> int:
+        return len(self._captures)
 
     @property
     def nbytes(self) -> int:

@@ -38,7 +38,9 @@ class Engine:
 
     def __init__(self, folder: Path, *, name: str, options: LocalOptions, settings: SonaSettings) -> None:
         self.model = load_model(folder, name=name, layered=options.layers is not None)
-        self.adapters = AdapterTable(self.model.hidden_dim, layers=self.model.adapted_layers)
+        self.adapters = AdapterTable(
+            self.model.hidden_dim, max_bytes=options.adapter_mb * _MB, layers=self.model.adapted_layers
+        )
         self._options = options
         self._captures = CaptureRing(settings.learner.capture_mb * _MB) if settings.learning != "off" else None
         self.episodes = EpisodeStore(
@@ -60,7 +62,7 @@ class Engine:
             self.model,
             self.scheduler,
             self.adapters,
-            self._captures or CaptureRing(0),
+            CaptureRing(0) if self._captures is None else self._captures,
             self.episodes,
             logit_cache_bytes=options.logit_cache_mb * _MB,
             births=_births(self.model, options),

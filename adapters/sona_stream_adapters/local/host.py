@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sona_stream.budgets import Budget
 from sona_stream.errors import HostError
 from sona_stream.lora import (
     Capture,
@@ -91,6 +92,19 @@ class LocalHost:
     async def drop_adapter(self, key: str) -> None:
         """Streams that use it go on with the base model from their next token."""
         self._adapters.drop(key)
+
+    def holds_adapter(self, key: str) -> bool:
+        """Whether it is at hand; it counts as used."""
+        return self._adapters.holds(key)
+
+    def budgets(self) -> list[Budget]:
+        """Adapters, episodes and captures of this model."""
+        held = (
+            ("adapters", "litellm_params.adapter_mb", self._adapters),
+            ("episodes", self._episodes.limit, self._episodes),
+            ("captures", "sona.learner.capture_mb", self._captures),
+        )
+        return [Budget(what, name, len(x), x.nbytes, x.max_bytes, x.evictions) for what, name, x in held]
 
     async def hidden_space(self) -> HiddenSpace:
         """Of the reference text's states. One prefill of it, the first time."""

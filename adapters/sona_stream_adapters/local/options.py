@@ -29,6 +29,9 @@ class LocalOptions:
     """memory of keys and values; requests that do not fit wait"""
     logit_cache_mb: int = 1024
     """memory of base logits kept for learning"""
+    adapter_mb: int = 256
+    """memory of adapters at hand; one that had to leave is read again when a request names it. One of rank 2 and
+    base rank 8 takes 46 kB of a model 576 wide"""
     episode_mb: int = 64
     """memory of remembered answers at hand; 64 tokens of a model 576 wide take 74 kB"""
     episode_share: float = 0.9
@@ -59,6 +62,7 @@ _LIMITS = {
     "top_p": (1e-6, 1.0),
     "kv_cache_mb": (1, 1_000_000),
     "logit_cache_mb": (0, 1_000_000),
+    "adapter_mb": (1, 1_000_000),
     "episode_mb": (0, 1_000_000),
     "episode_share": (0.0, 0.999),
     "episode_threshold": (-1.0, 1.0),

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sona_stream.budgets import Budget
 from sona_stream.errors import CaptureGone, HostAway, HostError, NotAdapted
 from sona_stream.events import AdapterRef, EpisodeRef
 from sona_stream.lora import (
@@ -112,6 +113,15 @@ class VllmHost:
                 await self._link.json("DELETE", "adapters", key=key)
             except HostAway:
                 return  # a server that starts again does not have it
+
+    def holds_adapter(self, key: str) -> bool:
+        """Whether it is there, or is put again before the request that names it."""
+        return self._served.holds(key)
+
+    def budgets(self) -> list[Budget]:
+        """What is kept here for the server; its own bounds are at its `stats`."""
+        held = (("adapters", self._served), ("episodes", self._episodes))
+        return [Budget(what, "fixed", len(x), x.nbytes, x.max_bytes, x.evictions) for what, x in held]
 
     async def capture(self, request_id: str) -> Capture:
         """Raises CaptureGone when the server no longer holds it, NotAdapted when its hook had no part in it."""

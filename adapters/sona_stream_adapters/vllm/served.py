@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 
 from sona_stream.errors import HostAway, HostError, NotFound
@@ -14,6 +15,9 @@ from sona_stream.lora import LoraWeights
 __all__ = ["Entry", "ServedAdapters"]
 
 _log = logging.getLogger(__name__)
+
+_MAX_BYTES = 256 << 20
+"""of what is kept here, so that a server that starts again, or had to evict, can be given it once more"""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -30,12 +34,15 @@ Put = Callable[[str, Entry], Awaitable[Iterable[str]]]
 
 
 class ServedAdapters:
-    """By the name that requests bind. What is not there is put before the first request that wants it."""
+    """By the name that requests bind, the least recently used goes first. What is not there is put before the first
+    request that wants it; of what went, whoever put it is asked again (`holds`).
+    """
 
-    def __init__(self, put: Put) -> None:
-        self._put = put
-        self._entries: dict[str, Entry] = {}
+    def __init__(self, put: Put, *, max_bytes: int = _MAX_BYTES) -> None:
+        self._put, self.max_bytes = put, max_bytes
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._putting = asyncio.Lock()
+        self.nbytes = self.evictions = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -45,20 +52,38 @@ class ServedAdapters:
         entry = Entry(version, weights)
         async with self._putting:
             before = self._entries.get(name)
-            self._entries[name] = entry
+            self._keep(name, entry)
             try:
                 await self._give(name, entry)
             except BaseException:
                 if before is None:
-                    del self._entries[name]
+                    self.drop(name)
                 else:
                     # It may have arrived all the same: the older one is given again before it is bound.
-                    self._entries[name] = dataclasses.replace(before, there=False)
+                    self._keep(name, dataclasses.replace(before, there=False))
                 raise
+            while self.nbytes > self.max_bytes and len(self._entries) > 1:
+                self.drop(next(iter(self._entries)))
+                self.evictions += 1
+
+    def holds(self, name: str) -> bool:
+        """Whether it can be bound; it counts as used."""
+        if name not in self._entries:
+            return False
+        self._entries.move_to_end(name)
+        return True
 
     def drop(self, name: str) -> bool:
         """No longer meant to be there. Whether it was."""
-        return self._entries.pop(name, None) is not None
+        gone = self._entries.pop(name, None)
+        if gone is not None:
+            self.nbytes -= gone.weights.nbytes
+        return gone is not None
+
+    def _keep(self, name: str, entry: Entry) -> None:
+        self.drop(name)
+        self._entries[name] = entry
+        self.nbytes += entry.weights.nbytes
 
     def lost(self) -> None:
         """The server was started again: nothing of it is there."""

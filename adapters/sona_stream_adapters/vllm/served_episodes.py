@@ -41,9 +41,9 @@ class ServedEpisodes:
     """By key, the least recently used goes first. What is not there is put before the first request naming it."""
 
     def __init__(self, link: Link, fingerprint: str, *, max_bytes: int = _MAX_BYTES) -> None:
-        self._link, self._fingerprint, self._max_bytes = link, fingerprint, max_bytes
+        self._link, self._fingerprint, self.max_bytes = link, fingerprint, max_bytes
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._bytes = 0
+        self.nbytes = self.evictions = 0
         self._putting = asyncio.Lock()
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class ServedEpisodes:
         """No longer meant to be there. Whether it was."""
         gone = self._entries.pop(key, None)
         if gone is not None:
-            self._bytes -= len(gone.blob)
+            self.nbytes -= len(gone.blob)
         return gone is not None
 
     def lost(self) -> None:
@@ -130,6 +130,7 @@ class ServedEpisodes:
     def _keep(self, key: str, entry: _Entry) -> None:
         self.drop(key)
         self._entries[key] = entry
-        self._bytes += len(entry.blob)
-        while self._bytes > self._max_bytes and len(self._entries) > 1:
+        self.nbytes += len(entry.blob)
+        while self.nbytes > self.max_bytes and len(self._entries) > 1:
             self.drop(next(iter(self._entries)))
+            self.evictions += 1

@@ -18,7 +18,7 @@ from ...lora import AdapterRecord, LoraWeights
 from .cycle import Cycle
 from .evidence import Evidence
 from .gates import Verdict
-from .keys import AdapterKey
+from .keys import EVERYTHING, AdapterKey
 from .ledger import Ledger
 from .lessons import Lesson
 from .optimiser import Moments, shifted
@@ -46,7 +46,6 @@ class BackgroundLoop:
         self._due: dict[AdapterKey, None] = {}
         self._away: dict[AdapterKey, None] = {}
         """Replays that wait for their host."""
-        self._fits: dict[AdapterKey, LoraWeights] = {}  # where each key's last replay ended
         self._cycle = Cycle(state)
         self._cycles: dict[AdapterKey, bool] = {}
         """Keys whose slow half is due; whether it was forced"""
@@ -161,10 +160,13 @@ class BackgroundLoop:
         stays.
         """
         try:
-            if forced is None:
-                await self.replay(key)
-            else:
-                await self._slow(key, forced=forced)
+            versions = self._state.versions
+            async with versions.shelf.using(versions.line(key)):
+                if forced is None:
+                    await self.replay(key)
+                else:
+                    await self._slow(key, forced=forced)
+                self._state.books.note(key.at(EVERYTHING))
         except HostAway as error:
             self._away[key] = None
             _log.info("adapter %s: the replay waits: %s", key, error)
@@ -179,7 +181,7 @@ class BackgroundLoop:
         lessons = len((await self._state.book(key)).of(key))
         plan = dataclasses.replace(self._plan(lessons), steps=self._state.settings.base_steps)
         if await self._cycle.run(key, plan, forced=forced):
-            self._fits.pop(key, None)  # of a micro pair that is no more
+            self._state.versions.line(key).fit = None  # of a micro pair that is no more
 
     async def replay(self, key: AdapterKey) -> AdapterRecord | None:
         """Refit, gate, publish. None when there was nothing to learn or nothing passed."""
@@ -215,7 +217,7 @@ class BackgroundLoop:
         """
         if line.working is None or _REPLAYED not in line.working.moments:
             return await self._state.birth(line, lessons[-1], await self._state.curvature(line.key, lessons))
-        fit = self._fits.get(line.key)
+        fit = line.fit
         return self._state.fitted(line.working) if fit is None else fit, line.working.moments
 
     async def _publish(
@@ -237,7 +239,7 @@ class BackgroundLoop:
             served, kept = state.version(whole, moments, evidence)
             verdict = await state.gate(line.key, served, None)
             if verdict.ok:
-                self._fits[line.key] = fit
+                line.fit = fit
                 news = tuple(self._new.pop(line.key, ()))
                 metrics = {**verdict.metrics, "share": share, "steps": float(result.steps), "evidence": evidence.z}
                 return await state.versions.publish(
@@ -251,7 +253,7 @@ class BackgroundLoop:
         """What was noted for this key no longer counts (after a rollback)."""
         self._new.pop(key, None)
         self._due.pop(key, None)
-        self._fits.pop(key, None)
+        self._state.versions.line(key).fit = None
 
     def _plan(self, lessons: int) -> Plan:
         settings = self._state.settings

@@ -55,6 +55,12 @@ class Domain:
         """R_k."""
         return [capture for capture, _ in self.kept]
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        spectra = sum(one.vectors.nbytes + one.values.nbytes for one in (self.outputs, self.inputs))
+        return self.reference.nbytes + spectra + sum(capture.nbytes for capture in self.captures)
+
 
 def domain_of(lesson: Lesson, key: AdapterKey) -> str:
     """The domain that a lesson of this key belongs to."""
@@ -114,6 +120,18 @@ class Domains:
         """Its host changed: look again."""
         for key in [key for key in self._known if key.model == model]:
             del self._known[key]
+
+    def let_go(self, root: AdapterKey) -> None:
+        """Of what is in the store."""
+        for key in self._of_root(root):
+            del self._known[key]
+
+    def nbytes(self, root: AdapterKey) -> int:
+        """In memory."""
+        return sum(one.nbytes for key in self._of_root(root) for one in self._known[key])
+
+    def _of_root(self, root: AdapterKey) -> list[AdapterKey]:
+        return [key for key in self._known if key.tenant == root.tenant and key.model == root.model]
 
     async def _write(self, key: AdapterKey, fingerprint: str) -> None:
         data = await anyio.to_thread.run_sync(_packed, tuple(self._known[key]), fingerprint)

@@ -151,8 +151,8 @@ class InstantLoop:
     async def _teach(
         self, feedback: Feedback, key: AdapterKey, lesson: Lesson, advantage: float
     ) -> FeedbackOutcome:
-        line = self._state.versions.line(key)
-        async with line.lock:
+        versions = self._state.versions
+        async with versions.shelf.using(versions.line(key)) as line, line.lock:
             try:
                 return await self._step(feedback, line, lesson, advantage)
             except HostError as error:

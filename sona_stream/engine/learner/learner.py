@@ -15,8 +15,9 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
+from ...budgets import Budget
 from ...config.settings import LearningSettings
-from ...errors import CaptureGone, HostAway, NotFound
+from ...errors import CaptureGone, HostAway, NotFound, SonaError
 from ...events import AdapterRef, Feedback, FeedbackOutcome, Request, Trajectory, pupil
 from ...protocols import HiddenStateHost, Store
 from .background import BackgroundLoop
@@ -126,6 +127,29 @@ class Learner:
         state, keys = self._state, _keys(request)
         used = [key for key in keys if state.versions.served(key) is not None and state.active(key)]
         return state.watches.validity((used or list(keys[:1]))[-1]).reason()
+
+    def at_hand(self, request: Request, adapter: AdapterRef) -> bool:
+        """Whether the model's host holds it. Takes microseconds."""
+        host = self._state.hosts.get(request.model)
+        return host is None or host.holds_adapter(str(adapter) if adapter.pinned else adapter.key)
+
+    async def bring(self, request: Request, adapter: AdapterRef) -> None:
+        """Put it on the model's host again, where it had to make room. What cannot be brought is logged and
+        counted. Raises HostAway.
+        """
+        state, versions = self._state, self._state.versions
+        line = versions.line(AdapterKey.parse(adapter.key))
+        reason = "it is not served any more"
+        try:
+            await (versions.pin(adapter) if adapter.pinned else versions.bring(line))
+        except HostAway:
+            raise
+        except SonaError as error:
+            reason = str(error)
+        found = self.at_hand(request, adapter)
+        state.counters["adapters_brought" if found else "adapters_missing"] += 1
+        if not found:
+            _log.warning("request %s is answered without adapter %s: %s", request.id, adapter, reason)
 
     def observe(self, trajectory: Trajectory) -> None:
         """An answer has ended: what it says of the version that gave it. Takes well under a millisecond."""
@@ -238,6 +262,10 @@ class Learner:
         """How two versions of a key (0: the base model) differ on kept answers. Raises NotFound, HostAway."""
         return await self._inspection.difference(key, one, other)
 
+    def budgets(self) -> list[Budget]:
+        """Adapters and lessons in memory."""
+        return [self._state.versions.shelf.budget(), self._state.books.budget()]
+
     def stats(self) -> dict[str, Any]:
         """Counters and what is served, JSON-able."""
         state = self._state
@@ -262,6 +290,7 @@ class Learner:
             "accepted_feedback": counts,
             "rewards": {str(root): ledger.baseline.tenant.mean for root, ledger in state.ledgers.items()},
             "problems": list(state.versions.problems),
+            "budgets": [one.view() for one in self.budgets()],
         }
 
     async def _work(self) -> None:

@@ -37,6 +37,16 @@ class Measurements:
         for root in [root for root in self._curvatures if root.model == model]:
             del self._curvatures[root]
 
+    def let_go(self, root: AdapterKey) -> None:
+        """Of what is measured again, or is in the store."""
+        self._curvatures.pop(root, None)
+        self._scores.pop(root, None)
+
+    def nbytes(self, root: AdapterKey) -> int:
+        """In memory."""
+        curvature, scores = self._curvatures.get(root), self._scores.get(root, {})
+        return (0 if curvature is None else _size(curvature)) + sum(row.nbytes for row in scores.values())
+
     async def metric(self, host: HiddenStateHost, root: AdapterKey, lesson: Lesson) -> Curvature:
         """The one known, else one measured on this lesson."""
         known = await self._known(host, root)
@@ -89,6 +99,11 @@ class Measurements:
 
 def _blob(host: HiddenStateHost, root: AdapterKey) -> str:
     return f"learner/curvature/{root}/{host.fingerprint}"
+
+
+def _size(curvature: Curvature) -> int:
+    spectra = (one for one in (curvature.outputs, curvature.inputs) if one is not None)
+    return curvature.constant.nbytes + sum(one.vectors.nbytes + one.values.nbytes for one in spectra)
 
 
 def _running(known: Curvature, found: Curvature) -> Spectrum | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Literal, Protocol
@@ -14,6 +14,7 @@ from ...errors import HostAway, HostError
 from ...lora import AdapterRecord, Curvature, LoraWeights
 from ...protocols import HiddenStateHost, Store
 from .baseline import advantages
+from .books import Books
 from .domains import Domains, domain_of
 from .evidence import Evidence, dependence, trust_of
 from .ewc import Elastic
@@ -31,6 +32,8 @@ from .versions import Line, Versions
 from .watches import Watches
 
 __all__ = ["Mode", "Rates", "State"]
+
+_MB = 1 << 20
 
 DEFAULT_LR = 1e-3
 RATE_PER_LR = 2.0
@@ -95,11 +98,13 @@ class State:
             serve_new=serve_new,
             watch=self.watches.of,
             canary=settings.canary,
+            max_bytes=settings.adapter_mb * _MB,
         )
         self.ledgers: dict[AdapterKey, Ledger] = {}
-        self._books: OrderedDict[AdapterKey, LessonBook] = OrderedDict()
         self.measurements = Measurements(store)
         self.domains = Domains(store)
+        in_use = self.versions.shelf.in_use
+        self.books = Books(settings.replay_mb * _MB, self.measurements, self.domains, in_use)
         self.counters: Counter[str] = Counter()
         self.refusals = Refusals()
 
@@ -138,10 +143,7 @@ class State:
                 await stack.enter_async_context(line.lock)
             self.expected.add(model)
             self.hosts[model], self.since[model] = TakingTurns(host), since
-            for key in [key for key in self._books if key.model == model]:
-                del self._books[key]
-            self.measurements.forget(model)
-            self.domains.forget(model)
+            self.books.forget(model)
             await self.versions.restore(model)
         for line in self.versions.lines(model):
             await self.ledger(line.key)
@@ -173,11 +175,8 @@ class State:
     async def book(self, key: AdapterKey) -> LessonBook:
         """Recent lessons of the key's model and tenant, read back from the store when they are not in memory."""
         root = key.at(EVERYTHING)
-        if root not in self._books:
-            book = await self._read_book(await self.ledger(root))
-            self._books.setdefault(root, book)
-        self._books.move_to_end(root)
-        return self._books[root]
+        book = self.books.get(root)
+        return self.books.put(root, await self._read_book(await self.ledger(root))) if book is None else book
 
     async def _read_book(self, ledger: Ledger) -> LessonBook:
         book = LessonBook(self.settings.replay_capacity)
@@ -192,13 +191,10 @@ class State:
 
     async def remember(self, key: AdapterKey, lesson: Lesson) -> None:
         """Into the book and the store. Whole books of other tenants leave memory beyond `replay_mb`."""
-        (await self.book(key)).add(lesson)
         finest = str(key.at(lesson.groups[-1]))
         await self.store.put_capture(finest, lesson.capture, lesson.signal, feedback_id=lesson.feedback_id)
-        limit = self.settings.replay_mb * 2**20
-        while len(self._books) > 1 and sum(book.nbytes for book in self._books.values()) > limit:
-            self._books.popitem(last=False)
-            self.counters["books_evicted"] += 1
+        (await self.book(key)).add(lesson)
+        self.books.note(key.at(EVERYTHING))
 
     async def withdraw(self, key: AdapterKey, feedback_ids: list[str], *, everything: bool) -> None:
         """Take these lessons out of replay for good; `everything`: all that the key ever learned from."""
@@ -224,9 +220,10 @@ class State:
         """A start without the line's own steps: the nearest parent's fit, else an adapter that changes nothing."""
         fresh = {"rms": np.asarray([curvature.rms], dtype=np.float32)}
         for origin in self._parents(line, lesson):
-            if origin.working is not None:
-                known = origin.working.moments
-                return self.fitted(origin.working), Evidence.of(known).beside(fresh, trust_of(known))
+            async with self.versions.shelf.using(origin):
+                if origin.working is not None:
+                    known = origin.working.moments
+                    return self.fitted(origin.working), Evidence.of(known).beside(fresh, trust_of(known))
         layers = await self.host(line.key.model).initial_layers(str(line.key))
         return initial_weights(curvature, self.rates.micro_lora_rank, str(line.key), layers), fresh
 

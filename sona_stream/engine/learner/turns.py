@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import anyio
 
+from ...budgets import BoundedHost
 from ...errors import HostError
 from ...lora import (
     F32,
@@ -31,6 +32,7 @@ class TakingTurns:
 
     def __init__(self, host: HiddenStateHost) -> None:
         self._host = host
+        self._holder = host if isinstance(host, BoundedHost) else None
         self._turn = anyio.Lock()
 
     @property
@@ -46,6 +48,15 @@ class TakingTurns:
     async def put_adapter(self, key: str, version: int, weights: LoraWeights) -> None:
         """Passes."""
         await self._host.put_adapter(key, version, weights)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the host is a `BoundedHost`."""
+        return self._holder is not None
+
+    def holds_adapter(self, key: str) -> bool:
+        """The host's word; one that is not bounded holds what it was given."""
+        return self._holder is None or self._holder.holds_adapter(key)
 
     async def drop_adapter(self, key: str) -> None:
         """Passes."""

@@ -13,15 +13,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-import anyio
-
 from ...config.settings import CanarySettings
-from ...errors import NotFound, NotPermitted
+from ...errors import HostAway, NotFound, NotPermitted, SonaError
 from ...events import AdapterRef, Request
 from ...lora import AdapterRecord, LoraWeights
-from ...protocols import HiddenStateHost, Store
+from ...protocols import Store
 from .keys import EVERYTHING, AdapterKey
+from .line import Line
 from .optimiser import Moments
+from .shelf import Shelf, listed
+from .turns import TakingTurns
 from .watch import Watch
 from .watches import in_share
 
@@ -33,43 +34,27 @@ Status = Literal["published", "observed", "canary"]
 _PINNED = 16  # old versions held on the hosts because requests ask for them
 
 
-class Line:
-    """One adapter key's history: what is served, and what the next step starts from."""
-
-    def __init__(self, key: AdapterKey) -> None:
-        self.key = key
-        self.served: AdapterRecord | None = None
-        self.working: AdapterRecord | None = None
-        """Equals `served` except under `observe`, where it runs ahead unserved, and while there is a canary."""
-        self.candidate: AdapterRecord | None = None
-        """The newest version while only a share of the requests gets it."""
-        self.outgoing: AdapterRecord | None = None
-        """The canary before it, which answers that are under way still use."""
-        self.latest = 0
-        self.epoch = 0
-        """Counts rollbacks: work begun before one is void."""
-        self.lock = anyio.Lock()
-
-
 class Versions:
     """Publishing, restoring, rolling back and pinning, over all hosts."""
 
     def __init__(
         self,
-        hosts: Mapping[str, HiddenStateHost],
+        hosts: Mapping[str, TakingTurns],
         store: Store,
         *,
         keep: int,
         serve_new: bool,
         watch: Callable[[AdapterKey], Watch],
         canary: CanarySettings,
+        max_bytes: int,
     ) -> None:
-        """``watch``: that of a key."""
+        """``watch``: that of a key; ``max_bytes``: of all weights in memory."""
         self._hosts, self._store = hosts, store
         self._keep, self._serve_new = keep, serve_new
         self._watch, self._canary = watch, canary
         self._lines: dict[AdapterKey, Line] = {}
-        self._pinned: OrderedDict[str, HiddenStateHost] = OrderedDict()
+        self.shelf = Shelf(store, max_bytes, self._give_up)
+        self._pinned: OrderedDict[str, TakingTurns] = OrderedDict()
         self.frozen = False
         self._problems: dict[AdapterKey, str] = {}
 
@@ -115,7 +100,7 @@ class Versions:
         never served; it is reported.
         """
         for line in self.lines(model):
-            line.served = line.working = line.candidate = None
+            self.shelf.forget(line)
             line.epoch += 1
             self._problems.pop(line.key, None)
         for name in [name for name in self._pinned if AdapterKey.parse(name.rpartition("@")[0]).model == model]:
@@ -123,34 +108,73 @@ class Versions:
         current = await self._store.current_versions()
         newest: dict[str, AdapterRecord] = {}
         records: dict[tuple[str, int], AdapterRecord] = {}
-        for record in await self._store.adapters():
-            newest[record.key] = record
-            records[record.key, record.version] = record
-        for text, last in newest.items():
-            key = AdapterKey.parse(text)
-            if key.model == model:
-                line = self.line(key)
-                line.latest = last.version
-                await self._restore(line, records.get((text, current.get(text, 0))))
-                if not self._serve_new and last.status == "observed" and self._fits(last):
-                    line.working = last
-                if self._serve_new and last.status == "canary" and self._fits(last):
-                    await self._try(line, last)
-                    line.working = last
+        sizes: dict[tuple[str, int], int] = {}
+        for record, size in await listed(self._store):
+            newest[record.key], records[record.key, record.version] = record, record
+            sizes[record.key, record.version] = size
+        keys = [(AdapterKey.parse(text), last) for text, last in newest.items()]
+        own = [(self.line(key), last) for key, last in keys if key.model == model]
+        for line, last in own:
+            line.latest = last.version
+            served = records.get((last.key, current.get(last.key, 0)))
+            if served is not None and self._is_ours(line, served):
+                line.served = line.working = served
+            if not self._serve_new and last.status == "observed" and self._fits(last):
+                line.working = last
+        await self._put_back(model, sizes)
+        for line, last in own:
+            servable = self._serve_new and self._fits(last) and line.key not in self._problems
+            if servable and last.status == "canary":
+                line.candidate = last
+                async with self.shelf.using(line):
+                    canary, line.candidate = line.candidate, None
+                    if canary is not None:
+                        await self._try(line, canary)
+                        line.working = canary
 
-    async def _restore(self, line: Line, record: AdapterRecord | None) -> None:
-        if record is None:
-            return
-        host = self._hosts[line.key.model]
-        if not self._fits(record):
-            self._problems[line.key] = (
-                f"adapter {record.key}@{record.version} was made for {record.fingerprint}, "
-                f"but the model is {host.fingerprint}: it is not served"
-            )
-            _log.warning("%s", self._problems[line.key])
-            return
-        await host.put_adapter(record.key, record.version, record.weights)
-        line.served = line.working = record
+    async def _put_back(self, model: str, sizes: Mapping[tuple[str, int], int]) -> None:
+        """All that is served, or on a host that can be asked what it holds, the newest that fit in memory."""
+        host, room = self._hosts[model], self.shelf.max_bytes
+        first: list[Line] = []
+        found = [(record.created_at, line) for line in self.lines(model) if (record := line.served) is not None]
+        for _, line in sorted(found, key=lambda one: -one[0]):
+            assert line.served is not None
+            room -= sizes[line.served.key, line.served.version]
+            if room < 0 and first and host.bounded:
+                break
+            first.append(line)
+        for line in reversed(first):
+            try:
+                await self.bring(line, anew=True)
+            except HostAway:
+                raise
+            except SonaError as error:
+                self._give_up(line, str(error))
+                self.shelf.forget(line)
+
+    def _give_up(self, line: Line, reason: str) -> None:
+        """Requests get what the next coarser level serves."""
+        self._problems[line.key] = f"adapter {line.key} is not served: {reason}"
+        _log.warning("%s", self._problems[line.key])
+
+    async def bring(self, line: Line, *, anew: bool = False) -> None:
+        """Put what the line serves on its host, unless (not `anew`) it is there. Raises HostError."""
+        host, name = self._hosts[line.key.model], str(line.key)
+        async with line.serving:
+            if line.served is not None and (anew or not host.holds_adapter(name)):
+                async with self.shelf.using(line):
+                    if (record := line.served) is not None:
+                        await host.put_adapter(name, record.version, record.weights)
+
+    def _is_ours(self, line: Line, record: AdapterRecord) -> bool:
+        if self._fits(record):
+            return True
+        self._problems[line.key] = (
+            f"adapter {record.key}@{record.version} was made for {record.fingerprint}, "
+            f"but the model is {self._hosts[line.key.model].fingerprint}: it is not served"
+        )
+        _log.warning("%s", self._problems[line.key])
+        return False
 
     def _fits(self, record: AdapterRecord) -> bool:
         return record.fingerprint == self._hosts[AdapterKey.parse(record.key).model].fingerprint
@@ -207,8 +231,9 @@ class Versions:
         await self._store.prune_adapters(record.key, keep=self._keep, besides=self._watch(line.key).reference)
 
     async def _serve_all(self, line: Line, record: AdapterRecord) -> None:
-        await self._hosts[line.key.model].put_adapter(record.key, record.version, record.weights)
-        line.served = record
+        async with line.serving:
+            await self._hosts[line.key.model].put_adapter(record.key, record.version, record.weights)
+            line.served = record
         await self._store.set_current(record.key, record.version, reason=record.reason)
 
     async def _try(self, line: Line, record: AdapterRecord) -> None:
@@ -219,7 +244,7 @@ class Versions:
 
     async def promote(self, line: Line) -> None:
         """The canary serves everybody, and newer versions are measured by it."""
-        async with line.lock:
+        async with self.shelf.using(line), line.lock:
             record = line.candidate
             if record is None:
                 return
@@ -242,7 +267,7 @@ class Versions:
 
     async def finish(self, line: Line, record: AdapterRecord) -> None:
         """Serve a version whose publishing was interrupted: the newest, kept, and never served."""
-        async with line.lock:
+        async with self.shelf.using(line), line.lock:
             served = 0 if line.served is None else line.served.version
             unserved = record.status in ("published", "canary") and record.version == line.latest > served
             if unserved and self._serve_new and not self.frozen and self._fits(record):
@@ -258,14 +283,18 @@ class Versions:
         async with line.lock:
             record = None if version == 0 else await self._kept(key, version)
             undone = [r for r in await self._store.adapters(str(key)) if r.version > version]
-            if record is None:
-                await self._hosts[key.model].drop_adapter(str(key))
-            else:
-                record = dataclasses.replace(record, status="published")
-                await self._hosts[key.model].put_adapter(str(key), version, record.weights)
+            async with line.serving:
+                if record is None:
+                    await self._hosts[key.model].drop_adapter(str(key))
+                else:
+                    record = dataclasses.replace(record, status="published")
+                    await self._hosts[key.model].put_adapter(str(key), version, record.weights)
+                line.served = line.working = record
+            if record is not None:
                 await self._store.put_adapter(record)
             await self._end_trial(line)
-            line.served = line.working = record
+            line.fit = None
+            self.shelf.note(line)
             line.epoch += 1
             await self._store.set_current(str(key), version, reason=reason)
             for later in undone:
@@ -285,7 +314,7 @@ class Versions:
         if model is not None and key.model != model:
             raise NotFound(f"adapter {ref} is not one of model {model!r}")
         name = str(ref)
-        if name not in self._pinned:
+        if name not in self._pinned or not self._hosts[key.model].holds_adapter(name):
             record = await self._kept(key, ref.version)
             await self._hosts[key.model].put_adapter(name, ref.version, record.weights)
         self._pinned[name] = self._hosts[key.model]

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ...budgets import Budget
 from ...config.settings import MemorySettings, Storage, StorageSettings
 from ...episodes import (
     Episode,
@@ -134,7 +135,16 @@ class EpisodeMemory:
         field and its limit; StateError when it cannot be stored.
         """
         check_record(record, STATIC_DIM)
-        return await finish(self._writing.remember(record))
+        counters, before = self._writing.counters, self._writing.counters["evicted"]
+        remembered = await finish(self._writing.remember(record))
+        if counters["evicted"] > before == 0:
+            _log.warning(
+                "the memory of episodes is full: what is worth least is forgotten, %d episodes of tenant %r now; "
+                "sona.memory bounds them, and `sona-stream capacity` tells what fits",
+                counters["evicted"],
+                record.tenant,
+            )
+        return remembered
 
     def sketch(self, question: Question, vectors: QuestionVectors) -> bytes:
         """All that `remember` needs of a question, without its text: vectors in int8, and hashes of its words keyed
@@ -254,6 +264,14 @@ class EpisodeMemory:
             "expired": self._store.expired,
         }
         return own | dict(self._reading.counters) | dict(self._writing.counters)
+
+    def budgets(self) -> list[Budget]:
+        """All episodes' states: on disk, or in memory where they are volatile."""
+        setting = "mb" if self.durable else "volatile_mb"
+        limit = getattr(self._settings, setting) << 20
+        gone = self._writing.counters["evicted"]
+        held = self._index.total_bytes()
+        return [Budget("episodes", f"sona.memory.{setting}", len(self._index), held, limit, gone)]
 
     # -- inside -----------------------------------------------------------------------------------------------
 

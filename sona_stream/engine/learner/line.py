@@ -1,0 +1,47 @@
+"""One adapter key's versions, as the learner has them."""
+
+from __future__ import annotations
+
+import anyio
+
+from ...lora import AdapterRecord, LoraWeights
+from .keys import AdapterKey
+
+__all__ = ["Line"]
+
+
+class Line:
+    """One adapter key's history: what is served, and what the next step starts from. Its records have weights only
+    while the `Shelf` lets them.
+    """
+
+    def __init__(self, key: AdapterKey) -> None:
+        self.key = key
+        self.served: AdapterRecord | None = None
+        self.working: AdapterRecord | None = None
+        """Equals `served` except under `observe`, where it runs ahead unserved, and while there is a canary."""
+        self.candidate: AdapterRecord | None = None
+        """The newest version while only a share of the requests gets it."""
+        self.outgoing: AdapterRecord | None = None
+        """The canary before it, which answers that are under way still use."""
+        self.fit: LoraWeights | None = None
+        """Where its last replay ended"""
+        self.latest = 0
+        self.epoch = 0
+        """Counts rollbacks: work begun before one is void."""
+        self._lock: anyio.Lock | None = None
+        self._serving: anyio.Lock | None = None
+
+    @property
+    def lock(self) -> anyio.Lock:
+        """Held while the line learns, or goes back."""
+        if self._lock is None:  # most lines of a start never learn, and a lock takes 700 bytes
+            self._lock = anyio.Lock()
+        return self._lock
+
+    @property
+    def serving(self) -> anyio.Lock:
+        """Held while a version comes onto the host."""
+        if self._serving is None:
+            self._serving = anyio.Lock()
+        return self._serving
