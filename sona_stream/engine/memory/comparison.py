@@ -1,85 +1,119 @@
 """Whether two questions are the same: the second stage of recall, and what tells an older answer from a newer one.
 
-    g = sigmoid(STEEPNESS (cos - penalties - GATE))
+An encoder places "over 30 days" and "under 30 days" together (0.99), and some paraphrases no nearer (0.5) than
+what has only its form in common. So of the stored questions the nearest by the contextual encoder is taken, and a
+logistic regression says whether it is the same: on its cosine, its lead over the next one, the words of both and
+their order. A few differences let nothing pass. Without a contextual vector on either side only questions that are
+the same but for case, endings and words that say nothing are let through.
 
-cos is the contextual encoder's. Encoders place "over 30 days" and "under 30 days" together (0.99), so differences
-of words are taken off; those of weight 1 let nothing pass. Without a contextual vector on either side only
-questions that are the same but for case, endings and words that say nothing are let through.
-
-The constants are starting points, to be fitted on questions written before: `benchmarks/learning.py`.
+`python benchmarks/gate_fit.py --fit` fitted the constants, by the rule that `learning_parts/gate_fit.py` states, on
+the half of the benchmark's questions that is for fitting.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from difflib import SequenceMatcher
 
 from .words import Features
 
 __all__ = [
-    "GATE",
+    "ASKED_COSINE",
     "LEAST_GATE",
-    "PENALTIES",
+    "LEAST_RIVAL",
     "RECALL_COSINE",
     "SAME_QUESTION",
     "STATIC_GATE",
     "STEEPNESS",
     "SYSTEM_COSINE",
+    "VETOES",
+    "WEIGHTS",
     "differences",
+    "evidence",
     "gate_of",
+    "likeness",
     "nearly_exact",
-    "penalty_of",
 ]
 
-RECALL_COSINE = 0.6
-"""Static cosine from which an episode is a candidate. Paraphrases were at 0.82 and above."""
-GATE = 0.8
-"""Contextual cosine at which the gate is one half: near misses were at 0.66, paraphrases at 0.93."""
+RECALL_COSINE = 0.3
+"""Static cosine from which an episode is a candidate: the highest that loses no paraphrase."""
+ASKED_COSINE = 0.3
+"""Contextual cosine below which none is looked at again."""
 STATIC_GATE = 0.8
-"""The same of the static cosine, for questions that are nearly the same words"""
-STEEPNESS = 30.0
+"""Static cosine from which questions of nearly the same words are the same, where there is no contextual one"""
+LEAST_RIVAL = 0.4
+"""The next nearest question is taken to be at least so near: a memory of one episode knows no better."""
+STEEPNESS = 4.0
 LEAST_GATE = 0.5
 """Below it an episode does not act at all."""
 SAME_QUESTION = 0.92
-"""Contextual cosine less penalties from which two questions are one, so that the newer answer stands for both."""
+"""Contextual cosine from which two stored questions may be one, so that the newer answer stands for both."""
 SYSTEM_COSINE = 0.97
 """Static cosine from which two system prompts are one: they hold dates, say."""
 
-PENALTIES = {
-    "numbers": 1.0,
-    "negation": 1.0,
-    "opposites": 1.0,
-    "names": 1.0,
-    "roles": 1.0,
-    "asking": 0.15,
-    "one side": 0.03,
-    "one name": 0.1,
-    "substitution": 0.08,
+VETOES = frozenset({"numbers", "opposites", "roles"})
+"""Differences after which two questions are not the same, whatever else is alike"""
+BIAS = -6.830
+WEIGHTS: Mapping[str, float] = {
+    "cosine": 6.487,
+    "lead": 5.327,
+    "order": 0.331,
+    "exchanged": -2.375,
+    "changed": 2.288,
+    "length": 2.275,
+    "stored length": -1.871,
+    "known": 1.071,
+    "covered": -0.986,
+    "in common": 0.105,
+    "negation": -0.628,
+    "names": -1.216,
+    "asking": -0.782,
+    "cosine cosine": 3.380,
+    "cosine order": -3.453,
+    "cosine in common": -3.227,
+    "order order": -6.201,
+    "order length": 0.059,
 }
-"""What each difference takes off the cosine. Names: each question has one that the other lacks. Substitution: the
-same content words but for one place."""
+"""Of what `evidence` says, in its order; two names are their product"""
+
+_WORDS = 10.0
+"""Numbers of words are counted in tens, so that all evidence is of about one size."""
 
 
 def differences(a: Features, b: Features) -> frozenset[str]:
-    """Names of `PENALTIES` that these two questions have; none for the same words."""
+    """Names of the differences that these two questions have; none for the same words.
+
+    Numbers, names, roles, opposites: each question has one that the other lacks.
+    """
     if a.exact == b.exact:
         return frozenset()
     found = {
-        "numbers": a.numbers != b.numbers,
-        "negation": a.negated != b.negated,
+        "numbers": _each_lacks(frozenset(a.numbers), frozenset(b.numbers)),
         "opposites": _opposed(a, b),
-        "names": _each_lacks(a.names - set(b.content), b.names - set(a.content)),
         "roles": _swapped(a, b),
+        "negation": a.negated != b.negated,
+        "names": bool(a.names - set(b.content) and b.names - set(a.content)),
         "asking": bool(a.asking and b.asking and a.asking.isdisjoint(b.asking)),
-        "one side": a.sides != b.sides,
-        "one name": bool(a.names - set(b.content) or b.names - set(a.content)),
-        "substitution": _substituted(a.content, b.content),
     }
     return frozenset(name for name, there in found.items() if there)
 
 
-def penalty_of(found: frozenset[str]) -> float:
-    """What these differences take off the cosine, in all."""
-    return sum(PENALTIES[name] for name in found)
+def evidence(asked: Features, stored: Features, cosine: float, lead: float, found: frozenset[str]) -> list[float]:
+    """Values of `WEIGHTS`' names, in that order. ``found``: the `differences`."""
+    plain = _plain(asked, stored)
+    plain |= {"cosine": cosine, "lead": lead}
+    plain |= {name: float(name in found) for name in ("negation", "names", "asking")}
+    return [_product(plain, name) for name in WEIGHTS]
+
+
+def likeness(asked: Features, stored: Features, cosine: float, lead: float) -> float:
+    """Log odds, by the fitted weights, that both are one question; -inf after a veto."""
+    found = differences(asked, stored)
+    if found & VETOES:
+        return -math.inf
+    values = evidence(asked, stored, cosine, lead, found)
+    return BIAS + sum(weight * value for weight, value in zip(WEIGHTS.values(), values, strict=True))
 
 
 def nearly_exact(a: Features, b: Features) -> bool:
@@ -88,9 +122,49 @@ def nearly_exact(a: Features, b: Features) -> bool:
     return a.exact == b.exact or (alike and a.asking == b.asking and a.sides == b.sides and a.roles == b.roles)
 
 
-def gate_of(cosine: float, threshold: float) -> float:
-    """In (0, 1)."""
-    return 1.0 / (1.0 + math.exp(-STEEPNESS * (cosine - threshold)))
+def gate_of(odds: float) -> float:
+    """In [0, 1]: 0.5 where `likeness` is 0."""
+    return 0.0 if odds < -50 else 1.0 / (1.0 + math.exp(-STEEPNESS * odds))
+
+
+def _plain(asked: Features, stored: Features) -> dict[str, float]:
+    """What words and their order say."""
+    a, b = _said(asked), _said(stored)
+    shared, one, other = len(a & b), set(asked.words), set(stored.words)
+    order = SequenceMatcher(None, asked.words, stored.words, autojunk=False).ratio()
+    exchanged, changed = _exchanged(asked.words, stored.words)
+    return {
+        "order": order,
+        "exchanged": exchanged,
+        "changed": changed / _WORDS,
+        "length": len(asked.words) / _WORDS,
+        "stored length": len(stored.words) / _WORDS,
+        "known": shared / max(1, len(a)),
+        "covered": shared / max(1, len(b)),
+        "in common": len(one & other) / max(1, len(one | other)),
+    }
+
+
+def _said(features: Features) -> frozenset[int]:
+    return frozenset((*features.content, *features.numbers))
+
+
+def _exchanged(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[float, int]:
+    """(share of the words around one place, where both say something else there; words of that place)."""
+    least = min(len(a), len(b))
+    start = next((i for i in range(least) if a[i] != b[i]), least)
+    end = next((i for i in range(least - start) if a[-1 - i] != b[-1 - i]), least - start)
+    there_a, there_b = a[start : len(a) - end], b[start : len(b) - end]
+    both = any(word > 0 for word in there_a) and any(word > 0 for word in there_b)
+    share = (start + end) / max(1, len(a), len(b))
+    return (share if both else 0.0), max(len(there_a), len(there_b))
+
+
+def _product(values: Mapping[str, float], name: str) -> float:
+    if name in values:
+        return values[name]
+    first = next(one for one in values if name.startswith(f"{one} ") and name[len(one) + 1 :] in values)
+    return values[first] * values[name[len(first) + 1 :]]
 
 
 def _opposed(a: Features, b: Features) -> bool:
@@ -101,8 +175,8 @@ def _opposed(a: Features, b: Features) -> bool:
     return bool((a.stripped & content_b) - content_a or (b.stripped & content_a) - content_b)
 
 
-def _each_lacks(only_a: frozenset[int], only_b: frozenset[int]) -> bool:
-    return bool(only_a and only_b)
+def _each_lacks(a: frozenset[int], b: frozenset[int]) -> bool:
+    return bool(a - b and b - a)
 
 
 def _swapped(a: Features, b: Features) -> bool:
@@ -113,7 +187,3 @@ def _swapped(a: Features, b: Features) -> bool:
     only_a, only_b = a.roles - b.roles, b.roles - a.roles
     moved_a = {role for role, word in only_a if word in b.content}
     return bool(moved_a & {role for role, word in only_b if word in a.content})
-
-
-def _substituted(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    return len(a) == len(b) > 1 and sum(x != y for x, y in zip(a, b, strict=True)) == 1

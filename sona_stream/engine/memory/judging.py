@@ -1,4 +1,4 @@
-"""From candidates to the few episodes that act: the gate on each, and which of several answers to one question.
+"""From candidates to the episode that acts: the gate, and which of several answers to one question.
 
 Of two answers to the same question a correction is used before an accepted answer, then the one of the narrower
 scope (a person's own before the tenant's before everybody's), then the newer.
@@ -7,20 +7,16 @@ scope (a person's own before the tenant's before everybody's), then the newer.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from ...episodes import Scope
 from . import comparison as rules
 from .encoding import Codes, Head, cosine
 from .words import Features
 
-__all__ = ["ACCEPTED_SHARE", "Asked", "Judged", "closeness", "resolve", "same_question"]
+__all__ = ["ACCEPTED_SHARE", "Asked", "Near", "choose", "closeness", "same_question"]
 
 _WIDTH: dict[Scope, int] = {"person": 0, "tenant": 1, "global": 2}
-MARGIN = 0.05
-"""An episode whose closeness is this much below the nearest one's does not act beside it."""
-MOST = 4
-"""Episodes that act on one request."""
 ACCEPTED_SHARE = 0.4
 """Of an accepted answer, beside a correction's 1. With a host's usual share of 0.9 memory then puts 0.36 on a
 token: what the model is sure of, it says, and so it can still learn to say it better; where it wavers, it keeps to
@@ -39,12 +35,11 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Judged:
-    """A candidate that passed."""
+class Near:
+    """A candidate that is close."""
 
     slot: int
-    closeness: float
-    gate: float
+    cosine: float
     head: Head
     scope: Scope
     correction: bool
@@ -56,50 +51,47 @@ class Judged:
         return not self.correction, _WIDTH[self.scope], -self.rank
 
 
-def closeness(asked: Asked, head: Head, static: float) -> tuple[float, float]:
-    """(cosine less penalties, gate) of one candidate, 0 where it does not act; `static`: of the static vectors."""
+def closeness(asked: Asked, head: Head, static: float) -> float:
+    """Cosine of one candidate, 0 for one that is out of the question; `static`: of the static vectors."""
     if not _same_system(asked.system, head.system):
-        return 0.0, 0.0
+        return 0.0
     if asked.contextual is None or head.contextual is None:
-        if static < rules.STATIC_GATE or not rules.nearly_exact(asked.features, head.features):
-            return 0.0, 0.0
-        return _gated(static, rules.STATIC_GATE)
+        exact = static >= rules.STATIC_GATE and rules.nearly_exact(asked.features, head.features)
+        return 1.0 if exact else 0.0
     near = cosine(asked.contextual, head.contextual)
-    if near < rules.GATE:
-        return 0.0, 0.0
-    return _gated(near - rules.penalty_of(rules.differences(asked.features, head.features)), rules.GATE)
+    return near if near >= rules.ASKED_COSINE else 0.0
+
+
+def choose(asked: Asked, near: Sequence[Near]) -> tuple[Near, float] | None:
+    """(the one that acts, its gate): only the nearest question can be the one that is asked, and of all answers to
+    that one the best is used.
+    """
+    ordered = sorted(near, key=lambda one: (-one.cosine, one.preference))
+    if not ordered:
+        return None
+    nearest = ordered[0]
+    same = [one for one in ordered if one is nearest or same_question(one.head, nearest.head)]
+    gate = 1.0
+    if not rules.nearly_exact(asked.features, nearest.head.features):
+        rival = next((one.cosine for one in ordered if one not in same), 0.0)
+        lead = nearest.cosine - max(rival, rules.LEAST_RIVAL)
+        gate = rules.gate_of(rules.likeness(asked.features, nearest.head.features, nearest.cosine, lead))
+    return (min(same, key=lambda one: one.preference), gate) if gate >= rules.LEAST_GATE else None
 
 
 def same_question(a: Head, b: Head) -> bool:
     """Whether a newer answer to one is an answer to the other, too."""
     if not _same_system(a.system, b.system):
         return False
-    left, right = a.features, b.features
     if a.contextual is None or b.contextual is None:
-        return rules.nearly_exact(left, right)
+        return rules.nearly_exact(a.features, b.features)
     near = cosine(a.contextual, b.contextual)
-    return near >= rules.SAME_QUESTION and (
-        near - rules.penalty_of(rules.differences(left, right)) >= rules.SAME_QUESTION
+    if near < rules.SAME_QUESTION:
+        return False
+    left, right = a.features, b.features
+    return rules.nearly_exact(left, right) or all(
+        rules.likeness(one, other, near, 0.0) > 0 for one, other in ((left, right), (right, left))
     )
-
-
-def resolve(judged: Iterable[Judged]) -> list[Judged]:
-    """Those that act, the nearest first; of answers to the same question one."""
-    kept: list[Judged] = []
-    for one in sorted(judged, key=lambda each: (-each.closeness, each.preference)):
-        if kept and one.closeness < kept[0].closeness - MARGIN:
-            break
-        rivals = [i for i, other in enumerate(kept) if same_question(one.head, other.head)]
-        if not rivals:
-            kept.append(one)
-        elif one.preference < kept[rivals[0]].preference:
-            kept[rivals[0]] = one
-    return kept[:MOST]
-
-
-def _gated(near: float, threshold: float) -> tuple[float, float]:
-    gate = rules.gate_of(near, threshold)
-    return (near, gate) if gate >= rules.LEAST_GATE else (0.0, 0.0)
 
 
 def _same_system(a: Codes | None, b: Codes | None) -> bool:

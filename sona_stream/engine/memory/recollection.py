@@ -26,7 +26,7 @@ from ...lora import HiddenSpace
 from .comparison import RECALL_COSINE
 from .encoding import Codes, Head, codes_of, head_from, states_from, tokens_from
 from .index import EpisodeIndex, Found, circle_of
-from .judging import ACCEPTED_SHARE, Asked, Judged, closeness, resolve, same_question
+from .judging import ACCEPTED_SHARE, Asked, Near, choose, closeness, same_question
 from .sketch import sketch_from, sketch_of
 from .words import Reader
 from .worth import used
@@ -93,17 +93,16 @@ class Recollection:
     def gate(self, recalled: Recalled, question: Question, vectors: QuestionVectors) -> tuple[EpisodeRef, ...]:
         """See `EpisodeMemory.gate`."""
         asked = self._asked(question, vectors)
-        passed = []
+        near = []
         for slot, number, static in zip(recalled.slots, recalled.numbers, recalled.cosines, strict=True):
             head = self.head(slot, number)
-            if head is None:
-                continue
-            near, gate = closeness(asked, head, static)
-            if gate > 0:
+            close = 0.0 if head is None else closeness(asked, head, static)
+            if head is not None and close > 0:
                 row = self.index.rows[slot]
-                scope = self.index.scope(slot)
-                passed.append(Judged(slot, near, gate, head, scope, bool(row["correction"]), int(row["rank"])))
-        return tuple(self._use(one) for one in resolve(passed))
+                correction, rank = bool(row["correction"]), int(row["rank"])
+                near.append(Near(slot, close, head, self.index.scope(slot), correction, rank))
+        chosen = choose(asked, near)
+        return () if chosen is None else (self._use(*chosen),)
 
     def sketch(self, question: Question, vectors: QuestionVectors) -> bytes:
         """See `EpisodeMemory.sketch`."""
@@ -169,14 +168,14 @@ class Recollection:
             system=codes_of(system, self._kernels) if system is not None and question.system.strip() else None,
         )
 
-    def _use(self, one: Judged) -> EpisodeRef:
+    def _use(self, one: Near, gate: float) -> EpisodeRef:
         row = self.index.rows[one.slot]
         number = int(row["number"])
         row["standing"] = used(float(row["standing"]), time.time(), self._half_life)
         self.uses[number] += 1
         self.counters["used"] += 1
         share = 1.0 if one.correction else ACCEPTED_SHARE
-        return EpisodeRef(key=key_of(number, int(row["stamp"])), gate=one.gate, share=share)
+        return EpisodeRef(key=key_of(number, int(row["stamp"])), gate=gate, share=share)
 
     def _report(self, number: int) -> None:
         _log.error("episode %d cannot be read and is not used any more; see `sona-stream state verify`", number)

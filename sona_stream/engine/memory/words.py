@@ -20,8 +20,10 @@ __all__ = ["Features", "Reader", "split_words", "stem"]
 _WORD = re.compile(r"\d[\d.,:/-]*\d|\d|[^\W\d_]+(?:['\u2019][^\W\d_]+)*|[^\W_]+|[+*/=<>%$\u20ac\u00a3#-](?=\s|\w)")
 _ASKING = ("who", "when", "where", "why", "how")
 _MEASURES = {"many", "much", "long", "old", "far", "often", "tall", "big", "fast", "high", "deep", "heavy", "large"}
+_SCALES = {"hundred", "thousand", "million", "billion"}
 _DIRECTIONS = {"from", "to", "into", "than"}
 _MOST_WORDS = 400
+_WORDS_IN_ORDER = 64
 _ENCLITIC = re.compile(r"'(s|re|ve|ll|d|m)?$")
 _SENTENCE_END = re.compile(r"[.!?:;\n]\s*[\"'(\[]*$|^\W*$")
 
@@ -32,6 +34,9 @@ class Features:
 
     exact: int
     """of all words in order"""
+    words: tuple[int, ...]
+    """all words in order, the first 64, those that say nothing by themselves negative; none of episodes that were
+    stored before this was kept"""
     content: tuple[int, ...]
     """words that say something, in order"""
     names: frozenset[int]
@@ -60,15 +65,17 @@ class Features:
             sorted(self.sides),
             sorted(self.stripped),
             sorted(self.roles),
+            self.words,
         ]
         return json.dumps(values, separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Features:
         """Inverse of `to_json`. Raises ValueError."""
-        exact, content, names, numbers, negated, asking, sides, stripped, roles = json.loads(data)
+        exact, content, names, numbers, negated, asking, sides, stripped, roles, *later = json.loads(data)
         return cls(
             exact=exact,
+            words=tuple(later[0]) if later else (),
             content=tuple(content),
             names=frozenset(names),
             numbers=tuple(numbers),
@@ -124,9 +131,10 @@ class Reader:
         said = [(word, named) for word, named in said if word.replace("'", "") not in NEGATIONS]
         return Features(
             exact=self._hash(" ".join(plain)),
+            words=tuple(self._signed(word) for word in plain[:_WORDS_IN_ORDER]),
             content=tuple(self._hash(stem(word)) for word, _ in said),
             names=frozenset(self._hash(stem(word)) for word, named in said if named),
-            numbers=tuple(sorted(self._hash(value) for value in map(_number, plain) if value)),
+            numbers=tuple(sorted(map(self._hash, _numbers(plain)))),
             negated=any(word.replace("'", "") in NEGATIONS or word.endswith("n't") for word in plain),
             asking=frozenset(_asking(plain)),
             sides=frozenset(side for word in plain for side in CLASSES.get(word, ())),
@@ -141,6 +149,10 @@ class Reader:
                 if goal is not None:
                     yield word, self._hash(stem(goal))
 
+    def _signed(self, word: str) -> int:
+        code = self._hash(word)
+        return -code if word in EMPTY else code
+
     def _hash(self, word: str) -> int:
         data = word.encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(data, key=self._key, digest_size=6).digest(), "little")
@@ -152,6 +164,21 @@ def _number(word: str) -> str:
         return NUMBER_WORDS.get(word, "")
     digits = re.sub(r",(?=\d{3}\b)", "", word)
     return digits.rstrip("0").rstrip(".") if re.fullmatch(r"\d+\.\d+", digits) else digits.lstrip("0") or "0"
+
+
+def _numbers(words: Sequence[str]) -> Iterable[str]:
+    """Values of all; "fifty thousand" is one, and so is "two million"."""
+    last = ""
+    for word in words:
+        value = _number(word)
+        if word in _SCALES and last.isdigit():
+            last = str(int(last) * int(value))
+            continue
+        if last:
+            yield last
+        last = value
+    if last:
+        yield last
 
 
 def _asking(words: Sequence[str]) -> Iterable[str]:
