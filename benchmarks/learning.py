@@ -26,7 +26,17 @@ from report import Report, add_arguments, finish
 
 from sona_stream.config.folders import cache_dir
 
-PARTS = ("original", "learner_cost", "reward", "collapse", "profiles", "correction", "streams", "forgetting")
+PARTS = (
+    "original",
+    "learner_cost",
+    "reward",
+    "collapse",
+    "profiles",
+    "correction",
+    "memory_size",
+    "streams",
+    "forgetting",
+)
 """Modules of `learning_parts` with ``add_rows(report, run)``, in the order in which they run."""
 
 _DATA = ROOT.parent / "shared" / "data"
