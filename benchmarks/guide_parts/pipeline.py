@@ -99,6 +99,9 @@ class _Adapters:
     def resolve(self, request: Request) -> AdapterRef | None:
         return AdapterRef(key="mock/default/*", version=1)
 
+    def at_hand(self, request: Request, adapter: AdapterRef) -> bool:
+        return True
+
 
 def pipeline(model: Handler, sink: Collector) -> Handler:
     """The real stages with all the built-in scorers."""

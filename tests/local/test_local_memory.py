@@ -41,7 +41,7 @@ async def together(backend, requests):
     return await asyncio.gather(*tasks)
 
 
-def mixture(logits, hidden, episode, space, gate=1.0, share=0.9, threshold=0.4):
+def mixture(logits, hidden, episode, space, gate=1.0, share=0.98, threshold=0.4):
     """(p (V,), memory's part of it (V,)): the formula in float64. `episode`: a capture."""
     unit = [(x.astype(np.float64) - space.mean) / space.spread for x in (*episode.hidden, hidden)]
     unit = [x / np.linalg.norm(x) for x in unit]

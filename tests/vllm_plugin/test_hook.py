@@ -173,7 +173,7 @@ def test_episode_rows_and_their_share():
     k = ((keys - mean) / spread).astype(float)
     s = 0.9 * (k @ h) / np.linalg.norm(k, axis=1) / np.linalg.norm(h)
     w = np.exp(20 * s) / np.exp(20 * s).sum()
-    share = 0.9 / (1 + np.exp(-25 * (s.max() - 0.4)))
+    share = 0.98 / (1 + np.exp(-25 * (s.max() - 0.4)))
     model = np.exp(torch.log_softmax(plain[0].double(), 0).numpy())
     memory = np.zeros(V)
     np.add.at(memory, [7, 8, 7, 9], w)

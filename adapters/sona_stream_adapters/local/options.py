@@ -34,7 +34,7 @@ class LocalOptions:
     base rank 8 takes 46 kB of a model 576 wide"""
     episode_mb: int = 64
     """memory of remembered answers at hand; 64 tokens of a model 576 wide take 74 kB"""
-    episode_share: float = 0.9
+    episode_share: float = 0.98
     """the most that memory may say of a token's probability"""
     episode_threshold: float = 0.4
     """cosine of the hidden states at which memory says half of that"""

@@ -36,7 +36,7 @@ class PluginSettings:
     """SONA_VLLM_EPISODE_MB: all episodes together, on the device"""
     gradient_tokens: int = 256
     """SONA_VLLM_GRADIENT_TOKENS: tokens that one call may hold up decoding for"""
-    episode_share: float = 0.9
+    episode_share: float = 0.98
     """SONA_VLLM_EPISODE_SHARE: lambda_0, the most that memory may say"""
     episode_threshold: float = 0.4
     """SONA_VLLM_EPISODE_THRESHOLD: tau, the cosine at which memory says half of that"""
