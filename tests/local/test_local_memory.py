@@ -139,7 +139,7 @@ async def test_episodes_come_and_go_between_tokens(backend):
         async for event in events:
             for piece in getattr(event, "pieces", ()):
                 ids += piece.token_ids
-            if len(ids) == 4:
+            if len(ids) >= 4:  # a busy machine gives several at once
                 await host.drop_episode("e")
     kept = (await host.capture("r")).memory
     assert ids[:4] == [5] * 4
