@@ -276,5 +276,5 @@ def test_the_time_a_bound_request_costs(started, vllm):
     vllm.worker.calls.clear()
     for _ in range(3):
         asked(alice)
-    assert set(vllm.worker.calls) <= {"sona_install"}
+    assert set(vllm.worker.calls) <= {"sona_install", "sona_stats"}  # stats are asked for every few seconds anyway
     assert np.isfinite(vllm.worker.toy.adapters["m/alice/*"][1].micro.lora_B).all()
