@@ -9,7 +9,7 @@ from .batch import Batch, CapturedTokens, Segment, TokenRows
 from .checks import check_captures, check_signal, check_top_k
 from .curvature import constant_row, curvature
 from .distance import penalty, predicted_kl
-from .evaluation import evaluate, unusable
+from .evaluation import evaluate, evaluation_of, unusable
 from .factors import MAX_RANK, Factors, check_weights, stack_factors
 from .gradient import gradient
 from .heads import DenseHead, Head, SampledHead
@@ -41,6 +41,7 @@ __all__ = [
     "constant_row",
     "curvature",
     "evaluate",
+    "evaluation_of",
     "gradient",
     "penalty",
     "predicted_kl",

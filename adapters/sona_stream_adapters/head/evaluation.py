@@ -22,7 +22,7 @@ F32 = NDArray[np.float32]
 Treated = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """KL to base, log p(y), log p0(y), each (n,)"""
 
-__all__ = ["evaluate", "unusable"]
+__all__ = ["evaluate", "evaluation_of", "unusable"]
 
 
 def evaluate(
@@ -45,6 +45,11 @@ def evaluate(
         ratios = torch.linalg.vector_norm(delta, dim=1) / torch.linalg.vector_norm(hidden, dim=1)
         seen[:, at] = torch.stack([kl, ratios, logprobs, base_logprobs])
         yield
+    return evaluation_of(batch, seen, repetition)
+
+
+def evaluation_of(batch: Batch, seen: torch.Tensor, repetition: Repetition) -> Evaluation:
+    """`seen` (4, tokens): KL to the base model, |h' - h| / |h|, and both models' log-probability of each token."""
     (mean_kl, mean_ratio), (max_kl, max_ratio) = seen[:2].double().mean(1).tolist(), seen[:2].amax(1).tolist()
     collision, base_collision, repeat_mass, base_repeat_mass = repetition.result()
     return Evaluation(

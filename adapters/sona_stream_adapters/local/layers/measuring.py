@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 import torch
 
 from sona_stream.lora import F32, Capture, Evaluation, LoraWeights
-from sona_stream_adapters.head import Batch, Repetition, Shard, stack_factors, unusable
+from sona_stream_adapters.head import Batch, Repetition, Shard, evaluation_of, stack_factors, unusable
 
 from ..adapters import adapt
 from ..model import LanguageModel
@@ -35,21 +35,7 @@ def layered_evaluation(
         ratios = torch.linalg.vector_norm(moved[at] - hidden, dim=1) / torch.linalg.vector_norm(hidden, dim=1)
         seen[:, at] = torch.stack([kl, ratios, logp.gather(1, labels)[:, 0], base.gather(1, labels)[:, 0]])
         yield
-    (mean_kl, mean_ratio), (max_kl, max_ratio) = seen[:2].double().mean(1).tolist(), seen[:2].amax(1).tolist()
-    collision, base_collision, repeat_mass, base_repeat_mass = repetition.result()
-    return Evaluation(
-        mean_kl_to_base=mean_kl,
-        max_kl_to_base=max_kl,
-        logprobs=batch.split(seen[2]),
-        base_logprobs=batch.split(seen[3]),
-        mean_delta_ratio=mean_ratio,
-        max_delta_ratio=max_ratio,
-        finite=bool(torch.isfinite(seen[:3]).all()),
-        collision=collision,
-        base_collision=base_collision,
-        repeat_mass=repeat_mass,
-        base_repeat_mass=base_repeat_mass,
-    )
+    return evaluation_of(batch, seen, repetition)
 
 
 def layered_kl(
