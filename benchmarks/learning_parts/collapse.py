@@ -23,7 +23,7 @@ from .rewards import Family, families
 __all__ = ["GATES_OFF", "add_rows", "without_the"]
 
 RATE = 0.008
-FEEDBACKS = 240
+FEEDBACKS, QUICK_FEEDBACKS = 240, 64
 COLLAPSED, SOUND = 0.5, 0.9
 
 GATES_OFF: Mapping[str, Any] = {
@@ -66,7 +66,7 @@ def add_rows(report: Report, run: Run) -> None:
             for seed in run.seeds
         ]
         kept[name] = [100 * distinct2_ratio(answers_of(one["before"]), answers_of(one["after"])) for one in told]
-        last = str(FEEDBACKS if not run.quick else 96)
+        last = str(_feedbacks(run))
         compared = {
             "reward before": statistics.median(one["points"]["0"]["reward"] for one in told),
             "reward after": statistics.median(one["points"][last]["reward"] for one in told),
@@ -83,10 +83,14 @@ def add_rows(report: Report, run: Run) -> None:
     )
 
 
+def _feedbacks(run: Run) -> int:
+    return QUICK_FEEDBACKS if run.quick else FEEDBACKS
+
+
 def _measure(
     name: str, seed: int, run: Run, judge: Judge, engine: Mapping[str, Any], learner: Mapping[str, Any]
 ) -> Any:
-    feedbacks = 96 if run.quick else FEEDBACKS
+    feedbacks = _feedbacks(run)
     sona = {"engine": dict(engine), "learner": dict(learner)}
     samples, unseen = (1, 16) if run.quick else (2, 32)
     arm = Arm(

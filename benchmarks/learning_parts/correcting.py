@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,16 +17,51 @@ from typing import Any
 from .plan import ROOT, say
 from .serving import ADMIN, Answer, Client, Server
 
-__all__ = ["DATA", "Protocol", "lines"]
+__all__ = ["DATA", "Counts", "Protocol", "lines"]
 
 DATA = ROOT / "benchmarks" / "learning_data"
-ANSWER, GLANCE, LONG = 64, 32, 192
-"""Tokens at most: of an answer that a correction may decide, of one that is only compared, of a long one."""
-UNDONE = 20
 WARM = 0.7
 
 Row = Mapping[str, Any]
 Turns = Sequence[Mapping[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How much is asked. The defaults are those of a full run."""
+
+    each: int | None = None
+    """so many corrections of each half instead of all of them, and of all that hangs on them"""
+    halves: tuple[str, ...] = ("fit", "report")
+    answer: int = 64
+    """tokens at most of an answer that a correction may decide, as are the next two"""
+    glance: int = 32
+    """of one that is only compared"""
+    long: int = 192
+    """of a long one; corrections have up to 25 tokens, long ones up to 76"""
+    further: int | None = None
+    """long answers and conversations of each half; None: as many as ``each``"""
+    undone: int = 20
+    stored: int = 1000
+    """corrections of one user when the other one asks for the last time"""
+    warm: int = 50
+    """corrected prompts that are asked at a temperature"""
+    warm_samples: int = 4
+
+    @classmethod
+    def quick(cls) -> Counts:
+        """A figure for every row, of the report half alone."""
+        return cls(
+            each=5,
+            halves=("report",),
+            answer=32,
+            glance=16,
+            long=96,
+            further=1,
+            undone=3,
+            stored=20,
+            warm_samples=1,
+        )
 
 
 def lines(name: str, folder: Path = DATA) -> list[dict[str, Any]]:
@@ -33,27 +69,29 @@ def lines(name: str, folder: Path = DATA) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def some(rows: Sequence[Row], each: int | None) -> list[Row]:
-    """All, or the first so many of each half."""
+def some(rows: Sequence[Row], each: int | None, halves: Sequence[str]) -> list[Row]:
+    """All of these halves, in their own order, or the first so many of each."""
     if each is None:
-        return list(rows)
-    return [row for half in ("fit", "report") for row in [r for r in rows if r["split"] == half][:each]]
+        return [row for row in rows if row["split"] in halves]
+    return [row for half in halves for row in [r for r in rows if r["split"] == half][:each]]
 
 
 class Protocol:
-    """Runs it. ``each``: so many corrections of each half instead of all of them, and of all that hangs on them."""
+    """Runs it."""
 
-    def __init__(self, serving: Server, each: int | None = None) -> None:
-        self.serving = serving
-        self.corrections = some(lines("corrections"), each)
+    def __init__(self, serving: Server, counts: Counts = Counts()) -> None:
+        self.serving, self.counts = serving, counts
+        self.corrections = self._some("corrections", counts.each)
         known = {row["id"] for row in self.corrections}
         self.same_form = [row for row in lines("same_form") if row["like"] in known]
         self.near_miss = [row for row in lines("near_miss") if row["correction"] in known]
-        self.unrelated = some(lines("unrelated"), each)
+        self.unrelated = self._some("unrelated", counts.each)
         self.newer = [row for row in lines("contradictions") if row["correction"] in known]
-        self.long, self.turns = some(lines("long_answers"), each), some(lines("multi_turn"), each)
-        self.many = 1000 if each is None else 4 * each
-        self.warm_samples = 4 if each is None else 1
+        further = counts.each if counts.further is None else counts.further
+        self.long, self.turns = self._some("long_answers", further), self._some("multi_turn", further)
+
+    def _some(self, name: str, each: int | None) -> list[Row]:
+        return some(lines(name), each, self.counts.halves)
 
     async def run(self) -> dict[str, Any]:
         """-> for each set of prompts, a list of records with ``id``, ``split`` and the texts that it needs."""
@@ -82,9 +120,13 @@ class Protocol:
             told["crowd"] = await self._crowd(a, b)
         return told
 
-    async def _ask(self, client: Client, messages: str | Turns, tokens: int = ANSWER, **options: Any) -> Answer:
+    async def _ask(
+        self, client: Client, messages: str | Turns, tokens: int | None = None, **options: Any
+    ) -> Answer:
+        """``tokens``: `Counts.answer` when it is None."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        return await client.chat(turns, max_tokens=tokens, **{"temperature": 0, **options})
+        limit = self.counts.answer if tokens is None else tokens
+        return await client.chat(turns, max_tokens=limit, **{"temperature": 0, **options})
 
     async def _ask_all(self, client: Client, rows: Iterable[Row]) -> list[dict[str, Any]]:
         return [_record(row, await self._ask(client, row["prompt"])) for row in rows]
@@ -95,11 +137,13 @@ class Protocol:
     async def _glances(self, client: Client) -> dict[str, list[dict[str, Any]]]:
         sets = {"same_form": self.same_form, "unrelated": self.unrelated, "near_miss": self.near_miss}
         return {
-            name: [_record(row, await self._ask(client, row["prompt"], GLANCE)) for row in rows]
+            name: [_record(row, await self._ask(client, row["prompt"], self.counts.glance)) for row in rows]
             for name, rows in sets.items()
         }
 
-    async def _correct(self, client: Client, messages: str | Turns, answer: str, tokens: int = ANSWER) -> Answer:
+    async def _correct(
+        self, client: Client, messages: str | Turns, answer: str, tokens: int | None = None
+    ) -> Answer:
         """Asks, corrects, and asks the same at once."""
         said = await self._ask(client, messages, tokens)
         await client.feedback(said.request_id, correction=answer)
@@ -110,16 +154,16 @@ class Protocol:
 
     async def _warm(self, client: Client) -> list[dict[str, Any]]:
         """Corrected prompts at a temperature."""
-        rows = [row for row in self.corrections if row["split"] == "report"][:50]
+        rows = [row for row in self.corrections if row["split"] == "report"][: self.counts.warm]
         return [
             _record(row, await self._ask(client, row["prompt"], temperature=WARM, seed=seed))
             for row in rows
-            for seed in range(self.warm_samples)
+            for seed in range(self.counts.warm_samples)
         ]
 
     async def _undo(self, client: Client) -> list[dict[str, Any]]:
         """Takes the newest corrections back, one by one; they are given again afterwards."""
-        latest = self.corrections[-UNDONE:]
+        latest = self.corrections[-self.counts.undone :]
         told = []
         for row in reversed(latest):
             await client.post("/v1/feedback/undo")
@@ -141,33 +185,33 @@ class Protocol:
     async def _long(self, client: Client) -> list[dict[str, Any]]:
         told = []
         for row in self.long:
-            said = await self._correct(client, row["prompt"], row["answer"], LONG)
-            others = [(await self._ask(client, text, LONG)).text for text in row["paraphrases"]]
+            said = await self._correct(client, row["prompt"], row["answer"], self.counts.long)
+            others = [(await self._ask(client, text, self.counts.long)).text for text in row["paraphrases"]]
             told.append({**_record(row, said), "paraphrases": others})
         return told
 
     async def _turns(self, client: Client) -> list[dict[str, Any]]:
         told = []
         for row in self.turns:
-            before = await self._ask(client, row["other"], GLANCE)
+            before = await self._ask(client, row["other"], self.counts.glance)
             said = await self._correct(client, row["messages"], row["answer"])
             reworded, other = [
                 await self._ask(client, row[part], tokens)
-                for part, tokens in (("reworded", ANSWER), ("other", GLANCE))
+                for part, tokens in (("reworded", None), ("other", self.counts.glance))
             ]
             kept = other.text == before.text
             told.append({**_record(row, said), "reworded": reworded.text, "other_kept": kept})
         return told
 
     async def _crowd(self, a: Client, b: Client) -> list[dict[str, Any]]:
-        """A corrects until `many` corrections are there, on prompts that B then asks."""
+        """A corrects until `Counts.stored` corrections are there, on prompts that B then asks."""
         rows = [*self.corrections, *self.same_form]
         texts = [row["prompt"] for row in self.same_form]
         texts += [text for row in self.corrections for part in ("paraphrases", "situations") for text in row[part]]
-        for number, text in enumerate(texts[: max(0, self.many - len(self.corrections))]):
+        for number, text in enumerate(texts[: max(0, self.counts.stored - len(self.corrections))]):
             said = await self._ask(a, text, 1)
             await a.feedback(said.request_id, correction=f"That is what note {number} of user A says.")
-        return [_record(row, await self._ask(b, row["prompt"], GLANCE)) for row in rows]
+        return [_record(row, await self._ask(b, row["prompt"], self.counts.glance)) for row in rows]
 
     def go(self) -> dict[str, Any]:
         """`run` to its end."""

@@ -1,7 +1,8 @@
 """One correction sticks: it moves its own prompt and paraphrases of it, and nothing else.
 
 `correcting` is the protocol, `learning_data` has the prompts (written before any gate was fitted). All values are
-percent of the report half; the fit half, on which the memory's gates were fitted, is beside it.
+percent of the report half; the fit half, on which the memory's gates were fitted, is beside it (`--quick`: five
+corrections of the report half, answers of 32 tokens).
 
 * `correction.moved`: with all corrections in store, the corrected prompt gives the corrected answer, to the
   letter; `.next`: so does the request right after the correction; `.paraphrase`: so does another wording;
@@ -24,7 +25,7 @@ from typing import Any
 
 from report import Report, Row
 
-from .correcting import Protocol, lines
+from .correcting import Counts, Protocol, lines
 from .plan import Run
 from .serving import server
 
@@ -41,7 +42,7 @@ def add_rows(report: Report, run: Run) -> None:
 
 def _measure(run: Run) -> dict[str, Any]:
     with server(["a", "b"], threads=run.threads, same_tenant=True) as serving:
-        return Protocol(serving, each=10 if run.quick else None).go()
+        return Protocol(serving, Counts.quick() if run.quick else Counts()).go()
 
 
 def rows(report: Report, told: Told) -> None:

@@ -31,9 +31,9 @@ _CHUNK = 256
 class HeadHost:
     """The five calls of the learner over one head. Arms that ask about the same captures share its base logits."""
 
-    def __init__(self, head: DenseHead, fingerprint: str) -> None:
+    def __init__(self, head: DenseHead, fingerprint: str, cache_bytes: int = _CACHE_BYTES) -> None:
         self.hidden_dim, self.fingerprint = head.hidden_dim, fingerprint
-        self._source = BaseLogits(head, max_bytes=_CACHE_BYTES)
+        self._source = BaseLogits(head, max_bytes=cache_bytes)
         self._scratch = Scratch()
 
     async def gradient(self, captures: Sequence[Capture], signal: TokenSignal) -> LoraGradient:

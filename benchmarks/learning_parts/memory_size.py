@@ -1,4 +1,5 @@
-"""The memory with 100,000 episodes of 64 tokens in it (`--quick`: the same), all of them one person's.
+"""The memory with 100,000 episodes of 64 tokens in it (`--quick`: of 8 tokens, which changes what lies on disk and
+nothing that is searched), all of them one person's.
 
 Store, index and kernels are the product's, in a state folder on disk; the hidden size is 576, SmolLM2-135M's.
 Static vectors lie around 1,000 random centres, so that a question near a centre has as many candidates as are ever
@@ -44,7 +45,8 @@ from .plan import Run, say
 __all__ = ["EPISODES", "add_rows", "fill", "measure"]
 
 F32 = NDArray[np.float32]
-EPISODES, TOKENS, HIDDEN, CONTEXTUAL = 100_000, 64, 576, 384
+EPISODES, HIDDEN, CONTEXTUAL = 100_000, 576, 384
+TOKENS, QUICK_TOKENS = 64, 8
 CENTRES, BODIES, CHUNK, QUESTIONS = 1000, 256, 1000, 400
 AWAY = 0.45
 """Length of what is added to a centre, whose length is 1."""
@@ -53,7 +55,7 @@ WHO = Viewer(model="m", fingerprint="f", tenant="t", person="key:k")
 
 def add_rows(report: Report, run: Run) -> None:
     """Both of `memory.*`."""
-    told = run.kept("memory_size", _measure)
+    told = run.kept("memory_size", lambda: _measure(QUICK_TOKENS if run.quick else TOKENS))
     search = sorted(told["search_ms"])
     compared = {
         "p99": _high(search),
@@ -67,11 +69,11 @@ def add_rows(report: Report, run: Run) -> None:
     report.add(Row("memory.ram_mb_100k", told["ram_mb"], "MB", goal=64, compared=compared))
 
 
-def _measure() -> dict[str, Any]:
+def _measure(tokens: int) -> dict[str, Any]:
     """In a process of its own: who filled the folder has memory left over."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        asyncio.run(fill(Path(folder), EPISODES))
+        asyncio.run(fill(Path(folder), EPISODES, tokens))
         say(f"memory_size: {EPISODES} episodes written in {time.monotonic() - began:.0f} s")
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(_measured, Path(folder)).result()
@@ -82,11 +84,11 @@ def _measured(folder: Path) -> dict[str, Any]:
     return told | {"disk_mb": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6}
 
 
-async def fill(folder: Path, count: int) -> None:
+async def fill(folder: Path, count: int, tokens: int = TOKENS) -> None:
     """A state folder with so many episodes."""
     kernels, rng = load(compiled=True), np.random.default_rng(0)
     space = HiddenSpace(np.zeros(HIDDEN, np.float32), np.ones(HIDDEN, np.float32), "space")
-    bodies = [_body(rng, space, kernels) for _ in range(BODIES)]
+    bodies = [_body(rng, tokens, space, kernels) for _ in range(BODIES)]
     centres = _centres()
     async with _store(folder) as store:
         reader = Reader(store.episode_store.secret())
@@ -94,7 +96,7 @@ async def fill(folder: Path, count: int) -> None:
             numbers = np.arange(start, min(count, start + CHUNK))
             static, meant = _near(rng, centres[numbers % CENTRES]), _units(rng, len(numbers), CONTEXTUAL)
             new = [
-                _episode(int(n), QuestionVectors(*pair), bodies[n % BODIES], space, reader, kernels)
+                _episode(int(n), QuestionVectors(*pair), bodies[n % BODIES], tokens, space, reader, kernels)
                 for n, *pair in zip(numbers, static, meant, strict=True)
             ]
             await asyncio.gather(*map(store.episode_store.put, new))
@@ -139,7 +141,13 @@ def _timed(what: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 
 
 def _episode(
-    number: int, vectors: QuestionVectors, body: bytes, space: HiddenSpace, reader: Reader, kernels: Kernels
+    number: int,
+    vectors: QuestionVectors,
+    body: bytes,
+    tokens: int,
+    space: HiddenSpace,
+    reader: Reader,
+    kernels: Kernels,
 ) -> NewEpisode:
     now = time.time()
     episode = Episode(
@@ -154,8 +162,8 @@ def _episode(
         request_id=f"r{number}",
         feedback_id=f"f{number}",
         kind="correction",
-        tokens=TOKENS,
-        answer_tokens=TOKENS,
+        tokens=tokens,
+        answer_tokens=tokens,
         nbytes=0,
         created_at=now,
         stored_at=now,
@@ -169,9 +177,9 @@ def _text(number: int) -> str:
     return f"What does part {number} of the Tarrow cost in our shop in street {number % 77}?"
 
 
-def _body(rng: np.random.Generator, space: HiddenSpace, kernels: Kernels) -> bytes:
-    hidden = rng.standard_normal((TOKENS, HIDDEN)).astype(np.float32)
-    return body_of(hidden, rng.integers(0, 49152, TOKENS).astype(np.int32), space, kernels)
+def _body(rng: np.random.Generator, tokens: int, space: HiddenSpace, kernels: Kernels) -> bytes:
+    hidden = rng.standard_normal((tokens, HIDDEN)).astype(np.float32)
+    return body_of(hidden, rng.integers(0, 49152, tokens).astype(np.int32), space, kernels)
 
 
 def _centres() -> F32:

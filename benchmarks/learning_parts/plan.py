@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 
 from original import Original
 
-__all__ = ["ROOT", "Run", "state_of_code"]
+__all__ = ["ROOT", "Clock", "Run", "say", "state_of_code"]
 
 ROOT = Path(__file__).parents[2]
 _DECIDES = ("sona_stream", "adapters", "benchmarks/learning_parts", "benchmarks/original")
@@ -45,6 +46,8 @@ class Run:
     """folder with `stream_text`; None: what needs it is left out, with a note"""
     out: Path | None = None
     """the report's file; measurements are kept beside it, and so are plots"""
+    keeps: Path | None = None
+    """folder for measurements, when it is another"""
     original: Original | None = None
     """None without node"""
     threads: int = 1
@@ -56,31 +59,52 @@ class Run:
         """One when it has to be quick."""
         return range(1 if self.quick else 5)
 
+    @property
+    def folder(self) -> Path | None:
+        """Of what is kept; None: nothing is."""
+        return self.keeps or self.beside("kept")
+
     def kept(self, name: str, measure: Callable[[], Any]) -> Any:
         """What ``measure`` gives, as JSON; from its file when the same code measured it before."""
-        if self.out is None:
+        if self.folder is None:
             return json.loads(json.dumps(measure()))
-        file = self.out.with_name(f"{self.out.stem}.kept") / f"{name}{'.quick' if self.quick else ''}.json"
+        file = self.folder / f"{name}{'.quick' if self.quick else ''}.json"
         if file.is_file():
             told = json.loads(file.read_text())
             if told["code"] == self.code:
                 if told["seconds"] >= _WORTH_SAYING:
                     say(f"{name}: kept in {file}")
                 return told["value"]
-        began = time.monotonic()
+        clock = Clock()
         value = measure()
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
-        told = {"code": self.code, "seconds": round(time.monotonic() - began, 1), "value": value}
+        seconds, cpu = clock.read()
+        told = {"code": self.code, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "value": value}
         part.write_text(json.dumps(told) + "\n")
         part.replace(file)
-        if told["seconds"] >= _WORTH_SAYING:
-            say(f"{name}: {told['seconds']:.0f} s")
+        if seconds >= _WORTH_SAYING:
+            say(f"{name}: {seconds:.0f} s, {cpu:.0f} s of a core")
         return json.loads(json.dumps(value))
 
     def beside(self, suffix: str) -> Path | None:
         """A file beside the report, such as a plot."""
         return None if self.out is None else self.out.with_name(f"{self.out.stem}.{suffix}")
+
+
+class Clock:
+    """What something takes: on the wall, and of the processor, servers that have ended included."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.monotonic(), self._spent()
+
+    def read(self) -> tuple[float, float]:
+        """Seconds of both since it was made."""
+        return time.monotonic() - self._wall, self._spent() - self._cpu
+
+    @staticmethod
+    def _spent() -> float:
+        return sum(os.times()[:4])
 
 
 def say(text: str) -> None:

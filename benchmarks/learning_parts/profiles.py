@@ -1,6 +1,7 @@
 """The guide's four profiles in the reward test: which is fastest, which learns most.
 
-`profile.*.gain` (percent): the concise family after 200 pieces of feedback, as in `reward`, on three seeds.
+`profile.*.gain` (percent): the concise family after 200 pieces of feedback (`--quick`: 32), as in `reward`, on
+three seeds.
 `profile.*.us_per_token`: what the adapter of such a profile costs a token, micro and base pair together, in the
 engine at the guide's hidden size; the profiles take turns, so that whatever disturbs the machine disturbs all.
 
@@ -27,7 +28,7 @@ from .reward import FULL
 from .rewards import families
 from .segments import FrozenModel
 
-__all__ = ["PROFILES", "add_rows", "settings"]
+__all__ = ["PROFILES", "add_costs", "add_rows", "settings"]
 
 PROFILES = ("realtime", "batch", "research", "edge")
 SEEDS = 3
@@ -53,7 +54,7 @@ def settings(profile: str) -> dict[str, Any]:
 def add_rows(report: Report, run: Run) -> None:
     """`profile.{realtime,batch,research,edge}.{gain,us_per_token}`."""
     family, judge = families()["concise"], Judge(FrozenModel(), run.data, segments=4)
-    feedbacks, samples, unseen = (40, 2, 16) if run.quick else (FULL, 4, None)
+    feedbacks, samples, unseen = (32, 2, 12) if run.quick else (FULL, 4, None)
     middle: dict[str, float] = {}
     for profile in PROFILES:
         gains, starts = [], []
@@ -78,12 +79,18 @@ def add_rows(report: Report, run: Run) -> None:
         report.measured(
             f"profile.{profile}.gain", gains, "%", compared={"reward before": statistics.median(starts)}
         )
-    costs = run.kept("profile.cost", lambda: _costs(4 if run.quick else 40))
-    for profile in PROFILES:
-        report.measured(f"profile.{profile}.us_per_token", [1e6 * cost for cost in costs[profile]], "us")
+    costs = add_costs(report, run)
     fastest = min(PROFILES, key=lambda name: statistics.median(costs[name]))
     best = max(PROFILES, key=lambda name: middle[name])
     report.note(f"fastest: {fastest} (the guide: realtime); learns most: {best} (the guide: research)")
+
+
+def add_costs(report: Report, run: Run) -> dict[str, list[float]]:
+    """`profile.*.us_per_token` -> seconds a token of each profile."""
+    costs: dict[str, list[float]] = run.kept("profile.cost", lambda: _costs(4 if run.quick else 40))
+    for profile in PROFILES:
+        report.measured(f"profile.{profile}.us_per_token", [1e6 * cost for cost in costs[profile]], "us")
+    return costs
 
 
 def _costs(rounds: int) -> dict[str, list[float]]:

@@ -15,6 +15,8 @@ samples each; the first also after 25, 50, 100 and 400 pieces (two samples). Fro
 
 With several anchors (weights of the pull to the model alone) the first family also gives the frontier of reward
 against distance. Both curves are plotted beside the report.
+
+`--quick`: 50 pieces in place of 200, twelve unseen prompts, two samples; the default anchor only.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ def add_rows(report: Report, run: Run) -> None:
 
 def _arm(family: Family, seed: int, run: Run) -> Arm:
     if run.quick:
-        return Arm(f"reward {family.name}", family, seed, (25, 50), 50, samples=2, unseen=16)
+        return Arm(f"reward {family.name}", family, seed, CHECKPOINTS[:2], CHECKPOINTS[1], samples=2, unseen=12)
     return Arm(f"reward {family.name}", family, seed, CHECKPOINTS, FULL)
 
 
@@ -128,18 +130,14 @@ def _curves(report: Report, run: Run, judge: Judge, told: Mapping[str, Sequence[
         }
         gains[name] = [(n, 100 * (middle[n]["reward"] / start - 1)) for n in numbers]
         frontier[name] = [(middle[n]["kl"], middle[n]["reward"]) for n in numbers]
-        for n in numbers[1:]:
-            compared = {"reward": middle[n]["reward"], "kl": middle[n]["kl"]}
-            report.add(
-                Row(
-                    f"reward_by_feedbacks.{name}.{n}",
-                    gains[name][numbers.index(n)][1],
-                    "%",
-                    n=len(seeds),
-                    compared=compared,
-                )
-            )
-    if not run.quick:
+        for n in CHECKPOINTS:
+            at, value = middle.get(n, {}), gains[name][numbers.index(n)][1] if n in numbers else None
+            compared = {k: at.get(k) for k in ("reward", "kl")}
+            report.add(Row(f"reward_by_feedbacks.{name}.{n}", value, "%", n=len(seeds), compared=compared))
+    if run.quick:
+        for anchor in ANCHORS:
+            report.add(Row(f"frontier.anchor.{anchor:g}", None, "reward", n=0))
+    else:
         frontier["anchors"] = _anchors(report, run, judge)
     for suffix, picture in (
         ("gain.svg", curves("Gain on unseen prompts", "pieces of feedback", "gain, %", gains)),

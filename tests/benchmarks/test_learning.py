@@ -9,7 +9,20 @@ import xml.etree.ElementTree as ET
 import learning
 import numpy as np
 import pytest
-from learning_parts import answers, collapse, correcting, correction, original, plan, plots, rewards, students
+from learning_parts import (
+    answers,
+    collapse,
+    correcting,
+    correction,
+    original,
+    plan,
+    plots,
+    profiles,
+    reward,
+    rewards,
+    side_by_side,
+    students,
+)
 from learning_parts.serving import Answer
 from report import Report
 
@@ -64,10 +77,91 @@ def test_the_command_runs_the_parts_that_are_named(tmp_path, monkeypatch):
     out = tmp_path / "out.json"
     learning.main(["--only", "reward", "--json", str(out)])
     assert [(row["id"], row["value"]) for row in json.loads(out.read_text())["rows"]] == [("x", 5.0)]
-    learning.main(["--only", "reward", "--quick", "--json", str(out)])
+    learning.main(["--only", "reward", "--quick", "--jobs", "1", "--json", str(out)])
     told = json.loads(out.read_text())
     assert told["rows"][0]["value"] == 1.0
     assert "quick" in told["benchmark"]
+
+
+def test_a_quick_run_measures_times_alone_and_the_rest_side_by_side(tmp_path, monkeypatch, capsys):
+    done = []
+
+    def module(path):
+        name = path.rpartition(".")[2]
+        add_rows, add_costs = (lambda report, run, what=what: done.append(what) for what in (name, "costs"))
+        return types.SimpleNamespace(add_rows=add_rows, add_costs=add_costs)
+
+    monkeypatch.setattr(learning.importlib, "import_module", module)
+    monkeypatch.setattr(side_by_side, "measure", lambda *asked: done.append(asked))
+    named = ["streams", "learner_cost", "reward", "profiles"]
+    asked = ["--quick", "--threads", "2", "--no-original", "--data", "texts", "--only", *named]
+    learning.main([*asked, "--json", str(tmp_path / "out.json")])
+    *first, (names, options, jobs) = done[:3]
+    assert first == ["learner_cost", "costs"]
+    assert names == ["reward", "profiles", "streams"], "the longest first"
+    assert jobs == 2
+    assert done[3:] == named
+    child = learning.parser().parse_args([*options, "--only", "reward"])
+    assert (child.quick, child.threads, child.jobs, str(child.data)) == (True, 1, 1, "texts")
+    assert child.kept == plan.Run(out=tmp_path / "out.json").folder
+    done.clear()
+    learning.main(asked)
+    assert learning.parser().parse_args(done[2][1]).kept != child.kept, "a folder that goes away"
+    done.clear()
+    learning.main([*asked[1:], "--json", str(tmp_path / "out.json")])
+    assert done == named, "a full run takes one part after the other"
+
+
+def test_what_a_process_of_its_own_measured_is_found(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert plan.Run(keeps=plan.Run(out=out).folder, code="one").kept("a", lambda: 1) == 1
+    assert plan.Run(out=out, code="one").kept("a", lambda: 2) == 1
+    kept = json.loads((tmp_path / "out.kept" / "a.json").read_text())
+    assert kept["seconds"] >= 0 <= kept["cpu_seconds"]
+
+
+def test_parts_that_fail_are_named_when_all_have_ended(monkeypatch):
+    ran = []
+
+    def run(options):
+        ran.append(options)
+        return int(options[-1] == "reward")
+
+    monkeypatch.setattr(side_by_side, "_run", run)
+    with pytest.raises(SystemExit, match="not measured: reward;"):
+        side_by_side.measure(["reward", "streams"], ["--quick"], 2)
+    assert sorted(ran) == [["--quick", "--only", "reward"], ["--quick", "--only", "streams"]]
+    side_by_side.measure(["streams"], [], 2)
+    assert {*side_by_side.ORDER} <= {*learning.PARTS}
+    assert {*side_by_side.ORDER, *learning.TIMED} == {*learning.PARTS}
+
+
+def test_a_quick_run_has_the_ids_of_a_full_one(monkeypatch, capsys):
+    def measured(arm, run, judge):
+        text = "1. You sit down first.\n2. Your tea is number {}.\n3. You win it all."
+        said = [answer(prompt, text.format(i)) for i, prompt in enumerate(arm.family.unseen)]
+        told = [dataclasses.asdict(one) for one in said[: arm.unseen] for _ in range(arm.samples)]
+        points = {str(n): {"reward": 0.5, "kl": 0.1, "ppl": 9.0} for n in (0, *arm.feedbacks)}
+        unrelated = {"without": 9.0, "with": 9.0}
+        return {"before": told, "after": told, "control": told, "points": points, "unrelated": unrelated}
+
+    monkeypatch.setattr(answers, "RESAMPLES", 10)
+    monkeypatch.setattr(reward, "noise", lambda one, other: 1.0)
+    monkeypatch.setattr(profiles, "_costs", lambda rounds: dict.fromkeys(profiles.PROFILES, [1e-6] * rounds))
+    ids = []
+    for quick in (True, False):
+        report = Report("test")
+        for part in (reward, collapse, profiles):
+            monkeypatch.setattr(part, "measure", measured)
+            part.add_rows(report, plan.Run(quick=quick))
+        ids.append([row.id for row in report.rows])
+        assert {row.id for row in report.rows if row.value is None} <= {
+            *(f"reward_by_feedbacks.{name}.{n}" for name in rewards.FAMILIES for n in reward.CHECKPOINTS[2:]),
+            *(f"frontier.anchor.{anchor:g}" for anchor in reward.ANCHORS),
+        }
+    assert ids[0] == ids[1]
+    assert {f"{row}.{name}" for row in ("reward_gain", "distinct2") for name in rewards.FAMILIES} <= set(ids[0])
+    assert {"unrelated_ppl", "collapse_stopped", "profile.edge.gain", "profile.edge.us_per_token"} <= set(ids[0])
 
 
 # ---- sets of answers
@@ -214,11 +308,14 @@ for row in correcting.lines("multi_turn"):
     MEANT[said] = {said, again}
 
 
-def shares(hits, monkeypatch, each=2):
+FEW = correcting.Counts(each=2, stored=8, warm_samples=1)
+
+
+def shares(hits, monkeypatch, counts=FEW):
     memory = Memory(hits)
     monkeypatch.setattr(correcting, "Client", memory.client)
     serving = types.SimpleNamespace(base_url="", keys={"a": "a", "b": "b", "operator": "operator"})
-    told = json.loads(json.dumps(correcting.Protocol(serving, each).go()))
+    told = json.loads(json.dumps(correcting.Protocol(serving, counts).go()))
     report = Report("test")
     correction.rows(report, told)
     return {row.id.removeprefix("correction."): row.value for row in report.rows}
@@ -229,6 +326,13 @@ def test_an_ideal_memory_gets_everything(monkeypatch, capsys):
     assert {name: value for name, value in found.items() if value not in (100, None)} == {}
     named = "moved next paraphrase situation undo_exact newest other_user_kept long_fact turns_other_kept warm"
     assert {*named.split(), *(f"{kind}_kept" for kind in ("same_form", "unrelated", "near_miss"))} <= set(found)
+
+
+def test_a_quick_protocol_gives_every_row_of_the_report_half(monkeypatch, capsys):
+    ideal = lambda prompt, asked: asked in MEANT.get(prompt, {prompt})  # noqa: E731
+    found = shares(ideal, monkeypatch, correcting.Counts.quick())
+    assert set(found) == set(shares(ideal, monkeypatch))
+    assert set(found.values()) == {100}
 
 
 def test_a_memory_that_acts_on_everything_keeps_nothing(monkeypatch, capsys):
