@@ -69,8 +69,12 @@ class HiddenStateHost(Protocol):
         ...
 
     async def evaluate(self, captures: Sequence[Capture], weights: LoraWeights) -> Evaluation: ...
-    async def curvature(self, captures: Sequence[Capture]) -> Curvature:
-        """Of the unadapted policy on these captures, about 1,000 tokens of them."""
+    async def curvature(
+        self, captures: Sequence[Capture], elsewhere: NDArray[np.float32] | None = None
+    ) -> Curvature:
+        """Of the unadapted policy on these captures, about 1,000 tokens of them. `elsewhere` (m, d): states of
+        another text, which ``contrast`` sets these apart from.
+        """
         ...
 
     async def hidden_space(self) -> HiddenSpace:

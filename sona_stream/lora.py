@@ -249,6 +249,9 @@ class Curvature:
     """(n, d), one row a capture: the mean of its g_t"""
     inputs: Spectrum | None = None
     """of E[h h^T]: what the hidden states are like; None where a host does not say"""
+    contrast: F32 | None = None
+    """(d,) the same regression as ``constant``'s, of 1 on these states and of 0 on those from elsewhere; None where
+    none were given"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -123,10 +123,12 @@ class Pupil:
         gradient = await self._host.gradient([segment], signal)
         elastic = Elastic(self._arm.strength, held, _TOKENS, _TOP_K)
         gradient = await elastic.added(self._host, gradient, weights, self._rng)
-        pace = Pace(self._curvature, _STRIDE, _RATE, 1.0)
-        micro, self._moments = step_of(gradient, self._moments, softened(pace, elastic.stiffness(weights.micro)))
+        pace, metric = Pace(self._curvature, _STRIDE, _RATE, 1.0), self._curvature.outputs
+        pace = softened(pace, elastic.stiffness(weights.micro, metric))
+        micro, self._moments = step_of(gradient, self._moments, pace)
         white = whitening(weights.base, self._curvature.inputs)
-        pace = softened(Pace(self._curvature, _STRIDE, _BASE_RATE, 1.0), elastic.stiffness(weights.base, white))
+        stiffness = elastic.stiffness(weights.base, metric, white)
+        pace = softened(Pace(self._curvature, _STRIDE, _BASE_RATE, 1.0), stiffness)
         base, self._moments = base_step_of(gradient, weights.base, self._moments, pace)
         self._weights = base_moved(moved(weights, micro), base)
 

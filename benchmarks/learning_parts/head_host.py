@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import TypeVar
 
-from sona_stream.lora import Capture, Curvature, Evaluation, LoraGradient, LoraWeights, TokenSignal
+from sona_stream.lora import F32, Capture, Curvature, Evaluation, LoraGradient, LoraWeights, TokenSignal
 from sona_stream_adapters.head import (
     BaseLogits,
     Batch,
@@ -55,9 +55,9 @@ class HeadHost:
         """As `HiddenStateHost`."""
         return self._run(evaluate(self._source, self._batch(captures), weights, self._scratch))
 
-    async def curvature(self, captures: Sequence[Capture]) -> Curvature:
+    async def curvature(self, captures: Sequence[Capture], elsewhere: F32 | None = None) -> Curvature:
         """As `HiddenStateHost`."""
-        return self._run(curvature(self._source, self._batch(captures), self._scratch))
+        return self._run(curvature(self._source, self._batch(captures), self._scratch, elsewhere))
 
     @staticmethod
     def _batch(captures: Sequence[Capture]) -> Batch:

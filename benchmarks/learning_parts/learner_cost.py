@@ -22,7 +22,7 @@ from report import Report
 from sona_stream.config.settings import LearningSettings, SonaSettings
 from sona_stream.engine.learner import Learner
 from sona_stream.events import Feedback, RouteDecision, Trajectory
-from sona_stream.lora import Capture, Curvature, Evaluation, LoraGradient, LoraWeights, TokenSignal
+from sona_stream.lora import F32, Capture, Curvature, Evaluation, LoraGradient, LoraWeights, TokenSignal
 from sona_stream.store import create_store
 
 from .arms import RESEARCH
@@ -72,9 +72,9 @@ class TimedHost:
         """Timed."""
         return await self._timed(self._head.evaluate(captures, weights))
 
-    async def curvature(self, captures: Sequence[Capture]) -> Curvature:
+    async def curvature(self, captures: Sequence[Capture], elsewhere: F32 | None = None) -> Curvature:
         """Timed."""
-        return await self._timed(self._head.curvature(captures))
+        return await self._timed(self._head.curvature(captures, elsewhere))
 
     async def _timed(self, asked: Awaitable[T]) -> T:
         began = time.perf_counter()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..budgets import BoundedHost
 from ..errors import CaptureGone, HostAway, HostError, NotAdapted, SonaError
 from ..lora import (
+    F32,
     Capture,
     Curvature,
     Evaluation,
@@ -188,9 +189,9 @@ class Replicas:
         """On one."""
         return await self._ask(captures, lambda host: host.evaluate(captures, weights))
 
-    async def curvature(self, captures: Sequence[Capture]) -> Curvature:
+    async def curvature(self, captures: Sequence[Capture], elsewhere: F32 | None = None) -> Curvature:
         """On one."""
-        return await self._ask(captures, lambda host: host.curvature(captures))
+        return await self._ask(captures, lambda host: host.curvature(captures, elsewhere))
 
     async def hidden_space(self) -> HiddenSpace:
         """Of one: it is the same of all."""

@@ -147,6 +147,9 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     anchor: Annotated[float, Meta(ge=0)] = 0.04
     """Weight of KL(p || p_base) per token in every step."""
+    elsewhere: Annotated[float, Meta(ge=0)] = 32.0
+    """How many times that weight a change costs on a fixed text that has nothing to do with the answers; 0: such
+    text is not looked at."""
     step_kl: Seconds = 1e-3
     """Most that one step may move the policy at the default `micro_lora_lr` of 0.001: predicted mean KL, nats per
     token. Grows with the square of the rate."""
@@ -160,7 +163,7 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Gate: KL to the base model at any one token of the replay sample."""
     max_repetition: Seconds = 0.05
     """Gate: rise of the chance that a drawn token repeats another one, over the base model's (degenerate text)."""
-    least_trust: Annotated[float, Meta(ge=0.01, le=1)] = 0.15
+    least_trust: Annotated[float, Meta(ge=0.01, le=1)] = 0.05
     """Share of an adapter that is served before the ratings prove to be about the answers; 1: always all of it."""
     ratio_clip: tuple[float, float] = (0.5, 2.0)
     """How far a replay may take a token's probability from where it was drawn, before that token says no more.
@@ -189,7 +192,8 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     gate_tokens: Count = 512
     """Tokens of recent answers on which a new version is checked."""
     min_feedback: Count = 64
-    """Accepted feedbacks before a finer level of the key chain (pattern type, pattern) is used."""
+    """Accepted feedbacks before a finer level of the key chain (pattern type, pattern) learns by itself. It serves
+    where its own lessons foretell its ratings better than those of the coarser level."""
     baseline_shrinkage: Annotated[float, Meta(ge=0)] = 8.0
     inbox: Count = 1024
     keep_versions: Count = 16

@@ -23,10 +23,10 @@ def scores_of(one, model):
     return h.grad.numpy()
 
 
-def measured(captures, chunk=64, shard=None, **options):
+def measured(captures, chunk=64, shard=None, elsewhere=None, **options):
     rows = (W, BIAS) if shard is None else (W[shard.start : shard.stop], BIAS[shard.start : shard.stop])
     source = BaseLogits(DenseHead(*rows, vocab_size=V, shard=shard, **options), max_bytes=0)
-    return finish(curvature(source, Batch(captures, chunk=chunk), Scratch()))
+    return finish(curvature(source, Batch(captures, chunk=chunk), Scratch(), elsewhere))
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": 0.6}, {"soft_cap": 2.5}, {"scale": 1.4, "soft_cap": 5.0}])
@@ -50,6 +50,19 @@ def test_constant_is_the_ridge_regression_of_one(captures):
     ours = measured(captures)
     close(ours.constant, row / (row @ hidden.mean(axis=0)), rtol=1e-4)
     assert ours.rms == pytest.approx(np.sqrt((hidden**2).mean()))
+
+
+@pytest.mark.parametrize("captures", [CAPTURES, CAPTURES[:1]], ids=["more tokens than d", "fewer"])
+@pytest.mark.parametrize("texts", [1, 60])
+def test_contrast_is_the_ridge_regression_of_one_here_and_of_zero_elsewhere(captures, texts):
+    hidden = np.concatenate([one.hidden for one in captures]).astype(np.float64)
+    elsewhere = rng(7).standard_normal((texts, D)).astype(np.float32)
+    ridge = 1e-2 * (hidden**2).sum() / D
+    both = hidden.T @ hidden + len(hidden) / texts * elsewhere.astype(np.float64).T @ elsewhere
+    row = np.linalg.solve(both + ridge * np.eye(D), hidden.sum(axis=0))
+    ours = measured(captures, elsewhere=elsewhere)
+    close(ours.contrast, row / (row @ hidden.mean(axis=0)), rtol=1e-4)
+    assert measured(captures).contrast is None
 
 
 def test_slices_change_nothing():

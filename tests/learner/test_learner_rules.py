@@ -226,6 +226,13 @@ def test_baseline_is_the_shrunk_mean(qualities, shrinkage):
     assert again.advantage(0.7, "q") == baseline.advantage(0.7, "q")
 
 
+def test_prompts_whose_answers_were_all_rated_alike_explain_everything_but_the_one_asked_once():
+    qualities, prompts = [0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8, 0.8, 1.0], [1, 1, 2, 2, 3, 3, 4, 4, 5]
+    values = advantages(qualities, ["a"] * 9, 8.0, prompts)
+    assert values[:8] == pytest.approx([0.0] * 8)
+    assert values[8] > 1.0
+
+
 def test_advantages_of_equal_judgements_are_nearly_equal_and_signs_follow_quality():
     values = advantages([0.2, 0.9, 0.9, 0.1], ["a", "a", "b", "b"], 8.0)
     assert values[0] < 0 < values[1]

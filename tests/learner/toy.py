@@ -13,6 +13,7 @@ import numpy as np
 from sona_stream.errors import CaptureGone, HostError
 from sona_stream.events import Feedback, FeedbackOutcome, RouteDecision, Sampling, Trajectory
 from sona_stream.lora import Capture, Curvature, Evaluation, LoraGradient, LoraWeights, Spectrum
+from sona_stream.reference import REFERENCE_TEXT
 
 V, D, T = 13, 8, 6
 
@@ -48,6 +49,8 @@ class ToyHost:
         self.calls: list[str] = []
         self.refuse_put = False
         self.poison: str | None = None
+        self.reads_elsewhere = False
+        """A toy's world is all of one kind: nothing in it is from elsewhere unless a test says so."""
         self.rng = np.random.default_rng(seed + 1)
 
     # --- the language model
@@ -116,6 +119,8 @@ class ToyHost:
     async def encode(
         self, prompt_ids, answer, *, request_id="", temperature=1.0, adapter_key=None, weights=None, hidden=False
     ):
+        if isinstance(answer, str) and answer[:40] == REFERENCE_TEXT[:40] and not self.reads_elsewhere:
+            raise HostError("a toy reads no encyclopaedia")
         self.calls.append("encode")
         tokens = [ord(c) % V for c in answer] if isinstance(answer, str) else [int(t) for t in answer]
         rows = self.logp(self.hidden(prompt_ids, tokens)[:-1], weights, temperature or 1.0)
@@ -170,7 +175,7 @@ class ToyHost:
             mean_logprob=float(lp[rows, tokens].mean()),
         )
 
-    async def curvature(self, captures):
+    async def curvature(self, captures, elsewhere=None):
         self.calls.append("curvature")
         hidden, tokens, temperature = stacked(captures)
         p = np.exp(self.logp(hidden, None, temperature))
@@ -179,11 +184,17 @@ class ToyHost:
         values, vectors = np.linalg.eigh(scores.T @ scores / len(scores))
         mean, ridge = hidden.mean(axis=0), 1e-2 * (hidden**2).sum() / D
         row = np.linalg.solve(hidden.T @ hidden + ridge * np.eye(D), mean)
+        contrast = None
+        if elsewhere is not None:
+            both = hidden.T @ hidden + len(hidden) / len(elsewhere) * elsewhere.T @ elsewhere
+            contrast = np.linalg.solve(both + ridge * np.eye(D), mean)
+            contrast = (contrast / (contrast @ mean)).astype(np.float32)
         spectrum = Spectrum(vectors.T[::-1].astype(np.float32), values[::-1].clip(1e-9).astype(np.float32), 0.0)
         rms = float(np.sqrt((hidden**2).mean()))
         values, vectors = np.linalg.eigh(hidden.T @ hidden / len(hidden))
         inputs = Spectrum(vectors.T[::-1].astype(np.float32), values[::-1].clip(1e-9).astype(np.float32), 0.0)
-        return Curvature(len(hidden), rms, (row / (row @ mean)).astype(np.float32), spectrum, means, inputs)
+        row = (row / (row @ mean)).astype(np.float32)
+        return Curvature(len(hidden), rms, row, spectrum, means, inputs, contrast)
 
     async def penalty(self, captures, reference, current, *, top_k=None):
         """By finite differences of the formula's own value, which are exact for a quadratic form of each factor."""

@@ -7,6 +7,7 @@ import pytest
 
 from sona_stream.engine.learner.consolidation import empty_base
 from sona_stream.engine.learner.domains import Domain
+from sona_stream.engine.learner.elsewhere import elsewhere_of
 from sona_stream.engine.learner.ewc import Elastic
 from sona_stream.engine.learner.initial import initial_weights
 from sona_stream.engine.learner.lessons import Lesson
@@ -16,6 +17,7 @@ from sona_stream.engine.learner.turns import TakingTurns
 from sona_stream.errors import HostError
 from sona_stream.lora import LoraWeights
 from sona_stream.protocols import RetainingHost
+from sona_stream.reference import REFERENCE_TEXT
 
 
 @pytest.mark.parametrize("slow", [False, True], ids=["micro", "base"])
@@ -46,6 +48,32 @@ async def test_forgetting_falls_as_ewc_lambda_rises(backend, slow):
         moved.append(await host.predicted_kl(old, start, result.weights))
     assert moved == sorted(moved, reverse=True), moved
     assert moved[-1] < 0.5 * moved[0]
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["micro", "base"])
+async def test_less_changes_elsewhere_as_its_pull_rises(backend, slow):
+    host, r = TakingTurns(backend.host), np.random.default_rng(1)
+    found = await elsewhere_of(host)
+    text = await host.encode((0,), REFERENCE_TEXT[:500], request_id="text")
+    drawn = [(r.integers(3, 40, 5), r.integers(60, 72, 24)) for _ in range(4)]
+    answers = [await host.encode(*pair, request_id=f"answer-{n}") for n, pair in enumerate(drawn)]
+    curvature = await host.curvature(answers, found.hidden)
+    start = LoraWeights(initial_weights(curvature, 2, "k").micro, empty_base(curvature.inputs, 4))
+    lessons = [Weighed(Lesson(c, None, ("*",), c.request_id), 1.0) for c in answers]
+    plan, moments = (
+        Plan(12, 64, 40, 0.01, (0.5, 2.0), 8.0, 0.5, 5.0),
+        {"rms": np.asarray([curvature.rms], np.float32)},
+    )
+    moved = []
+    for pull in (0.0, 0.5, 8.0):
+        elastic = Elastic(0.0, [], 64, 40, elsewhere=found.domain, pull=pull)
+        pace = Pace(curvature, 0.1, 0.004, 1.0)
+        result = await fit(host, lessons, start, moments, plan, pace, seed=0, slow=slow, elastic=elastic)
+        moved.append([await host.predicted_kl(part, start, result.weights) for part in ([text], answers)])
+    elsewhere, here = np.transpose(moved)
+    assert list(elsewhere) == sorted(elsewhere, reverse=True), elsewhere
+    assert elsewhere[-1] < 0.3 * elsewhere[0]
+    assert here[-1] / elsewhere[-1] > here[0] / elsewhere[0]
 
 
 async def test_penalty_checks_what_it_is_given(backend):

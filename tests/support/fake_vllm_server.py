@@ -162,7 +162,8 @@ class Worker:
         return {"dropped": int(self.episodes.pop(key, None) is not None)}
 
     def curvature_(self, handles, blob, options):
-        found = _run(self.toy.curvature(self._find(handles)))
+        elsewhere = codec.unpack(blob)[0].get("elsewhere")
+        found = _run(self.toy.curvature(self._find(handles), elsewhere))
         return self._later({"blob": codec.pack(*codec_computed.curvature_parts(found))})
 
     def _later(self, answer):

@@ -22,6 +22,7 @@ from vllm_serve import KEY, SERVED, VllmServe
 
 from sona_stream.config.load import hash_key
 from sona_stream.config.settings import Deployment, SonaSettings
+from sona_stream.errors import HostError
 from sona_stream.events import AdapterRef, Delta, EpisodeRef, Request
 from sona_stream.lora import LoraWeights, LowRank, TokenSignal
 from sona_stream_adapters.vllm import create_backend
@@ -244,7 +245,13 @@ async def test_captures_are_what_was_streamed_and_late_ones_teach_the_same(serve
         evaluation = await host.evaluate([capture], w)
         np.testing.assert_allclose(evaluation.logprobs[0], capture.logprobs, atol=1e-4)
         curvature = await host.curvature([capture])
-        assert (curvature.tokens, curvature.constant.shape) == (len(ids), (D,))
+        assert (curvature.tokens, curvature.constant.shape, curvature.contrast) == (len(ids), (D,), None)
+        elsewhere = await host.encode((0,), list(range(5, 60)), hidden=True)
+        assert elsewhere.hidden.shape == (len(elsewhere), D)
+        contrast = (await host.curvature([capture], elsewhere.hidden)).contrast
+        assert abs(float((elsewhere.hidden @ contrast).mean())) < 0.2
+        with pytest.raises(HostError, match="elsewhere"):
+            await host.curvature([capture], np.ones((3, D + 1), np.float32))
         _kept.update(capture=capture, signal=signal, gradient=now, ids=ids, weights=w)
 
 

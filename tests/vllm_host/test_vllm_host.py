@@ -81,7 +81,10 @@ async def test_what_it_computes_is_what_the_model_computes(vllm, fetch):
         curvature, expected = await host.curvature([capture]), await toy.curvature([own])
         np.testing.assert_array_equal(curvature.scores, expected.scores)
         np.testing.assert_array_equal(curvature.outputs.vectors, expected.outputs.vectors)
-        assert (curvature.tokens, curvature.rms) == (T, expected.rms)
+        assert (curvature.tokens, curvature.rms, curvature.contrast) == (T, expected.rms, None)
+        elsewhere = np.random.default_rng(5).standard_normal((9, D)).astype(np.float32)
+        curvature, expected = await host.curvature([capture], elsewhere), await toy.curvature([own], elsewhere)
+        np.testing.assert_array_equal(curvature.contrast, expected.contrast)
 
 
 async def test_weights_that_are_not_finite_are_judged_without_asking(vllm):

@@ -23,7 +23,9 @@ INPUT_DIRECTIONS = 64
 _RIDGE = 1e-2
 
 
-def curvature(source: BaseLogits, batch: Batch, scratch: Scratch) -> Generator[None, None, Curvature]:
+def curvature(
+    source: BaseLogits, batch: Batch, scratch: Scratch, elsewhere: F32 | None = None
+) -> Generator[None, None, Curvature]:
     """In slices of at most `batch.chunk` tokens. The captured tokens are draws from the policy (or nearly), so the
     outer products of their own gradients g_t = d log p(y_t) / d h_t estimate its Fisher information. Those that
     memory decided are no draws from it and count for nothing.
@@ -45,30 +47,41 @@ def curvature(source: BaseLogits, batch: Batch, scratch: Scratch) -> Generator[N
     yield
     constant = constant_row(hidden)
     yield
+    contrast = None
+    if elsewhere is not None:
+        contrast = constant_row(hidden, torch.from_numpy(np.array(elsewhere)).to(hidden))
+        yield
     rms = float(hidden.square().mean().sqrt())
     inputs = _spectrum(hidden, INPUT_DIRECTIONS)
     yield
     lengths = [len(capture) for capture in batch.captures]
     if batch.learned is None:
         scores = torch.stack([part.mean(0) for part in torch.split(gradients, lengths)])
-        return Curvature(len(batch), rms, constant, _spectrum(gradients.double()), _array(scores), inputs)
+        outputs = _spectrum(gradients.double())
+        return Curvature(len(batch), rms, constant, outputs, _array(scores), inputs, contrast)
     gradients.mul_(batch.learned[:, None])
     counts = [max(1, int(part.sum())) for part in torch.split(batch.learned, lengths)]
     sums = [part.sum(0) / n for part, n in zip(torch.split(gradients, lengths), counts, strict=True)]
     own = gradients[batch.learned] if bool(batch.learned.any()) else gradients
-    return Curvature(len(batch), rms, constant, _spectrum(own.double()), _array(torch.stack(sums)), inputs)
+    return Curvature(
+        len(batch), rms, constant, _spectrum(own.double()), _array(torch.stack(sums)), inputs, contrast
+    )
 
 
-def constant_row(hidden: torch.Tensor) -> F32:
-    """(d,) ridge regression of 1 on the states (n, d), scaled to 1 on their mean; solved on the shorter side."""
-    n, d = hidden.shape
-    mean = hidden.mean(0)
+def constant_row(hidden: torch.Tensor, elsewhere: torch.Tensor | None = None) -> F32:
+    """(d,) ridge regression of 1 on the states (n, d) and of 0 on those from `elsewhere` (m, d), which weigh as
+    much together; scaled to 1 on the mean of `hidden`; solved on the shorter side.
+    """
+    d, mean = hidden.shape[1], hidden.mean(0)
     ridge = _RIDGE * hidden.square().sum() / d
-    if n < d:
-        inner = torch.linalg.solve(hidden @ hidden.T + ridge * torch.eye(n).to(hidden), hidden @ mean)
-        row = mean - hidden.T @ inner
+    rows = hidden
+    if elsewhere is not None:
+        rows = torch.cat([hidden, elsewhere * (len(hidden) / len(elsewhere)) ** 0.5])
+    if len(rows) < d:
+        inner = torch.linalg.solve(rows @ rows.T + ridge * torch.eye(len(rows)).to(rows), rows @ mean)
+        row = mean - rows.T @ inner
     else:
-        row = torch.linalg.solve(hidden.T @ hidden + ridge * torch.eye(d).to(hidden), mean)
+        row = torch.linalg.solve(rows.T @ rows + ridge * torch.eye(d).to(rows), mean)
     along = row @ mean
     scaled = row / along if float(along) > 0 else torch.zeros_like(row)
     return np.ascontiguousarray(scaled.float().cpu().numpy())

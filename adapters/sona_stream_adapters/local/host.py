@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sona_stream.budgets import Budget
 from sona_stream.errors import HostError
 from sona_stream.lora import (
+    F32,
     Capture,
     Curvature,
     Evaluation,
@@ -225,9 +226,9 @@ class LocalHost:
             return await self._read(captures, layered_evaluation(self._model, captures, weights, self._is_busy))
         return await self._run(captures, lambda batch: evaluate(self._logits, batch, weights, self._scratch))
 
-    async def curvature(self, captures: Sequence[Capture]) -> Curvature:
+    async def curvature(self, captures: Sequence[Capture], elsewhere: F32 | None = None) -> Curvature:
         """See `Curvature`: one product with lm_head and one with its transpose for these tokens."""
-        return await self._run(captures, lambda batch: curvature(self._logits, batch, self._scratch))
+        return await self._run(captures, lambda batch: curvature(self._logits, batch, self._scratch, elsewhere))
 
     async def _run(self, captures: Sequence[Capture], begin: Callable[[Batch], Generator[None, None, T]]) -> T:
         self._check_captures(captures)

@@ -16,6 +16,7 @@ from sona_stream.budgets import Budget
 from sona_stream.errors import CaptureGone, HostAway, HostError, NotAdapted
 from sona_stream.events import AdapterRef, EpisodeRef
 from sona_stream.lora import (
+    F32,
     Capture,
     Curvature,
     Evaluation,
@@ -196,14 +197,14 @@ class VllmHost:
     async def evaluate(self, captures: Sequence[Capture], weights: LoraWeights) -> Evaluation:
         """Over the whole vocabulary. Weights that are not finite are answered with ``finite=False``."""
         if not weights.is_finite():
-            nan = [np.full(len(capture), np.nan, np.float32) for capture in captures]
-            return Evaluation(np.nan, np.nan, nan, nan, np.nan, np.nan, finite=False)
+            rows = [np.full(len(one), np.nan, np.float32) for one in captures]
+            return Evaluation(np.nan, np.nan, rows, rows, np.nan, np.nan, finite=False)
         told = await self._ask("evaluate", captures, *codec.weights_parts(weights))
         return self._read(lambda: codec_computed.evaluation_from(*codec.unpack(told), len(captures)))
 
-    async def curvature(self, captures: Sequence[Capture]) -> Curvature:
+    async def curvature(self, captures: Sequence[Capture], elsewhere: F32 | None = None) -> Curvature:
         """Of the unadapted policy on these captures."""
-        told = await self._ask("curvature", captures, {}, {})
+        told = await self._ask("curvature", captures, {} if elsewhere is None else {"elsewhere": elsewhere}, {})
         return self._read(lambda: codec_computed.curvature_from(*codec.unpack(told)))
 
     async def hidden_space(self) -> HiddenSpace:
@@ -232,8 +233,6 @@ class VllmHost:
                 await self._link.json("DELETE", "episodes", key=key)
             except HostAway:
                 return  # a server that starts again does not have it
-
-    # ---- how
 
     async def _put(self, name: str, entry: Entry) -> Iterable[str]:
         arrays, facts = codec.weights_parts(entry.weights)

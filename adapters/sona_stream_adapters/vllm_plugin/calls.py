@@ -202,7 +202,7 @@ class Calls:
     def curvature(self, handles: Sequence[str], blob: bytes = b"", options: Answer | None = None) -> Answer:
         """How the unadapted policy answers to changes of its hidden states."""
         self._working()
-        return self._learning.curvature(handles, options or {})
+        return self._learning.curvature(handles, blob, options or {})
 
     def hidden_space(self, handles: Sequence[str], version: str = "") -> Answer:
         """Mean and spread of the hidden states of these captures."""

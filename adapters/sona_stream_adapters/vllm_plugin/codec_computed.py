@@ -127,7 +127,7 @@ def space_from(arrays: Arrays, facts: Facts) -> HiddenSpace:
 
 def curvature_parts(curvature: Curvature) -> tuple[Arrays, Facts]:
     """``constant`` (d,), ``vectors`` (k, d), ``values`` (k,), ``scores`` (n, d), and where they are known
-    ``input_vectors`` and ``input_values``; the scalars among the facts.
+    ``input_vectors``, ``input_values`` and ``contrast``; the scalars among the facts.
     """
     outputs, inputs = curvature.outputs, curvature.inputs
     arrays = {"constant": curvature.constant, "vectors": outputs.vectors, "values": outputs.values}
@@ -136,6 +136,8 @@ def curvature_parts(curvature: Curvature) -> tuple[Arrays, Facts]:
     if inputs is not None:
         whole |= {"input_vectors": inputs.vectors, "input_values": inputs.values}
         facts["input_rest"] = inputs.rest
+    if curvature.contrast is not None:
+        whole["contrast"] = np.asarray(curvature.contrast, np.float32)
     return whole, facts
 
 
@@ -148,6 +150,7 @@ def curvature_from(arrays: Arrays, facts: Facts) -> Curvature:
         outputs=Spectrum(taken(arrays, "vectors", 2), taken(arrays, "values", 1), number(facts, "rest")),
         scores=taken(arrays, "scores", 2),
         inputs=_inputs_from(arrays, facts) if "input_vectors" in arrays else None,
+        contrast=taken(arrays, "contrast", 1) if "contrast" in arrays else None,
     )
 
 

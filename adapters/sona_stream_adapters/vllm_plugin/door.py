@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from sona_stream.errors import HostError
-from sona_stream.lora import LoraWeights
+from sona_stream.lora import F32, LoraWeights
 
 from ..head import check_weights
 from .codec import Arrays, CodecError, Facts, unpack, weights_from
 from .refusal import Refusal
 
-__all__ = ["check_fingerprint", "checked_name", "checked_weights", "opened"]
+__all__ = ["check_fingerprint", "checked_name", "checked_states", "checked_weights", "opened"]
 
 _LARGEST = 1e9
 """of a factor's entries: products with hidden states stay far from the end of float32"""
@@ -53,6 +53,16 @@ def checked_weights(arrays: Arrays, facts: Facts, hidden_dim: int, max_rank: int
         if not largest <= _LARGEST:
             raise Refusal(f"adapter: {name} has an entry of {largest:g}, more than {_LARGEST:g}")
     return weights
+
+
+def checked_states(arrays: Arrays, hidden_dim: int) -> F32:
+    """``elsewhere`` among the arrays. Raises Refusal naming the limit."""
+    states = np.asarray(arrays["elsewhere"], np.float32)
+    if states.ndim != 2 or not len(states) or states.shape[1] != hidden_dim:
+        raise Refusal(f"elsewhere: expected (m, {hidden_dim}) states, not {states.shape}")
+    if not np.isfinite(states).all():
+        raise Refusal("elsewhere: an entry is not finite")
+    return states
 
 
 def check_fingerprint(facts: Facts, fingerprint: str, what: str) -> None:

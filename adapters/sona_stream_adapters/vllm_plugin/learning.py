@@ -28,7 +28,7 @@ from ..head import (
 from .captures import Kept
 from .codec import CodecError, pack
 from .codec_computed import curvature_parts, evaluation_parts, gradient_parts, signal_from, space_parts
-from .door import checked_weights, opened
+from .door import checked_states, checked_weights, opened
 from .refusal import Refusal
 from .service import Service
 
@@ -98,10 +98,12 @@ class Learning:
 
         return self._run(task, answer, options, kept)
 
-    def curvature(self, handles: Sequence[str], options: Answer) -> Answer:
-        """`Curvature` of these captures."""
+    def curvature(self, handles: Sequence[str], blob: bytes, options: Answer) -> Answer:
+        """`Curvature` of these captures. `blob`: among its arrays ``elsewhere`` (m, d), where there is one."""
         kept = self._find(handles)
-        task = curvature(self._source, self._batch(kept), self._scratch)
+        arrays = opened(blob, "curvature")[0] if blob else {}
+        elsewhere = checked_states(arrays, self._service.hidden_dim) if "elsewhere" in arrays else None
+        task = curvature(self._source, self._batch(kept), self._scratch, elsewhere)
         return self._run(task, lambda found: {"blob": pack(*curvature_parts(found))}, options, kept)
 
     def hidden_space(self, handles: Sequence[str], version: str) -> Answer:

@@ -197,7 +197,7 @@ class BackgroundLoop:
         line = state.versions.line(key)
         epoch, before = line.epoch, line.working
         start = await self._start(line, lessons)
-        evidence = await state.evidence(key, lessons)
+        evidence, stands = await state.evidence(key, lessons), await state.stands(key, lessons)
         pace = state.pace(await state.curvature(key, lessons), evidence, len(lessons))
         elastic = await state.elastic(key, lessons)
         host = state.host(key.model)
@@ -208,7 +208,7 @@ class BackgroundLoop:
             if line.epoch != epoch or state.versions.frozen:
                 return None
             published = await self._publish(line, start[0], result, before, evidence)
-        await state.replayed(key)
+        await state.replayed(key, stands=stands)
         return published
 
     async def _start(self, line: Line, lessons: Sequence[Lesson]) -> tuple[LoraWeights, Moments]:

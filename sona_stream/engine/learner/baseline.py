@@ -115,8 +115,8 @@ def _less_prompts(values: Sequence[float], prompts: Sequence[Hashable]) -> list[
     left = []
     for value, prompt in zip(values, prompts, strict=True):
         others = len(by_prompt[prompt]) - 1
-        mean = (sum(by_prompt[prompt]) - value) / others if others else 0.0
-        left.append(value - mean * others * between / (others * between + within))
+        rest = sum(by_prompt[prompt]) - value
+        left.append(value - rest * between / (others * between + within) if others else value)
     before, after = (math.sqrt(sum(one * one for one in part)) for part in (values, left))
     return [_bounded(one * before / after) if after else 0.0 for one in left]
 

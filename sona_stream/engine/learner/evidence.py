@@ -11,9 +11,10 @@ answer's agreement with itself: a kernel test of independence (HSIC: Gretton et 
 https://papers.nips.cc/paper/3201-a-kernel-statistical-test-of-independence). Shuffled ratings give its mean and
 spread when there is nothing to learn, whatever the answers were, so ``z`` needs no model of either.
 
-The share of the fit that is served is z^2 / (z^2 + 9) of the way from a floor to 1: at three standard deviations
-half of it. The fit itself goes on at full length behind it. The floor is ``least`` for ratings and 1 for
-corrections, which say what is wanted instead of hinting at it; in between where both came.
+The share of the fit that is served is z^4 / (z^4 + 3^4) of the way from a floor to 1: at three standard deviations
+half of it, at one a hundredth. A fit to meaningless ratings drifts as far as one to meaningful ones, and KL grows
+with the square of the share. The fit itself goes on at full length behind it. The floor is ``least`` for ratings
+and 1 for corrections, which say what is wanted instead of hinting at it; in between where both came.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ...lora import F32, Spectrum
 
 __all__ = ["Evidence", "dependence", "trust_of"]
 
-_HALF = 9.0
+_HALF, _POWER = 3.0, 4
 _FEWEST = 8
 _SHUFFLES = 400
 _NAME, _TRUST = "evidence", "trust"
@@ -46,8 +47,8 @@ class Evidence:
         """Share of the adapter to serve, in [least, 1]."""
         taught = self.ratings + self.corrections
         floor = (least * self.ratings + self.corrections) / taught if taught else least
-        support = max(self.z, 0.0) ** 2
-        return floor + (1.0 - floor) * support / (support + _HALF)
+        support = (max(self.z, 0.0) / _HALF) ** _POWER
+        return floor + (1.0 - floor) * support / (support + 1.0)
 
     @property
     def freedom(self) -> float:

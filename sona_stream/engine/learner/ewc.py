@@ -22,9 +22,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ...lora import F32, Capture, LoraGradient, LoraWeights, LowRank
+from ...lora import F32, Capture, LoraGradient, LoraWeights, LowRank, Spectrum
 from ...protocols import RetainingHost
 from .domains import Domain
+from .optimiser import RIDGE
 
 __all__ = ["Elastic", "factored_penalty", "with_penalty"]
 
@@ -44,35 +45,58 @@ class Elastic:
     """of each domain's reservoir, a step"""
     top_k: int | None
     factored: bool = False
+    elsewhere: Domain | None = None
+    """What nobody taught; in the cheap form, always"""
+    pull: float = 0.0
+    """Weight of its penalty"""
 
     @property
     def weight(self) -> float:
         """Of one domain's penalty, against a token's loss."""
         return self.strength / _SCALE
 
-    def stiffness(self, pair: LowRank, whitening: F32 | None = None) -> float:
-        """How much steeper than the policy itself the loss becomes for this pair's B, at most: the sum over domains
-        of E|A h|^2, in the metric of `whitening`. A step is divided by one plus its stride times this.
+    def _held(self) -> list[tuple[Domain, float, bool]]:
+        """With the weight of each, and whether its penalty takes the cheap form."""
+        taught = [(one, self.weight, self.factored) for one in self.domains]
+        return taught if self.elsewhere is None else [*taught, (self.elsewhere, self.pull, True)]
+
+    def stiffness(self, pair: LowRank, metric: Spectrum, whitening: F32 | None = None) -> F64:
+        """How much steeper than the policy itself the loss becomes for each column of this pair's B, at most. A
+        step is divided by one plus its stride times this.
+
+        With S the sum over domains of E[(A h)(A h)^T], each times how loud it is in the steps' `metric`, these are
+        the sums |S_j1| + ... + |S_jr|, (r,), whose diagonal matrix is nowhere less than S (Gershgorin); for steps
+        in the metric of `whitening`, too, its trace, ().
         """
         A = pair.lora_A.astype(np.float64)
-        metric = np.eye(len(A)) if whitening is None else whitening
-        squares = [float(np.sum(metric * (one.inputs.times(pair.lora_A) @ A.T))) for one in self.domains]
-        return self.weight * pair.scaling**2 * sum(squares)
+        squares = np.zeros((len(A), len(A)))
+        for one, by, _ in self._held():
+            squares += by * _loudness(one.outputs, metric) * (one.inputs.times(A) @ A.T)
+        steeper = np.abs(squares).sum(axis=1) if whitening is None else np.sum(whitening * squares)
+        return np.asarray(pair.scaling**2 * steeper, np.float64)
 
     async def added(
         self, host: RetainingHost, gradient: LoraGradient, weights: LoraWeights, rng: np.random.Generator
     ) -> LoraGradient:
         """`gradient`, a sum over tokens, with every domain's penalty at `weights`."""
-        if self.weight == 0:
-            return gradient
-        for domain in self.domains:
-            if self.factored:
+        for domain, weight, factored in self._held():
+            if weight == 0:
+                continue
+            if factored:
                 pull = factored_penalty(domain, weights)
             else:
                 chosen = _some(domain.captures, self.tokens, rng)
                 pull = await host.penalty(chosen, domain.reference, weights, top_k=self.top_k)
-            gradient = with_penalty(gradient, pull, self.weight)
+            gradient = with_penalty(gradient, pull, weight)
         return gradient
+
+
+def _loudness(outputs: Spectrum, metric: Spectrum) -> float:
+    """How many times as much as in the metric a change may cost under `outputs`, at most; at least 1."""
+    scaled = np.sqrt(outputs.values.astype(np.float64))[:, None] * outputs.vectors
+    against = scaled @ metric.solve(scaled.T.astype(np.float32), RIDGE)
+    elsewhere = outputs.rest / (metric.rest + RIDGE * float(metric.values[0]))
+    return max(1.0, float(np.linalg.eigvalsh((against + against.T) / 2)[-1]) + elsewhere)
 
 
 def with_penalty(gradient: LoraGradient, pull: LoraGradient, weight: float) -> LoraGradient:

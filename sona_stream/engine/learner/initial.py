@@ -1,8 +1,10 @@
 """The adapter at birth: it changes nothing (B = 0), but it can push a constant direction.
 
 A random row of A cannot: its product with h changes sign from token to token. The mean hidden state can, poorly: a
-few large entries of h vary so much that its product with other answers' states is anywhere between 0 and 1. So the
-first row is the ridge regression of 1 on the states, which gives 1 within a tenth; the others are small and random.
+few large entries of h vary so much that its product with other answers' states is anywhere between 0 and 1. A ridge
+regression of 1 on the states gives 1 within a tenth. The first row is the one of 1 on these states and of 0 on a
+text from elsewhere (see `elsewhere`), which a bias for answers alone is made of; the second is the one of 1 on
+these states, wherever they lie. The others are small and random.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ def initial_weights(
     d = curvature.constant.shape[0]
     rows = np.random.default_rng(zlib.crc32(key.encode())).standard_normal((rank, d))
     rows *= _RANDOM_GAIN / (max(curvature.rms, 1e-12) * np.sqrt(d))
-    rows[0] = curvature.constant
+    known = [row for row in (curvature.contrast, curvature.constant) if row is not None][:rank]
+    rows[: len(known)] = known
     micro = LowRank(rows.astype(np.float32), np.zeros((d, rank), dtype=np.float32))
     return LoraWeights(micro, layers=dict(layers or {}))

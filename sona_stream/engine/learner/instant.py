@@ -134,9 +134,10 @@ class InstantLoop:
         reason = self._no_step(lesson, advantage)
         if reason:
             return _outcome(feedback, "accepted", reason)
-        outcomes = [await self._teach(feedback, key, lesson, advantage) for key in keys]
-        published = [one for one in outcomes if one.status == "published"]
-        return published[-1] if published else outcomes[-1]
+        outcomes = [(key, await self._teach(feedback, key, lesson, advantage)) for key in keys]
+        published = [(key, one) for key, one in outcomes if one.status == "published"]
+        serving = [one for key, one in published or outcomes if self._state.used(key)]
+        return serving[-1] if serving else outcomes[-1][1]
 
     def _no_step(self, lesson: Lesson, advantage: float) -> str:
         if self._state.versions.frozen:

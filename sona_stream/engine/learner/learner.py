@@ -109,14 +109,15 @@ class Learner:
         self._background.retry(model)
 
     def resolve(self, request: Request) -> AdapterRef | None:
-        """The finest served level of the request's key chain that was taught enough; None: the bare model, which a
-        constrained request gets until adapted answers were shown to keep their form.
+        """The finest served level of the request's key chain that was taught enough and does not defer to a coarser
+        one; None: the bare model, which a constrained request gets until adapted answers were shown to keep their
+        form.
         """
         if request.route is None or not request.adapt:
             return None
         state = self._state
         for key in reversed(_keys(request)):
-            found = state.versions.chosen(key, request) if state.active(key) else None
+            found = state.versions.chosen(key, request) if state.used(key) else None
             if found is not None:
                 share = state.watches.validity(key).share if request.constrained else 1.0
                 return found if share == 1.0 or in_share(request, f"form {key}", share) else None
@@ -125,7 +126,7 @@ class Learner:
     def bare_reason(self, request: Request) -> str:
         """Why `resolve` gave a constrained request the bare model."""
         state, keys = self._state, _keys(request)
-        used = [key for key in keys if state.versions.served(key) is not None and state.active(key)]
+        used = [key for key in keys if state.versions.served(key) is not None and state.used(key)]
         return state.watches.validity((used or list(keys[:1]))[-1]).reason()
 
     def at_hand(self, request: Request, adapter: AdapterRef) -> bool:

@@ -29,6 +29,8 @@ class Ledger:
         """Group -> lessons since its last replay"""
         self.unfolded: dict[str, int] = {}
         """Group -> lessons since its last consolidation"""
+        self.deferring: set[str] = set()
+        """Groups whose coarser level serves in their place"""
         self._counted: OrderedDict[str, None] = OrderedDict()
         self._withdrawn: OrderedDict[str, None] = OrderedDict()
 
@@ -54,6 +56,7 @@ class Ledger:
             self.baseline.patterns.pop(gone, None)
             for counts in (self.counts, self.unreplayed, self.unfolded):
                 counts.pop(gone, None)
+            self.deferring.discard(gone)
         _remember(self._counted, (feedback_id,))
 
     def withdraw(self, feedback_ids: Iterable[str]) -> None:
@@ -67,6 +70,7 @@ class Ledger:
             "counts": self.counts,
             "unreplayed": self.unreplayed,
             "unfolded": self.unfolded,
+            "deferring": sorted(self.deferring),
             "chains": dict(self.chains),
             "counted": list(self._counted),
             "withdrawn": list(self._withdrawn),
@@ -85,6 +89,7 @@ class Ledger:
         ledger.counts = {str(group): int(n) for group, n in data["counts"].items()}
         ledger.unreplayed = {str(group): int(n) for group, n in data.get("unreplayed", {}).items()}
         ledger.unfolded = {str(group): int(n) for group, n in data.get("unfolded", {}).items()}
+        ledger.deferring = set(data.get("deferring", ()))
         ledger.chains = OrderedDict((finest, tuple(groups)) for finest, groups in data["chains"].items())
         _remember(ledger._counted, data["counted"])
         _remember(ledger._withdrawn, data["withdrawn"])

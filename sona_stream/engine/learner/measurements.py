@@ -12,7 +12,9 @@ import numpy as np
 
 from ...lora import F32, Curvature, Spectrum
 from ...protocols import HiddenStateHost, Store
+from .baseline import advantages
 from .consolidation import merged
+from .elsewhere import Elsewhere, elsewhere_of
 from .keys import AdapterKey
 from .lessons import Lesson, up_to
 
@@ -29,9 +31,11 @@ class Measurements:
         self._store = store
         self._curvatures: dict[AdapterKey, Curvature] = {}
         self._scores: dict[AdapterKey, dict[str, F32]] = {}
+        self._elsewhere: dict[str, Elsewhere | None] = {}
 
     def forget(self, model: str) -> None:
         """Its host changed."""
+        self._elsewhere.pop(model, None)
         for root in [root for root in self._scores if root.model == model]:
             del self._scores[root]
         for root in [root for root in self._curvatures if root.model == model]:
@@ -46,6 +50,12 @@ class Measurements:
         """In memory."""
         curvature, scores = self._curvatures.get(root), self._scores.get(root, {})
         return (0 if curvature is None else _size(curvature)) + sum(row.nbytes for row in scores.values())
+
+    async def elsewhere(self, host: HiddenStateHost, model: str) -> Elsewhere | None:
+        """Read to the model the first time."""
+        if model not in self._elsewhere:
+            self._elsewhere[model] = await elsewhere_of(host)
+        return self._elsewhere[model]
 
     async def metric(self, host: HiddenStateHost, root: AdapterKey, lesson: Lesson) -> Curvature:
         """The one known, else one measured on this lesson."""
@@ -62,10 +72,16 @@ class Measurements:
             return await self._measure(host, root, new)
         return known if known is not None else await self._measure(host, root, lessons[-1:])
 
-    def scored(self, root: AdapterKey, lessons: Iterable[Lesson]) -> list[tuple[Lesson, F32]]:
-        """Those of them that have a score, with it."""
+    def judged(
+        self, root: AdapterKey, lessons: Iterable[Lesson], shrinkage: float
+    ) -> tuple[list[Lesson], list[float], list[F32]]:
+        """Those of them with a rating and a score, what each is worth beside the others, and its score."""
         scores = self._scores.get(root, {})
-        return [(one, scores[one.feedback_id]) for one in lessons if one.feedback_id in scores]
+        found = [one for one in lessons if one.quality is not None and one.feedback_id in scores]
+        qualities = [one.quality for one in found if one.quality is not None]
+        patterns, prompts = [one.groups[-1] for one in found], [one.prompt for one in found]
+        values = advantages(qualities, patterns, shrinkage, prompts)
+        return found, values, [scores[one.feedback_id] for one in found]
 
     def keep(self, root: AdapterKey, feedback_ids: Collection[str]) -> None:
         """Drop the scores of all other lessons."""
@@ -74,7 +90,9 @@ class Measurements:
             del scores[gone]
 
     async def _measure(self, host: HiddenStateHost, root: AdapterKey, lessons: Sequence[Lesson]) -> Curvature:
-        found = await host.curvature([one.capture for one in lessons])
+        elsewhere = await self.elsewhere(host, root.model)
+        states = None if elsewhere is None else elsewhere.hidden
+        found = await host.curvature([one.capture for one in lessons], states)
         scores = self._scores.setdefault(root, {})
         scores |= {one.feedback_id: row for one, row in zip(lessons, found.scores, strict=True)}
         known = self._curvatures.get(root)
@@ -103,7 +121,8 @@ def _blob(host: HiddenStateHost, root: AdapterKey) -> str:
 
 def _size(curvature: Curvature) -> int:
     spectra = (one for one in (curvature.outputs, curvature.inputs) if one is not None)
-    return curvature.constant.nbytes + sum(one.vectors.nbytes + one.values.nbytes for one in spectra)
+    rows = curvature.constant.nbytes * (1 if curvature.contrast is None else 2)
+    return rows + sum(one.vectors.nbytes + one.values.nbytes for one in spectra)
 
 
 def _running(known: Curvature, found: Curvature) -> Spectrum | None:
@@ -118,6 +137,8 @@ def _packed(curvature: Curvature) -> bytes:
     file, outputs = io.BytesIO(), curvature.outputs
     scalars = np.asarray([curvature.tokens, curvature.rms, outputs.rest], dtype=np.float64)
     arrays: dict[str, Any] = {"constant": curvature.constant, "vectors": outputs.vectors, "values": outputs.values}
+    if curvature.contrast is not None:
+        arrays["contrast"] = curvature.contrast
     if (inputs := curvature.inputs) is not None:
         arrays |= {"input_vectors": inputs.vectors, "input_values": inputs.values}
         scalars = np.append(scalars, inputs.rest)
@@ -130,5 +151,6 @@ def _unpacked(data: bytes) -> Curvature:
         tokens, rms, rest, *more = (float(value) for value in held["scalars"])
         constant, spectrum = held["constant"], Spectrum(held["vectors"], held["values"], rest)
         inputs = Spectrum(held["input_vectors"], held["input_values"], more[0]) if more else None
+        contrast = held.get("contrast")
     scores = np.zeros((0, constant.shape[0]), dtype=np.float32)
-    return Curvature(int(tokens), rms, constant, spectrum, scores, inputs)
+    return Curvature(int(tokens), rms, constant, spectrum, scores, inputs, contrast)

@@ -6,10 +6,10 @@ loud: nearly every answer's gradient lies along them, whatever it was rated for.
 by the same yardstick (plain, or Adam's, which looks at coordinates) follows them, and with them the noise of the
 ratings. A part of the largest eigenvalue is added to M: directions quieter than that are not worth more.
 
-**A** decides on which tokens B acts. Its first row is a constant at birth (see `initial`), so that B's first column
-is a bias, the part that needs the fewest ratings. The other columns, and every step of A (Adam, Kingma & Ba 2015,
-https://arxiv.org/abs/1412.6980, ``rate`` relative to A h of order 1), move in proportion to ``freedom``: how far
-answers not seen support what was learned so far.
+**A** decides on which tokens B acts. Its first row is nearly constant on answers at birth (see `initial`), so that
+B's first column is a bias, the part that needs the fewest ratings. The other columns, and every step of A (Adam,
+Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, ``rate`` relative to A h of order 1), move in proportion to
+``freedom``: how far answers not seen support what was learned so far.
 
 **The base pair** takes the same steps in the background, measured by its own inputs as well: what its rows make of
 the hidden states is whitened, so that one stride fits every column and every split into factors (Kronecker-factored
@@ -22,6 +22,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...lora import F32, Curvature, LoraGradient, LoraWeights, LowRank, Spectrum
 from .layers import LayerSteps, layer_differences, layer_steps, layers_moved, layers_scaled
@@ -48,6 +49,8 @@ Moments = Mapping[str, F32]
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.99, 1e-12
 _ADAM, _BASE = ("count", "m_A", "v_A"), "base_"
+F64 = NDArray[np.float64]
+
 RIDGE = 0.03
 _DAMPING = 0.1
 
@@ -55,11 +58,11 @@ _DAMPING = 0.1
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Pace:
     """What steps are measured by. ``stride`` multiplies the natural gradient of B: 1 / anchor would be the whole
-    way to the optimum of a policy that is linear in B.
+    way to the optimum of a policy that is linear in B. One for all columns of B, or one each.
     """
 
     curvature: Curvature
-    stride: float
+    stride: float | F64
     rate: float
     freedom: float
 
@@ -111,7 +114,7 @@ def whitening(pair: LowRank, inputs: Spectrum | None) -> F32:
     return np.asarray(np.linalg.inv(moment + floor * np.eye(rank)), dtype=np.float32)
 
 
-def softened(pace: Pace, stiffness: float) -> Pace:
+def softened(pace: Pace, stiffness: F64) -> Pace:
     """For a loss that is by so much steeper than the policy alone: a step must not overshoot what holds it."""
     return dataclasses.replace(pace, stride=pace.stride / (1.0 + pace.stride * stiffness))
 

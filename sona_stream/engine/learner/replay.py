@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...lora import F32, LoraGradient, LoraWeights, TokenSignal
 from .baseline import advantages
@@ -131,11 +132,11 @@ async def fit(
     return Fit(weights, moments, plan.steps, kl)
 
 
-def _stiffness(elastic: Elastic, weights: LoraWeights, pace: Pace, *, slow: bool) -> float:
-    base = weights.base
+def _stiffness(elastic: Elastic, weights: LoraWeights, pace: Pace, *, slow: bool) -> NDArray[np.float64]:
+    base, metric = weights.base, pace.curvature.outputs
     if not slow or base is None:
-        return elastic.stiffness(weights.micro)
-    return elastic.stiffness(base, whitening(base, pace.curvature.inputs))
+        return elastic.stiffness(weights.micro, metric)
+    return elastic.stiffness(base, metric, whitening(base, pace.curvature.inputs))
 
 
 def _stepped(

@@ -13,7 +13,6 @@ from ...config.settings import LearningSettings
 from ...errors import HostAway, HostError
 from ...lora import AdapterRecord, Curvature, LoraWeights
 from ...protocols import HiddenStateHost, Store
-from .baseline import advantages
 from .books import Books
 from .domains import Domains, domain_of
 from .evidence import Evidence, dependence, trust_of
@@ -26,6 +25,7 @@ from .lessons import DEMONSTRATION, Lesson, LessonBook
 from .measurements import Measurements
 from .optimiser import RIDGE, Moments, Pace, contracted
 from .refusals import Refusals
+from .standing import FEWEST, foretold
 from .tenure import answering_since
 from .turns import TakingTurns
 from .versions import Line, Versions
@@ -165,8 +165,13 @@ class State:
             self.ledgers.setdefault(root, loaded)
         return self.ledgers[root]
 
+    def used(self, key: AdapterKey) -> bool:
+        """Whether this level serves: it has been taught enough, and no coarser one knows better."""
+        ledger = self.ledgers.get(key.at(EVERYTHING))
+        return self.active(key) and (ledger is None or key.group not in ledger.deferring)
+
     def active(self, key: AdapterKey) -> bool:
-        """Whether this level has been taught enough to be used."""
+        """Whether this level has been taught enough to learn by itself."""
         if key.group == EVERYTHING:
             return True
         ledger = self.ledgers.get(key.at(EVERYTHING))
@@ -239,41 +244,60 @@ class State:
         """What the ratings among these lessons say by now."""
         root, metric = key.at(EVERYTHING), (await self.curvature(key, lessons)).outputs
         self.measurements.keep(root, {one.feedback_id for one in await self.book(key)})
-        judged = [(one, one.quality, row) for one, row in self.measurements.scored(root, lessons)]
-        known = [(one, quality, row) for one, quality, row in judged if quality is not None]
-        patterns = [one.groups[-1] for one, _, _ in known]
-        prompts = [one.prompt for one, _, _ in known]
-        shrinkage = self.settings.baseline_shrinkage
-        values = advantages([quality for _, quality, _ in known], patterns, shrinkage, prompts)
+        _, values, rows = self.measurements.judged(root, lessons, self.settings.baseline_shrinkage)
         corrections = sum(one.quality is None for one in lessons)
-        z = dependence(values, [row for _, _, row in known], metric, RIDGE)
-        return Evidence(z, float(len(lessons) - corrections), float(corrections))
+        return Evidence(
+            dependence(values, rows, metric, RIDGE), float(len(lessons) - corrections), float(corrections)
+        )
+
+    async def stands(self, key: AdapterKey, lessons: Sequence[Lesson]) -> bool:
+        """Whether the key's own lessons tell more of it than those of every coarser level (see `standing`)."""
+        groups, root, shrinkage = lessons[-1].groups, key.at(EVERYTHING), self.settings.baseline_shrinkage
+        book, metric = await self.book(key), (await self.curvature(key, lessons)).outputs
+        for group in groups[: groups.index(key.group)]:
+            judged, values, rows = self.measurements.judged(root, book.of(key.at(group)), shrinkage)
+            own = [key.group in one.groups for one in judged]
+            if sum(own) >= FEWEST:
+                by_own, by_all = foretold(values, rows, own, metric, RIDGE)
+                if by_all >= by_own:
+                    return False
+        return True
 
     async def elastic(self, key: AdapterKey, lessons: Sequence[Lesson]) -> Elastic | None:
-        """What holds the key's adapter on the domains that these lessons, the newest since its last consolidation,
-        do not teach. None: nothing does.
+        """What holds the key's adapter on text from elsewhere, and on the domains that these lessons, the newest
+        since its last consolidation, do not teach. None: nothing does.
         """
         host, settings = self.host(key.model), self.settings
+        elsewhere = await self.measurements.elsewhere(host, key.model) if settings.elsewhere else None
         known = await self.domains.of(key, host.fingerprint) if self.rates.ewc_lambda else []
-        if not known:
-            return None
         recent = [domain_of(one, key) for one in lessons[-max(self.unfolded(key), 1) :]]
         held = [one for one in known if recent.count(one.name) < TAUGHT * len(recent)]
-        if not held:
+        if not held and elsewhere is None:
             return None
         factored = settings.ewc_form == "factored" or not host.retains
-        tokens = max(1, settings.replay_tokens // (2 * len(held)))
-        return Elastic(self.rates.ewc_lambda, held, tokens, settings.replay_top_k or None, factored)
+        tokens = max(1, settings.replay_tokens // (2 * max(len(held), 1)))
+        return Elastic(
+            self.rates.ewc_lambda,
+            held,
+            tokens,
+            settings.replay_top_k or None,
+            factored,
+            None if elsewhere is None else elsewhere.domain,
+            settings.elsewhere * self.anchor(len(lessons)),
+        )
 
     def unfolded(self, key: AdapterKey) -> int:
         """Lessons since the key's last consolidation."""
         ledger = self.ledgers.get(key.at(EVERYTHING))
         return 0 if ledger is None else ledger.unfolded.get(key.group, 0)
 
-    async def replayed(self, key: AdapterKey) -> None:
+    async def replayed(self, key: AdapterKey, *, stands: bool) -> None:
         """Its replay is done; durable."""
         ledger = await self.ledger(key)
         ledger.unreplayed[key.group] = 0
+        ledger.deferring.discard(key.group)
+        if not stands:
+            ledger.deferring.add(key.group)
         await ledger.save(self.store)
 
     async def folded(self, key: AdapterKey) -> None:
@@ -311,7 +335,7 @@ class State:
         return judge(weights, evaluation, accepted, Limits.of(self.settings), patterns)
 
     def _served(self, key: AdapterKey) -> int:
-        ref = self.versions.served(key)
+        ref = self.versions.served(key) if self.used(key) else None
         return 0 if ref is None else ref.version
 
     def refuse(self, key: AdapterKey, gate: str, reason: str) -> None:

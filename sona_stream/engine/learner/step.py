@@ -59,7 +59,7 @@ async def instant_step(
     )
     gradient = await host.gradient([capture], signal)
     if elastic is not None:
-        pace = softened(pace, elastic.stiffness(weights.micro))
+        pace = softened(pace, elastic.stiffness(weights.micro, pace.curvature.outputs))
         rng = np.random.default_rng(len(capture))
         gradient = await elastic.added(host, gradient, weights, rng)
     direction, after = step_of(gradient, moments, pace)

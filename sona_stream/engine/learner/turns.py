@@ -129,10 +129,10 @@ class TakingTurns:
         async with self._turn:
             return await self._host.predicted_kl(captures, old, new)
 
-    async def curvature(self, captures: Sequence[Capture]) -> Curvature:
+    async def curvature(self, captures: Sequence[Capture], elsewhere: F32 | None = None) -> Curvature:
         """In turn."""
         async with self._turn:
-            return await self._host.curvature(captures)
+            return await self._host.curvature(captures, elsewhere)
 
     async def hidden_space(self) -> HiddenSpace:
         """Passes."""
