@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import forked
 import pytest
 from program import QUICK, Client, Program, write_config
 from tiny_model import save_tiny_model
@@ -38,6 +39,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.numprocesses, option.dist = 2, "loadfile"
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    forked.stop()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--slow"):
         for item in items:
@@ -57,7 +62,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
     def start(*arguments: str, state: Path | None = None, **options) -> Program:
         log = tmp_path / f"server{len(started)}.log"
-        program = Program(list(arguments), state or tmp_path / "state", log, **options)
+        program = Program(list(arguments), state or tmp_path / "state", log, **{"forked": True, **options})
         started.append(program)
         return program
 
@@ -84,7 +89,7 @@ def shared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     }
     sona = {"keys": [*keys, gateway], "metrics": metrics, **QUICK}
     config = write_config(folder / "config.yaml", tiny_folder, sona)
-    program = Program(["--config", str(config)], folder / "state", folder / "server.log")
+    program = Program(["--config", str(config)], folder / "state", folder / "server.log", forked=True)
     yield program
     assert program.stop() == 0, program.log
     assert "Traceback" not in program.log

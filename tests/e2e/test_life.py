@@ -33,7 +33,7 @@ def _state(*arguments, folder):
 
 def test_versions_survive_a_restart_and_kills(serve, config, tmp_path):
     state = tmp_path / "state"
-    program = serve("--config", config, state=state)
+    program = serve("--config", config, state=state, forked=False)
     client = program.client()
     bare = client.ask()
     while (taught := client.ask()).text == bare.text:

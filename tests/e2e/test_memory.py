@@ -39,7 +39,8 @@ def configure(folder, tiny_folder, towns=12, **more):
 @pytest.fixture(scope="module")
 def program(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
-    started = Program(["--config", str(configure(folder, tiny_folder))], folder / "state", folder / "log")
+    config = ["--config", str(configure(folder, tiny_folder))]
+    started = Program(config, folder / "state", folder / "log", forked=True)
     yield started
     started.stop()
 

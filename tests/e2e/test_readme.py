@@ -7,11 +7,11 @@ import io
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
+from program import command
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,11 +31,9 @@ def test_the_client_of_the_readme_streams_and_the_feedback_call_answers(default_
     body = {"messages": [{"role": "user", "content": "Name a colour."}], "model": "sona/auto", "max_tokens": 8}
     answer = httpx.post(f"{default_server.url}/v1/chat/completions", json=body, timeout=60)
     (curl,) = [block for block in BASH if block.startswith("curl")]
-    command = curl.replace("http://127.0.0.1:8080", default_server.url)
-    command = command.replace("<x-sona-request-id>", answer.headers["x-sona-request-id"]).replace(
-        "curl", "curl -s", 1
-    )
-    said = json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout)
+    call = curl.replace("http://127.0.0.1:8080", default_server.url)
+    call = call.replace("<x-sona-request-id>", answer.headers["x-sona-request-id"]).replace("curl", "curl -s", 1)
+    said = json.loads(subprocess.run(["bash", "-c", call], capture_output=True, check=True).stdout)
     assert said["status"] in ("published", "gated", "accepted")
 
 
@@ -55,14 +53,13 @@ def test_the_configuration_of_the_readme_loads(tmp_path: Path, monkeypatch: pyte
 
 def test_every_command_that_the_readme_names_exists():
     (line,) = re.findall(r"## Commands\n\n(.*?)\n\n", README, re.DOTALL)
-    for command in re.findall(r"`([^`]+)`", line):
-        words = command.replace('"query"', "").split()
+    for named in re.findall(r"`([^`]+)`", line):
+        words = named.replace('"query"', "").split()
         if words == ["--help"]:
             continue
         for last in words[-1].split("|"):
-            call = [sys.executable, "-m", "sona_stream.cli", *words[:-1], last, "--help"]
-            run = subprocess.run(call, check=False, capture_output=True, text=True)
-            assert run.returncode == 0, (command, run.stderr)
+            run = command(*words[:-1], last, "--help")
+            assert run.returncode == 0, (named, run.stderr)
 
 
 def test_ci_runs_the_tests_with_the_readmes_command():

@@ -33,7 +33,7 @@ def written(tmp_path):
 
 
 def test_an_open_address_without_keys_is_refused(tmp_path):
-    assert "sona.keys" in _refused("--host", "0.0.0.0", "--port", "0", state=tmp_path)
+    assert "sona.keys" in _refused("--host", "0.0.0.0", "--port", "0", state=tmp_path, forked=False)
 
 
 def test_a_port_in_use_is_named(tmp_path):
@@ -98,7 +98,7 @@ def test_a_dead_upstream_is_told_and_the_program_waits_for_it(serve, tmp_path):
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{place.getsockname()[1]}"
-    program = serve("--upstream", url, ready=False)
+    program = serve("--upstream", url, ready=False, forked=False)
     client = program.client()
     assert client.http.get("/health/liveness").status_code == 200
     readiness = client.http.get("/health/readiness")

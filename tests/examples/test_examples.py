@@ -1,13 +1,10 @@
 """Every example runs as its user runs it, in its own process with warnings as errors, and says what it should."""
 
-import os
 import re
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from program import run_python
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODULES = {"installed", "language_model", "served"}
@@ -16,13 +13,9 @@ ELSEWHERE = {"live_adaptation", "per_layer", "vllm_in_process"}
 """tested with the real model, beside what they show, and inside vLLM"""
 
 
-def run_example(name, *arguments, cache=None):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    if cache is not None:
-        environment["SONA_STREAM_CACHE"] = str(cache)
-    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py"), *arguments]
-    options = {"capture_output": True, "text": True, "encoding": "utf-8", "timeout": 120, "env": environment}
-    ran = subprocess.run(command, check=False, **options)
+def run_example(name, *arguments, forked=False, **environment):
+    environment = {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "error", **environment}
+    ran = run_python(str(EXAMPLES / f"{name}.py"), *arguments, forked=forked, **environment)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return ran.stdout
 
@@ -84,13 +77,12 @@ def test_own_backend_answers_behind_the_real_server():
     assert "mirror says: stream and say these words" in run_example("own_backend")
 
 
-def test_a_model_is_enhanced_layer_by_layer(tmp_path):
+@pytest.mark.parametrize(("name", "forked"), [("basic_enhancement", False), ("adaptive_llm", True)])
+def test_a_model_is_enhanced_layer_by_layer(name, forked, tmp_path):
     pytest.importorskip("transformers")
-    with ThreadPoolExecutor() as pool:  # both at once: their imports take seconds
-        names = ["basic_enhancement", "adaptive_llm"]
-        # An empty cache: the tiny random model.
-        for said in pool.map(lambda name: run_example(name, "--tokens", "4", cache=tmp_path), names):
-            assert len(re.findall(r"quality (0\.\d+|1\.00)", said)) >= 2
+    # An empty cache: the tiny random model.
+    said = run_example(name, "--tokens", "4", forked=forked, SONA_STREAM_CACHE=str(tmp_path))
+    assert len(re.findall(r"quality (0\.\d+|1\.00)", said)) >= 2
 
 
 def test_every_example_is_tested_and_short():

@@ -9,14 +9,19 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
+from forked import Forked
 
+CLI = ("-m", "sona_stream.cli")
 _READY = re.compile(r"(ready|listening) on (http\S+)")
 
 
@@ -102,21 +107,24 @@ class Program:
         log: Path,
         *,
         ready: bool = True,
+        forked: bool = False,
+        constants: Mapping[str, Any] | None = None,
         timeout: float = 180.0,
         **environment: str,
     ) -> None:
-        """``ready``: wait until a model answers, not only until the server listens."""
+        """``ready``: wait until a model answers, not only until the server listens. ``forked``: from a process that
+        has imported the heavy libraries; only then ``constants``.
+        """
         self._wanted = "ready" if ready else "listening"
         self.state, self._log = state, log
-        command = [sys.executable, "-m", "sona_stream.cli", "serve", "--port", "0", "--state-dir", str(state)]
+        command = [*CLI, "serve", "--port", "0", "--state-dir", str(state), *arguments]
         self._output = log.open("ab")
-        self.process = subprocess.Popen(
-            [*command, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=self._output,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **environment},
-        )
+        out, theirs = os.pipe()
+        self._said_to = os.fdopen(out, encoding="utf-8", errors="replace")
+        with open(os.devnull, "rb") as nothing:
+            files = {"stdin": nothing.fileno(), "stdout": theirs, "stderr": self._output.fileno()}
+            self.process = _start(command, environment, forked, constants=constants or {}, **files)
+        os.close(theirs)
         self.url = ""
         self._said: list[str] = []
         self._ready = threading.Event()
@@ -128,8 +136,7 @@ class Program:
             raise RuntimeError(f"the server did not get ready:\n{self.log}")
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for line in self._said_to:
             self._said.append(line)
             match = _READY.search(line)
             if match and match[1] == self._wanted:
@@ -161,13 +168,12 @@ class Program:
             for client in self._clients:
                 client.close()
             self._clients = []
-            if self.process.stdout:
-                self.process.stdout.close()
+            self._said_to.close()
             self._output.close()
         return code
 
 
-def until(condition, *, seconds: float = 10.0, every: float = 0.05) -> Any:
+def until(condition, *, seconds: float = 30.0, every: float = 0.05) -> Any:
     """What ``condition()`` says once it is true."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -176,18 +182,39 @@ def until(condition, *, seconds: float = 10.0, every: float = 0.05) -> Any:
     return value
 
 
-def command(*arguments: str, state: Path | None = None, given: str = "", **environment: str):
-    """`sona-stream ARGUMENTS`, run to its end."""
+def _start(arguments: list[str], environment: Mapping[str, str], forked: bool, *, constants=None, **files: int):
+    everything = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **environment}
+    if forked:
+        return Forked(arguments, everything, constants=constants or {}, **files)
+    assert not constants
+    return subprocess.Popen([sys.executable, *arguments], env=everything, **files)
+
+
+def run_python(*arguments: str, given: str = "", forked: bool = True, **environment: str):
+    """`python ARGUMENTS` (a script or ``-m``, a module and so on), run to its end."""
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(tempfile.TemporaryFile()) for name in ("stdin", "stdout", "stderr")}
+        files["stdin"].write(given.encode())
+        files["stdin"].seek(0)
+        process = _start(
+            list(arguments), environment, forked, **{name: one.fileno() for name, one in files.items()}
+        )
+        try:
+            code = process.wait(120)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for name in ("stdout", "stderr"):
+            files[name].seek(0)
+        written = [files[name].read().decode(errors="replace") for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess(arguments, code, *written)
+
+
+def command(*arguments: str, state: Path | None = None, **options: Any):
+    """`sona-stream ARGUMENTS`, run to its end as by `run_python`."""
     chosen = {"SONA_STREAM_STATE": str(state)} if state else {}
-    return subprocess.run(
-        [sys.executable, "-m", "sona_stream.cli", *arguments],
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **chosen, **environment},
-    )
+    return run_python(*CLI, *arguments, **{"COLUMNS": "200", **chosen, **options})
 
 
 def write_config(path: Path, folder: Path, sona: dict[str, Any] | None = None, **params: Any) -> Path:
