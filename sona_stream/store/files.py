@@ -40,30 +40,36 @@ class DamagedFile(StateError):
 
 def sync_folder(path: Path) -> None:
     """Make a rename inside `path` survive a power cut, where the platform lets folders be synced."""
-    if os.name == "nt":
-        return
-    fd = os.open(path, os.O_RDONLY)
+    if os.name != "nt":
+        _sync(path, os.O_RDONLY)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write under a temporary name, rename, fsync: readers see all of it or nothing new, and it is durable when it
+    returns. Before that a power cut may leave the name with less, so the name must not count yet.
+
+    The rename comes before the fsync since a journalling file system then writes both with one commit.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = written = path.with_name(path.name + TEMPORARY)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+        written = temporary.replace(path)
+        _sync(written, os.O_RDWR)
+        sync_folder(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            written.unlink()
+        raise
+
+
+def _sync(path: Path, how: int) -> None:
+    fd = os.open(path, how)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write under a temporary name, fsync, rename: readers see the old content or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):  # the first error is the one to report
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
 
 
 class StateFiles:

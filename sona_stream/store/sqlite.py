@@ -24,7 +24,7 @@ from .privacy import Redaction
 from .report import stats_of
 from .schema import MIGRATIONS, Migration
 from .session import Session
-from .tensors import adapter_bytes, capture_bytes
+from .together import SqliteWrites
 
 __all__ = ["SqliteStore"]
 
@@ -152,10 +152,9 @@ class SqliteStore:
 
     async def record_outcome(self, outcome: FeedbackOutcome) -> None:
         """Durable when it returns. Unless storage is "text", a correction's text leaves the disk here."""
-        session, keep = self._open(), self._settings.storage == "text"
-        await session.write(lambda c: judgements.record(c, outcome, keep_text=keep), session.erase_if)
-        if outcome.status != "queued":
-            self._said.pop(outcome.feedback_id, None)
+        writes = self._writes()
+        writes.record_outcome(outcome)
+        await writes.commit()
 
     async def outcome(self, feedback_id: str) -> FeedbackOutcome | None:
         """What was recorded last; None while it is queued."""
@@ -169,16 +168,9 @@ class SqliteStore:
 
     async def put_capture(self, key: str, capture: Capture, advantage: float, *, feedback_id: str) -> None:
         """Keep a judged answer for replay: the newest `sona.learner.replay_capacity` a key."""
-        if self._settings.storage == "none":
-            return
-        files, capacity = self._open().files, self._settings.learner.replay_capacity
-        data = await asyncio.to_thread(capture_bytes, capture)
-        await self._open().write(
-            lambda c: adapters.unused(
-                c, captures.put(c, files, key, capture, advantage, feedback_id, data, capacity=capacity)
-            ),
-            files.remove,
-        )
+        writes = self._writes()
+        writes.put_capture(key, capture, advantage, feedback_id=feedback_id)
+        await writes.commit()
 
     async def captures(self, key: str, *, limit: int) -> list[tuple[Capture, float, str]]:
         """(capture, quality signal, feedback_id), newest `limit`, oldest first; damaged files are left out."""
@@ -187,9 +179,9 @@ class SqliteStore:
 
     async def put_adapter(self, record: AdapterRecord) -> None:
         """Durable when it returns: the file first, then the row. The same version again replaces its row."""
-        files = self._open().files
-        data = await asyncio.to_thread(adapter_bytes, record)
-        await self._open().write(lambda c: adapters.unused(c, adapters.put(c, files, record, data)), files.remove)
+        writes = self._writes()
+        writes.put_adapter(record)
+        await writes.commit()
 
     async def adapter(self, key: str, version: int) -> AdapterRecord | None:
         """None when there is no such version or its file is damaged (logged)."""
@@ -212,21 +204,27 @@ class SqliteStore:
 
     async def set_current(self, key: str, version: int, *, reason: str) -> None:
         """Raises StateError for a version that is not there; 0 is the base model."""
-        await self._open().write(lambda c: adapters.set_current(c, key, version, reason))
+        writes = self._writes()
+        writes.set_current(key, version, reason=reason)
+        await writes.commit()
 
     async def prune_adapters(self, key: str, *, keep: int, besides: int = 0) -> None:
         """Keep the newest `keep` versions, the served one, and `besides`."""
-        files = self._open().files
-        await self._open().write(lambda c: adapters.unused(c, adapters.prune(c, key, keep, besides)), files.remove)
+        writes = self._writes()
+        writes.prune_adapters(key, keep=keep, besides=besides)
+        await writes.commit()
+
+    def together(self) -> SqliteWrites:
+        """For writes that need each other. Tensors are on their way to the disk before `commit`."""
+        return self._writes(ahead=True)
 
     # -- blobs ------------------------------------------------------------------------------------------------
 
     async def put_blob(self, name: str, data: bytes) -> None:
         """Durable when it returns. The caller answers for what is in it: storage levels do not look inside."""
-        row = (name, data, hashlib.sha256(data).digest(), time.time())
-        await self._open().write(
-            lambda c: c.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", row).rowcount
-        )
+        writes = self._writes()
+        writes.put_blob(name, data)
+        await writes.commit()
 
     async def get_blob(self, name: str) -> bytes | None:
         """None when there is none, or it is damaged (logged)."""
@@ -308,6 +306,11 @@ class SqliteStore:
         if self._session is None:
             raise StateError(f"the store of {self.directory} is not open")
         return self._session
+
+    def _writes(self, *, ahead: bool = False) -> SqliteWrites:
+        return SqliteWrites(
+            self._open(), self._settings, lambda feedback_id: self._said.pop(feedback_id, None), ahead=ahead
+        )
 
     def _insert(self, connection: Connection, entries: list[Entry]) -> None:
         self._refused += trajectories.insert(connection, entries)

@@ -257,6 +257,32 @@ class ToyHost:
         )
 
 
+class MemoryWrites:
+    """All of them or none: each may be the one before which the process dies."""
+
+    def __init__(self, store):
+        self.store, self.steps = store, []
+
+    def __getattr__(self, name):
+        if name not in (
+            "put_capture",
+            "put_adapter",
+            "set_current",
+            "prune_adapters",
+            "put_blob",
+            "record_outcome",
+        ):
+            raise AttributeError(name)
+        return lambda *args, **more: self.steps.append((name, args, more))
+
+    async def commit(self):
+        steps, self.steps = self.steps, []
+        for name, _, _ in steps:
+            self.store._step(name)
+        for name, args, more in steps:
+            await getattr(self.store, name)(*args, **more)
+
+
 class MemoryStore:
     """The part of `Store` that the learner uses. It outlives learners, as a disk outlives processes."""
 
@@ -317,6 +343,9 @@ class MemoryStore:
         rows = [r.version for r in await self.adapters(key) if r.version not in (self.current.get(key), besides)]
         for version in rows[: max(0, len(rows) + 1 - keep)]:
             del self.records[key, version]
+
+    def together(self):
+        return MemoryWrites(self)
 
     async def put_blob(self, name, data):
         self._step("put_blob")

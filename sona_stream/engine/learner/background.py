@@ -242,9 +242,10 @@ class BackgroundLoop:
                 line.fit = fit
                 news = tuple(self._new.pop(line.key, ()))
                 metrics = {**verdict.metrics, "share": share, "steps": float(result.steps), "evidence": evidence.z}
-                return await state.versions.publish(
+                record = state.versions.next(
                     line, served, kept, reason="replay", metrics=metrics, feedback_ids=news
                 )
+                return await state.versions.publish(line, record)
         state.refuse(line.key, verdict.gate, verdict.reason)
         _log.info("adapter %s: the refit is not published: %s", line.key, verdict.reason)
         return None

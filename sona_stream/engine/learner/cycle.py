@@ -111,9 +111,8 @@ class Cycle:
                 "fold_rank": float(done.rank),
             }
             state.counters["consolidations"] += 1
-            return await state.versions.publish(
-                line, served, kept, reason="consolidate", metrics=metrics, feedback_ids=()
-            )
+            record = state.versions.next(line, served, kept, reason="consolidate", metrics=metrics, feedback_ids=())
+            return await state.versions.publish(line, record)
 
     async def _step(
         self, line: Line, curvature: Curvature, lessons: Sequence[Lesson], plan: Plan
@@ -144,9 +143,10 @@ class Cycle:
                 if verdict.ok:
                     state.counters["slow_steps"] += result.steps
                     metrics = {**verdict.metrics, "share": share, "steps": float(result.steps)}
-                    return await state.versions.publish(
+                    record = state.versions.next(
                         line, served, kept, reason="background", metrics=metrics, feedback_ids=()
                     )
+                    return await state.versions.publish(line, record)
             state.refuse(line.key, verdict.gate, f"slow steps: {verdict.reason}")
             return None
 

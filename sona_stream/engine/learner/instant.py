@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Literal
 
 from ...errors import CaptureGone, HostError
 from ...events import AdapterRef, Feedback, FeedbackOutcome, Trajectory
+from ...lora import AdapterRecord
+from ...protocols import Writes
 from .capturing import find_lesson, require_answer
 from .evidence import Evidence
 from .keys import AdapterKey, chain
 from .lessons import Lesson
+from .line import Line, in_order
 from .state import State
 from .step import NO_STEP, instant_step
-from .versions import Line
 
 __all__ = ["InstantLoop", "gone"]
 
@@ -37,7 +40,7 @@ class InstantLoop:
     async def process(
         self, feedback: Feedback, *, resumed: bool = False, hurried: bool = False
     ) -> tuple[FeedbackOutcome, tuple[AdapterKey, ...]]:
-        """What became of it, and the levels whose replay it concerns. Raises CaptureGone.
+        """What became of it, which is recorded, and the levels whose replay it concerns. Raises CaptureGone.
 
         ``resumed``: a crash may have come between its step and its outcome, so look before stepping again.
         ``hurried``: more are waiting than a replay takes. A step would be undone by that replay before anybody
@@ -46,7 +49,9 @@ class InstantLoop:
         trajectory = await self._state.store.trajectory(feedback.request_id, tenant=feedback.tenant)
         reason = self._nothing_to_do(feedback, trajectory)
         if trajectory is None or reason:
-            return _outcome(feedback, "skipped", reason), ()
+            skipped = _outcome(feedback, "skipped", reason)
+            await self._state.store.record_outcome(skipped)
+            return skipped, ()
         keys = chain(trajectory.model, self._whose(trajectory), trajectory.route)
         self._require_same_model(trajectory)
         lesson = await find_lesson(
@@ -97,49 +102,112 @@ class InstantLoop:
     async def _learn(
         self, feedback: Feedback, keys: Sequence[AdapterKey], lesson: Lesson, resumed: bool, hurried: bool
     ) -> tuple[FeedbackOutcome, tuple[AdapterKey, ...]]:
+        """The answer and the versions that it teaches are durable before a host serves any; then, in one piece,
+        what is served, what was counted, and the outcome. A crash between leaves what `_already` finishes.
+        """
         state = self._state
         ledger = await state.ledger(keys[0])
         advantage = 1.0 if lesson.quality is None else ledger.baseline.advantage(lesson.quality, lesson.groups[-1])
         if not ledger.counted(feedback.id):
             ledger.count(feedback.id, lesson.groups, lesson.quality)
-        await state.remember(keys[0], lesson)
+        writes = state.store.together()
+        await state.remember(keys[0], lesson, writes)
         taught = tuple(key for key in keys if state.active(key))
-        episode = await self._episode(feedback)
-        done = await self._already(feedback, taught) if resumed else None
-        if done is None and episode:
-            done = _outcome(feedback, "accepted", f"remembered as {episode}; the next replay learns from it, too")
-        if done is None and hurried and self._state.settings.replay_steps:
-            done = _outcome(feedback, "accepted", "many are waiting: it is learned with the next replay")
-        outcome = done or await self._teach_all(feedback, taught, lesson, advantage)
-        await ledger.save(state.store)
+        reason = await self._no_step(feedback, lesson, advantage, hurried)
+        async with self._held(() if reason and not resumed else taught) as lines:
+            outcome = await self._already(feedback, lines, writes) if resumed else None
+            if outcome is None and reason:
+                outcome = _outcome(feedback, "accepted", reason)
+            if outcome is None:
+                outcome = await self._teach(feedback, lines, lesson, advantage, writes)
+            writes.put_blob(*ledger.blob(settled=feedback.id))
+            writes.record_outcome(outcome)
+            await writes.commit()
+        ledger.settled(feedback.id)
         state.counters["accepted"] += 1
         return outcome, taught
 
-    async def _already(self, feedback: Feedback, keys: Sequence[AdapterKey]) -> FeedbackOutcome | None:
-        """The step that this feedback made before a crash: the finest level's. One that never came to be served,
-        because the crash came in between or the host was away, is served now.
-        """
+    @asynccontextmanager
+    async def _held(self, keys: Sequence[AdapterKey]) -> AsyncIterator[list[Line]]:
+        """These lines, with their weights and locks."""
         versions = self._state.versions
-        for key in reversed(keys):
-            for record in reversed(await self._state.store.adapters(str(key))):
+        lines = [versions.line(key) for key in keys]
+        async with AsyncExitStack() as stack:
+            for line in in_order(lines):
+                await stack.enter_async_context(versions.shelf.using(line))
+                await stack.enter_async_context(line.lock)
+            yield lines
+
+    async def _already(self, feedback: Feedback, lines: Sequence[Line], writes: Writes) -> FeedbackOutcome | None:
+        """The steps that this feedback made before a crash: told is the finest level's. Those that never came to be
+        served, because the crash came in between or the host was away, are served now.
+        """
+        told = None
+        for line in lines:
+            for record in reversed(await self._state.store.adapters(str(line.key))):
                 if feedback.id in record.feedback_ids:
-                    await versions.finish(versions.line(key), record)
+                    await self._state.versions.finish(line, record, writes)
                     status: Status = "published" if record.status == "published" else "accepted"
-                    return _outcome(feedback, status, "learned before a restart", _ref(key, record.version))
-        return None
+                    told = _outcome(feedback, status, "learned before a restart", _ref(line.key, record.version))
+                    break
+        return told
 
-    async def _teach_all(
-        self, feedback: Feedback, keys: Sequence[AdapterKey], lesson: Lesson, advantage: float
+    async def _teach(
+        self, feedback: Feedback, lines: Sequence[Line], lesson: Lesson, advantage: float, writes: Writes
     ) -> FeedbackOutcome:
-        reason = self._no_step(lesson, advantage)
-        if reason:
-            return _outcome(feedback, "accepted", reason)
-        outcomes = [(key, await self._teach(feedback, key, lesson, advantage)) for key in keys]
-        published = [(key, one) for key, one in outcomes if one.status == "published"]
-        serving = [one for key, one in published or outcomes if self._state.used(key)]
-        return serving[-1] if serving else outcomes[-1][1]
+        """A step on every level, from the coarsest on; then they are published."""
+        told: dict[Line, FeedbackOutcome] = {}
+        made: dict[Line, AdapterRecord] = {}
+        for line in lines:
+            if self._state.newborn(line):  # it begins as its parent's fit, which this very lesson moves
+                told |= await self._publish(feedback, made, writes)
+                made.clear()
+            with self._refusals(feedback, line, told):
+                step = await self._step(feedback, line, lesson, advantage)
+                if isinstance(step, AdapterRecord):
+                    made[line] = step
+                    writes.put_adapter(step)
+                else:
+                    told[line] = step
+        told |= await self._publish(feedback, made, writes)
+        published = [line for line in lines if told[line].status == "published"]
+        serving = [line for line in published or lines if self._state.used(line.key)]
+        return told[(serving or lines)[-1]]
 
-    def _no_step(self, lesson: Lesson, advantage: float) -> str:
+    async def _publish(
+        self, feedback: Feedback, made: Mapping[Line, AdapterRecord], writes: Writes
+    ) -> dict[Line, FeedbackOutcome]:
+        told: dict[Line, FeedbackOutcome] = {}
+        if made:
+            await writes.commit()
+        for line, record in made.items():
+            with self._refusals(feedback, line, told):
+                await self._state.versions.serve(line, record, writes)
+                self._state.counters["steps"] += 1
+                told[line] = (
+                    _outcome(feedback, "accepted", f"observed as {record.key}@{record.version}, not served")
+                    if record.status == "observed"
+                    else _outcome(feedback, "published", "step", _ref(line.key, record.version))
+                )
+        return told
+
+    @contextmanager
+    def _refusals(self, feedback: Feedback, line: Line, told: dict[Line, FeedbackOutcome]) -> Iterator[None]:
+        """A host that refuses a step leaves the other levels alone."""
+        try:
+            yield
+        except HostError as error:
+            self._state.counters["host_errors"] += 1
+            _log.warning("adapter %s: the host refused a step: %s", line.key, error)
+            told[line] = _outcome(feedback, "gated", f"host: {error}")
+
+    async def _no_step(self, feedback: Feedback, lesson: Lesson, advantage: float, hurried: bool) -> str:
+        """Why it is kept for replay alone; empty when it is not."""
+        episode = await self._episode(feedback)
+        if episode:
+            return f"remembered as {episode}; the next replay learns from it, too"
+        if hurried and self._state.settings.replay_steps:
+            return "many are waiting: it is learned with the next replay"
         if self._state.versions.frozen:
             return "publishing is frozen; the judgement is kept for replay"
         if self._state.rate == 0:
@@ -149,19 +217,9 @@ class InstantLoop:
         poor = lesson.quality is not None and lesson.quality < self._state.rates.quality_threshold
         return "better than expected, but below quality_threshold" if poor and advantage > 0 else ""
 
-    async def _teach(
-        self, feedback: Feedback, key: AdapterKey, lesson: Lesson, advantage: float
-    ) -> FeedbackOutcome:
-        versions = self._state.versions
-        async with versions.shelf.using(versions.line(key)) as line, line.lock:
-            try:
-                return await self._step(feedback, line, lesson, advantage)
-            except HostError as error:
-                self._state.counters["host_errors"] += 1
-                _log.warning("adapter %s: the host refused a step: %s", key, error)
-                return _outcome(feedback, "gated", f"host: {error}")
-
-    async def _step(self, feedback: Feedback, line: Line, lesson: Lesson, advantage: float) -> FeedbackOutcome:
+    async def _step(
+        self, feedback: Feedback, line: Line, lesson: Lesson, advantage: float
+    ) -> AdapterRecord | FeedbackOutcome:
         state, settings = self._state, self._state.settings
         weights, moments = await state.beginning(line, lesson)
         evidence = Evidence.of(moments)
@@ -186,13 +244,7 @@ class InstantLoop:
         if not verdict.ok:
             return self._gated(feedback, line.key, verdict.gate, verdict.reason)
         metrics = {**verdict.metrics, "predicted_kl": step.predicted_kl, "advantage": advantage}
-        record = await state.versions.publish(
-            line, served, kept, reason="step", metrics=metrics, feedback_ids=(feedback.id,)
-        )
-        state.counters["steps"] += 1
-        if record.status == "observed":
-            return _outcome(feedback, "accepted", f"observed as {record.key}@{record.version}, not served")
-        return _outcome(feedback, "published", "step", _ref(line.key, record.version))
+        return state.versions.next(line, served, kept, reason="step", metrics=metrics, feedback_ids=(feedback.id,))
 
     def _gated(self, feedback: Feedback, key: AdapterKey, gate: str, reason: str) -> FeedbackOutcome:
         self._state.refuse(key, gate, reason)

@@ -316,7 +316,6 @@ class Learner:
                 await self._give_up(feedback, error)
                 self._inbox.finish(item, outcome=None, error=error)
                 return
-            await store.record_outcome(outcome)
             self._inbox.finish(item, outcome=outcome)
             self._background.note(feedback.id, keys)
         except HostAway as error:

@@ -13,11 +13,11 @@ from .keys import AdapterKey
 __all__ = ["Ledger"]
 
 _GROUPS = 4096  # patterns come and go: the ones longest unseen are forgotten
-_REMEMBERED = 1024  # ids: enough for every feedback that a crash can leave without an outcome
+_REMEMBERED = 1024  # ids: enough for every feedback that can be under way
 
 
 class Ledger:
-    """Baseline, accepted feedback per group, and which feedback was already counted or was taken back."""
+    """Baseline, accepted feedback per group, and which feedback is counted but not settled, or was taken back."""
 
     def __init__(self, root: AdapterKey, shrinkage: float) -> None:
         self.root = root
@@ -35,7 +35,7 @@ class Ledger:
         self._withdrawn: OrderedDict[str, None] = OrderedDict()
 
     def counted(self, feedback_id: str) -> bool:
-        """Whether this feedback is already in the numbers: true only after a crash before its outcome."""
+        """Whether this feedback, whose outcome is not recorded, is already in the numbers."""
         return feedback_id in self._counted
 
     def withdrawn(self, feedback_id: str) -> bool:
@@ -63,8 +63,16 @@ class Ledger:
         """Keep these out of every later replay."""
         _remember(self._withdrawn, feedback_ids)
 
+    def settled(self, feedback_id: str) -> None:
+        """Its outcome is durable, and with it the numbers: nobody asks again."""
+        self._counted.pop(feedback_id, None)
+
     async def save(self, store: Store) -> None:
         """Durable when it returns."""
+        await store.put_blob(*self.blob())
+
+    def blob(self, *, settled: str = "") -> tuple[str, bytes]:
+        """Name and content, as they are once this feedback is settled."""
         data = {
             "baseline": self.baseline.to_json(),
             "counts": self.counts,
@@ -72,10 +80,10 @@ class Ledger:
             "unfolded": self.unfolded,
             "deferring": sorted(self.deferring),
             "chains": dict(self.chains),
-            "counted": list(self._counted),
+            "counted": [one for one in self._counted if one != settled],
             "withdrawn": list(self._withdrawn),
         }
-        await store.put_blob(_blob(self.root), json.dumps(data).encode())
+        return _blob(self.root), json.dumps(data).encode()
 
     @classmethod
     async def load(cls, store: Store, root: AdapterKey, shrinkage: float) -> Ledger:
@@ -91,7 +99,9 @@ class Ledger:
         ledger.unfolded = {str(group): int(n) for group, n in data.get("unfolded", {}).items()}
         ledger.deferring = set(data.get("deferring", ()))
         ledger.chains = OrderedDict((finest, tuple(groups)) for finest, groups in data["chains"].items())
-        _remember(ledger._counted, data["counted"])
+        if data["counted"]:
+            waiting = {one.id for one in await store.pending_feedback()}
+            _remember(ledger._counted, (one for one in data["counted"] if one in waiting))
         _remember(ledger._withdrawn, data["withdrawn"])
         return ledger
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
 import anyio
 
 from ...lora import AdapterRecord, LoraWeights
 from .keys import AdapterKey
+from .optimiser import Moments
 
-__all__ = ["Line"]
+__all__ = ["Line", "Status", "in_order"]
+
+Status = Literal["published", "observed", "canary"]
 
 
 class Line:
@@ -32,6 +39,31 @@ class Line:
         self._lock: anyio.Lock | None = None
         self._serving: anyio.Lock | None = None
 
+    def next(
+        self,
+        weights: LoraWeights,
+        moments: Moments,
+        fingerprint: str,
+        status: Status,
+        reason: str,
+        metrics: Mapping[str, float],
+        feedback_ids: Sequence[str],
+    ) -> AdapterRecord:
+        """The version after the latest."""
+        return AdapterRecord(
+            key=str(self.key),
+            version=self.latest + 1,
+            parent=None if self.working is None else self.working.version,
+            fingerprint=fingerprint,
+            weights=weights,
+            moments=moments,
+            status=status,
+            reason=reason,
+            metrics=dict(metrics),
+            feedback_ids=tuple(feedback_ids),
+            created_at=time.time(),
+        )
+
     @property
     def lock(self) -> anyio.Lock:
         """Held while the line learns, or goes back."""
@@ -45,3 +77,8 @@ class Line:
         if self._serving is None:
             self._serving = anyio.Lock()
         return self._serving
+
+
+def in_order(lines: Iterable[Line]) -> list[Line]:
+    """Whoever takes the locks of several lines takes them in this order: then nobody waits in a circle."""
+    return sorted(lines, key=lambda line: line.key)

@@ -12,7 +12,7 @@ import numpy as np
 from ...config.settings import LearningSettings
 from ...errors import HostAway, HostError
 from ...lora import AdapterRecord, Curvature, LoraWeights
-from ...protocols import HiddenStateHost, Store
+from ...protocols import HiddenStateHost, Store, Writes
 from .books import Books
 from .domains import Domains, domain_of
 from .evidence import Evidence, dependence, trust_of
@@ -22,13 +22,14 @@ from .initial import initial_weights
 from .keys import EVERYTHING, AdapterKey
 from .ledger import Ledger
 from .lessons import DEMONSTRATION, Lesson, LessonBook
+from .line import Line, in_order
 from .measurements import Measurements
 from .optimiser import RIDGE, Moments, Pace, contracted
 from .refusals import Refusals
 from .standing import FEWEST, foretold
 from .tenure import answering_since
 from .turns import TakingTurns
-from .versions import Line, Versions
+from .versions import Versions
 from .watches import Watches
 
 __all__ = ["Mode", "Rates", "State"]
@@ -139,7 +140,7 @@ class State:
         """The model's host is there, or another one than before: serve on it what was made for it."""
         since = await answering_since(self.store, model, host.fingerprint)
         async with AsyncExitStack() as stack:
-            for line in self.versions.lines(model):  # what is under way for the host before ends first
+            for line in in_order(self.versions.lines(model)):  # what is under way for the host before ends first
                 await stack.enter_async_context(line.lock)
             self.expected.add(model)
             self.hosts[model], self.since[model] = TakingTurns(host), since
@@ -194,10 +195,12 @@ class State:
                     book.add(Lesson(capture, quality, groups, feedback_id))
         return book
 
-    async def remember(self, key: AdapterKey, lesson: Lesson) -> None:
-        """Into the book and the store. Whole books of other tenants leave memory beyond `replay_mb`."""
+    async def remember(self, key: AdapterKey, lesson: Lesson, writes: Writes) -> None:
+        """Into the book, and with `writes` into the store. Whole books of other tenants leave memory beyond
+        `replay_mb`.
+        """
         finest = str(key.at(lesson.groups[-1]))
-        await self.store.put_capture(finest, lesson.capture, lesson.signal, feedback_id=lesson.feedback_id)
+        writes.put_capture(finest, lesson.capture, lesson.signal, feedback_id=lesson.feedback_id)
         (await self.book(key)).add(lesson)
         self.books.note(key.at(EVERYTHING))
 
@@ -217,9 +220,13 @@ class State:
 
         Moments belong to one key: a child takes its parent's weights and evidence and starts its own moments.
         """
-        if line.working is not None and "rms" in line.working.moments:
+        if line.working is not None and not self.newborn(line):
             return self.fitted(line.working), line.working.moments
         return await self.birth(line, lesson, await self.metric(line.key, lesson))
+
+    def newborn(self, line: Line) -> bool:
+        """Whether its next step starts from its parent's fit."""
+        return line.working is None or "rms" not in line.working.moments
 
     async def birth(self, line: Line, lesson: Lesson, curvature: Curvature) -> tuple[LoraWeights, Moments]:
         """A start without the line's own steps: the nearest parent's fit, else an adapter that changes nothing."""

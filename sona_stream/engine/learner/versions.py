@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from ...config.settings import CanarySettings
 from ...errors import HostAway, NotFound, NotPermitted, SonaError
 from ...events import AdapterRef, Request
 from ...lora import AdapterRecord, LoraWeights
-from ...protocols import Store
+from ...protocols import Store, Writes
 from .keys import EVERYTHING, AdapterKey
-from .line import Line
+from .line import Line, Status
 from .optimiser import Moments
 from .shelf import Shelf, listed
 from .turns import TakingTurns
@@ -30,7 +28,6 @@ __all__ = ["Line", "Versions"]
 
 _log = logging.getLogger(__name__)
 _FROZEN = "learner/frozen"
-Status = Literal["published", "observed", "canary"]
 _PINNED = 16  # old versions held on the hosts because requests ask for them
 
 
@@ -179,7 +176,7 @@ class Versions:
     def _fits(self, record: AdapterRecord) -> bool:
         return record.fingerprint == self._hosts[AdapterKey.parse(record.key).model].fingerprint
 
-    async def publish(
+    def next(
         self,
         line: Line,
         weights: LoraWeights,
@@ -189,25 +186,17 @@ class Versions:
         metrics: Mapping[str, float],
         feedback_ids: Sequence[str],
     ) -> AdapterRecord:
-        """The next version of a line whose lock the caller holds. Raises HostError when the host refuses it."""
+        """The next version of a line whose lock the caller holds until it is published."""
         host = self._hosts[line.key.model]
-        status = self._status(line)
-        record = AdapterRecord(
-            key=str(line.key),
-            version=line.latest + 1,
-            parent=None if line.working is None else line.working.version,
-            fingerprint=host.fingerprint,
-            weights=weights,
-            moments=moments,
-            status=status,
-            reason=reason,
-            metrics=dict(metrics),
-            feedback_ids=tuple(feedback_ids),
-            created_at=time.time(),
-        )
-        await self._store.put_adapter(record)
-        line.latest = record.version
-        await self._serve(line, record)
+        return line.next(weights, moments, host.fingerprint, self._status(line), reason, metrics, feedback_ids)
+
+    async def publish(self, line: Line, record: AdapterRecord) -> AdapterRecord:
+        """What `next` gave, durable and served. Raises HostError when the host refuses it."""
+        writes = self._store.together()
+        writes.put_adapter(record)
+        await writes.commit()
+        await self.serve(line, record, writes)
+        await writes.commit()
         return record
 
     def _status(self, line: Line) -> Status:
@@ -222,19 +211,21 @@ class Versions:
             watch.advance(line.served.version)
         return "published"
 
-    async def _serve(self, line: Line, record: AdapterRecord) -> None:
+    async def serve(self, line: Line, record: AdapterRecord, writes: Writes) -> None:
+        """What `next` gave and is durable. Once `writes` are, so is that it serves. Raises HostError."""
+        line.latest = record.version
         if record.status == "canary":
             await self._try(line, record)
         elif self._serve_new:
-            await self._serve_all(line, record)
+            await self._serve_all(line, record, writes)
         line.working = record
-        await self._store.prune_adapters(record.key, keep=self._keep, besides=self._watch(line.key).reference)
+        writes.prune_adapters(record.key, keep=self._keep, besides=self._watch(line.key).reference)
 
-    async def _serve_all(self, line: Line, record: AdapterRecord) -> None:
+    async def _serve_all(self, line: Line, record: AdapterRecord, writes: Writes) -> None:
         async with line.serving:
             await self._hosts[line.key.model].put_adapter(record.key, record.version, record.weights)
             line.served = record
-        await self._store.set_current(record.key, record.version, reason=record.reason)
+        writes.set_current(record.key, record.version, reason=record.reason)
 
     async def _try(self, line: Line, record: AdapterRecord) -> None:
         """Under a name of its own, so that what is served stays."""
@@ -250,7 +241,9 @@ class Versions:
                 return
             record = dataclasses.replace(record, status="published")
             await self._store.put_adapter(record)
-            await self._serve_all(line, record)
+            writes = self._store.together()
+            await self._serve_all(line, record, writes)
+            await writes.commit()
             await self._end_trial(line)
             line.working = record
             self._watch(line.key).advance(record.version)
@@ -265,13 +258,14 @@ class Versions:
         if gone is not None and _own_name(gone) not in self._pinned:
             await self._hosts[line.key.model].drop_adapter(_own_name(gone))
 
-    async def finish(self, line: Line, record: AdapterRecord) -> None:
+    async def finish(self, line: Line, record: AdapterRecord, writes: Writes) -> None:
         """Serve a version whose publishing was interrupted: the newest, kept, and never served."""
-        async with self.shelf.using(line), line.lock:
-            served = 0 if line.served is None else line.served.version
-            unserved = record.status in ("published", "canary") and record.version == line.latest > served
-            if unserved and self._serve_new and not self.frozen and self._fits(record):
-                await self._serve(line, record)
+        served, tried = (0 if one is None else one.version for one in (line.served, line.candidate))
+        unserved = record.status in ("published", "canary") and record.version == line.latest > max(served, tried)
+        if unserved and self._serve_new and not self.frozen and self._fits(record):
+            await self.serve(line, record, writes)
+        elif record.version == served:
+            writes.set_current(record.key, served, reason=record.reason)
 
     async def rollback(self, key: AdapterKey, version: int, *, reason: str) -> list[str]:
         """Serve `version` again, bit for bit; 0 is the base model. Returns the feedback ids of what was undone.

@@ -1,0 +1,99 @@
+"""Writes that become durable in one transaction: captures, adapters, what is served, blobs, outcomes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from sqlite3 import Connection
+
+from ..config.settings import SonaSettings
+from ..events import FeedbackOutcome
+from ..lora import AdapterRecord, Capture
+from . import adapters, captures, feedback
+from .session import Session
+from .tensors import adapter_bytes, adapter_stem, capture_bytes, capture_stem
+
+__all__ = ["SqliteWrites"]
+
+
+class SqliteWrites:
+    """See `protocols.Writes`. ``ahead``: files are written as soon as they are known, not first by `commit`."""
+
+    def __init__(
+        self, session: Session, settings: SonaSettings, settled: Callable[[str], object], *, ahead: bool
+    ) -> None:
+        """``settled``: is told of every feedback whose outcome is durable."""
+        self._session, self._settings, self._settled, self._ahead = session, settings, settled, ahead
+        self._steps: list[Callable[[Connection], Sequence[str]]] = []
+        """Each returns the files that no row may name any more."""
+        self._outcomes: list[FeedbackOutcome] = []
+
+    def put_capture(self, key: str, capture: Capture, advantage: float, *, feedback_id: str) -> None:
+        """Keep a judged answer for replay: the newest `sona.learner.replay_capacity` a key."""
+        if self._settings.storage == "none":
+            return
+        files, capacity = self._session.files, self._settings.learner.replay_capacity
+        data = self._file(capture_stem(), functools.partial(capture_bytes, capture))
+        self._steps.append(
+            lambda c: captures.put(c, files, key, capture, advantage, feedback_id, data(), capacity=capacity)
+        )
+
+    def put_adapter(self, record: AdapterRecord) -> None:
+        """The file first, then the row. The same version again replaces its row."""
+        files = self._session.files
+        data = self._file(adapter_stem(record.key, record.version), functools.partial(adapter_bytes, record))
+        self._steps.append(lambda c: adapters.put(c, files, record, data()))
+
+    def set_current(self, key: str, version: int, *, reason: str) -> None:
+        """`commit` raises StateError for a version that is not there; 0 is the base model."""
+
+        def point(connection: Connection) -> Sequence[str]:
+            adapters.set_current(connection, key, version, reason)
+            return ()
+
+        self._steps.append(point)
+
+    def prune_adapters(self, key: str, *, keep: int, besides: int = 0) -> None:
+        """Keep the newest `keep` versions, the served one, and `besides`."""
+        self._steps.append(lambda c: adapters.prune(c, key, keep, besides))
+
+    def put_blob(self, name: str, data: bytes) -> None:
+        """The caller answers for what is in it: storage levels do not look inside."""
+        row = (name, data, hashlib.sha256(data).digest(), time.time())
+        self._steps.append(lambda c: c.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", row).fetchall())
+
+    def record_outcome(self, outcome: FeedbackOutcome) -> None:
+        """Unless storage is "text", a correction's text leaves the disk with it."""
+        self._outcomes.append(outcome)
+
+    async def commit(self) -> None:
+        """See `protocols.Writes`."""
+        steps, self._steps = self._steps, []
+        outcomes, self._outcomes = self._outcomes, []
+        session, keep_text = self._session, self._settings.storage == "text"
+
+        def run(connection: Connection) -> tuple[list[str], bool]:
+            left = [name for step in steps for name in step(connection)]
+            scrubbed = [feedback.record(connection, one, keep_text=keep_text) for one in outcomes]
+            return adapters.unused(connection, left), any(scrubbed)
+
+        def after(done: tuple[list[str], bool]) -> None:
+            session.erase_if(done[1])
+            session.files.remove(done[0])
+
+        if steps or outcomes:
+            await session.write(run, after)
+        for one in outcomes:
+            if one.status != "queued":
+                self._settled(one.feedback_id)
+
+    def _file(self, stem: str, make: Callable[[], bytes]) -> Callable[[], bytes]:
+        """A file's content, made on the writer thread. One that cannot be written ahead is tried again by the
+        commit, which says so; one whose commit never comes is removed when the folder is opened.
+        """
+        data, files = functools.cache(make), self._session.files
+        if self._ahead:
+            self._session.writer.submit(lambda _: files.write(stem, data()))
+        return data
