@@ -1,8 +1,10 @@
 """`benchmarks/learning.py`: its arithmetic, its protocols against ideal and leaky memories."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
+import subprocess
 import types
 import xml.etree.ElementTree as ET
 
@@ -20,6 +22,7 @@ from learning_parts import (
     profiles,
     reward,
     rewards,
+    serving,
     side_by_side,
     students,
 )
@@ -255,6 +258,21 @@ async def test_every_training_prompt_comes_before_one_comes_again():
     assert one.asked[:count] != other.asked
 
 
+def test_what_was_measured_outlives_a_server_that_is_slow_to_end(monkeypatch):
+    @contextlib.contextmanager
+    def slow(config, state):
+        yield "http://127.0.0.1:1"
+        raise subprocess.TimeoutExpired("serve", 30)
+
+    monkeypatch.setattr(serving, "served", slow)
+
+    def measured():
+        with serving.server(["a"], threads=1) as one:
+            return one.base_url, set(one.keys)
+
+    assert measured() == ("http://127.0.0.1:1", {"a", serving.ADMIN})
+
+
 # ---- one correction
 
 
@@ -314,8 +332,8 @@ FEW = correcting.Counts(each=2, stored=8, warm_samples=1)
 def shares(hits, monkeypatch, counts=FEW):
     memory = Memory(hits)
     monkeypatch.setattr(correcting, "Client", memory.client)
-    serving = types.SimpleNamespace(base_url="", keys={"a": "a", "b": "b", "operator": "operator"})
-    told = json.loads(json.dumps(correcting.Protocol(serving, counts).go()))
+    server = types.SimpleNamespace(base_url="", keys={"a": "a", "b": "b", "operator": "operator"})
+    told = json.loads(json.dumps(correcting.Protocol(server, counts).go()))
     report = Report("test")
     correction.rows(report, told)
     return {row.id.removeprefix("correction."): row.value for row in report.rows}
