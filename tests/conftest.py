@@ -16,6 +16,8 @@ from sona_stream.config.load import hash_key
 from sona_stream.errors import ModelUnavailable
 
 TENANTS = 64
+SLOW = ("e2e", "vllm_host", "local", "examples", "cli", "benchmarks", "learner", "peft", "engine", "capacity")
+"""Rooms of tests whose files take seconds each."""
 
 # The models are tiny and servers are processes beside this one. Torch reads it when it is imported, later.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,14 +38,21 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     option = config.option
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if whole and getattr(option, "numprocesses", 0) is None and not option.usepdb and option.capture != "no":
-        option.numprocesses, option.dist = 2, "loadfile"
+        option.numprocesses, option.dist, option.loadscopereorder = 2, "loadfile", False
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     forked.stop()
 
 
+def _slow_rooms_first(item: pytest.Item) -> int:
+    room = item.path.relative_to(Path(__file__).parent).parts[0]
+    return SLOW.index(room) if room in SLOW else len(SLOW)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=_slow_rooms_first)  # so that none of the two waits long for the other in the end
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):

@@ -50,28 +50,43 @@ class Terminal:
         os.write(self.master, line.encode() + b"\n")
         return self.wait_for("\n> ")
 
-    def interrupt_until(self, wanted: str) -> None:
-        """Press Ctrl-C until it shows: `input` sleeps through one that comes just after it has shown its prompt."""
+    def interrupt_until(self, wanted: str) -> str:
+        """Everything up to ``wanted``, which a Ctrl-C makes show, pressed as often as it takes: `input` sleeps
+        through one that comes just after it has shown its prompt.
+        """
         for _ in range(60):
             os.write(self.master, b"\x03")
             with contextlib.suppress(AssertionError):
-                self.wait_for(wanted, seconds=1.0)
-                return
-        pytest.fail("Ctrl-C showed nothing")
+                return self.wait_for(wanted, seconds=1.0)
+        raise AssertionError("Ctrl-C showed nothing")
 
     def close(self) -> int:
-        try:
-            return self.process.wait(30)
-        finally:
-            if self.process.poll() is None:
-                self.process.kill()
-                self.process.wait()
-            os.close(self._slave)
-            os.close(self.master)
+        return self.process.wait(30)
+
+    def release(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._slave)
+        os.close(self.master)
 
 
-def test_a_chat_with_a_running_server(shared, tenant):
-    terminal = Terminal(
+@pytest.fixture
+def opened():
+    """``opened(*arguments, **environment)``: `sona-stream ARGUMENTS` at a terminal that is gone in the end."""
+    terminals = []
+
+    def start(*arguments, **environment):
+        terminals.append(Terminal(*arguments, **environment))
+        return terminals[-1]
+
+    yield start
+    for terminal in terminals:
+        terminal.release()
+
+
+def test_a_chat_with_a_running_server(shared, tenant, opened):
+    terminal = opened(
         "chat", "--base-url", shared.url, "--temperature", "0", "--max-tokens", "12", SONA_API_KEY=tenant.key
     )
     terminal.wait_for("\n> ")
@@ -91,8 +106,8 @@ def test_a_chat_with_a_running_server(shared, tenant):
     assert terminal.close() == 0
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_chat(shared, tenant):
-    terminal = Terminal(
+def test_ctrl_c_stops_an_answer_and_not_the_chat(shared, tenant, opened):
+    terminal = opened(
         "chat", "--base-url", shared.url, "--api-key", tenant.key, "--max-tokens", "3000", "--temperature", "0"
     )
     terminal.wait_for("\n> ")
@@ -101,8 +116,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(shared, tenant):
         terminal.say("/new")
         os.write(terminal.master, b"the quick brown fox\n")
         terminal.wait_for(begins)
-        os.write(terminal.master, b"\x03")
-        if "[stopped]" in terminal.wait_for("\n> "):
+        if "[stopped]" in terminal.interrupt_until("\n> "):
             break
     else:
         pytest.fail("no answer was stopped")
@@ -115,11 +129,11 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(shared, tenant):
 
 
 @pytest.mark.parametrize("end", ["quit", "kill"])
-def test_a_chat_with_a_server_of_its_own_leaves_none_behind(shared, tenant, tmp_path, end):
+def test_a_chat_with_a_server_of_its_own_leaves_none_behind(shared, tenant, tmp_path, opened, end):
     config = tmp_path / "config.yaml"  # a second server in front of the first: it is there at once
     behind = {"model": "openai/tiny", "api_base": f"{shared.url}/v1", "api_key": tenant.key}
     config.write_text(json.dumps({"model_list": [{"model_name": "tiny", "litellm_params": behind}]}))
-    terminal = Terminal("chat", "--config", str(config), SONA_STREAM_STATE=str(tmp_path / "state"))
+    terminal = opened("chat", "--config", str(config), SONA_STREAM_STATE=str(tmp_path / "state"))
     shown = terminal.wait_for("\n> ")
     server = _child(terminal.process.pid)
     assert "connected to" in shown

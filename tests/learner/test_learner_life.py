@@ -491,7 +491,7 @@ async def gain_from(seed, *, permuted, least_trust=1.0):
             order = rng.permutation(12) if permuted else range(12)
             for (request_id, _), i in zip(asked, order, strict=True):
                 await learner.learn(world.judge(request_id, float(rewards[i])), wait=True)
-            await learner.settle()
+                await learner.settle()  # what is learned when depends on the seed alone, not on the machine's load
         return await reward_after(world, learner, wanted) - before
 
 
