@@ -66,11 +66,31 @@ async def learn(store):
         await store.prune_adapters(KEY, keep=3)
         await store.put_blob("patterns", bytes([version % 256]) * 20000)
 
+async def teach(store):
+    key = "m/t/taught"
+    version = max([one.version for one in await store.adapters(key)], default=0)
+    while True:
+        version += 1
+        given = Feedback(id=f"t{ROUND}-{version}", request_id="t", tenant="t", key_id="k", kind="rating",
+                         quality=0.5, created_at=time.time())
+        await store.commit_feedback(given)
+        pair = LowRank(np.full((2, 64), version, "f4"), np.zeros((64, 2), "f4"))
+        writes = store.together()
+        writes.put_adapter(AdapterRecord(key=key, version=version, parent=None, fingerprint="fp",
+                                         weights=LoraWeights(pair), feedback_ids=(given.id,)))
+        await writes.commit()
+        writes.set_current(key, version, reason="step")
+        writes.prune_adapters(key, keep=3)
+        writes.put_blob("taught", str(version).encode())
+        writes.record_outcome(FeedbackOutcome(feedback_id=given.id, status="published", reason=str(version)))
+        await writes.commit()
+        say("taught", version)
+
 async def main():
     settings = SonaSettings(learner=LearningSettings(replay_capacity=4))
     async with create_store(settings, directory=Path(sys.argv[1])) as store:
         say("open")
-        await asyncio.gather(walk(store), learn(store), *(give(store, worker) for worker in range(4)))
+        await asyncio.gather(walk(store), learn(store), teach(store), *(give(store, worker) for worker in range(4)))
 
 asyncio.run(main())
 """
@@ -96,7 +116,7 @@ def live_and_die(folder, number, seconds):
 
 async def test_kill_at_any_moment_loses_nothing_that_was_acknowledged(open_store, folder):
     rng = random.Random(7)
-    feedback, outcomes, old_enough, version = set(), set(), set(), 0
+    feedback, outcomes, old_enough, version, taught = set(), set(), set(), 0, 0
     for number in range(ROUNDS):
         lines, killed = live_and_die(folder, number, rng.uniform(0.05, 0.9) if number else 1.4)
         for kind, *words in lines:
@@ -106,6 +126,8 @@ async def test_kill_at_any_moment_loses_nothing_that_was_acknowledged(open_store
                 outcomes.add(words[0])
             elif kind == "adapter":
                 version = int(words[0])
+            elif kind == "taught":
+                taught = int(words[0])
             elif kind == "trajectory" and float(words[1]) < killed - 1.0:
                 old_enough.add(words[0])
         report = maintenance.verify(folder)
@@ -120,6 +142,13 @@ async def test_kill_at_any_moment_loses_nothing_that_was_acknowledged(open_store
             served = (await store.current_versions()).get("m/t/*", 0)
             assert served >= version
             assert served == 0 or (await store.adapter("m/t/*", served)) is not None
+            served = (await store.current_versions()).get("m/t/taught", 0)
+            assert served >= taught, "what an outcome says is there"
+            assert int(await store.get_blob("taught") or b"0") == served, "and what was counted with it"
+            for one in await store.adapters("m/t/taught"):
+                assert (one.weights.micro.lora_A == one.version).all()
+                said = await store.outcome(one.feedback_ids[0])
+                assert said is not None or one.version != served, "one that nobody serves may wait to be finished"
             blob = await store.get_blob("patterns") or b"\0"
             assert len(set(blob)) == 1
         report = maintenance.verify(folder)

@@ -1,0 +1,98 @@
+"""Writes that need each other: all of them or none, through faults and a kill between files and rows."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from sona_stream.errors import StateError
+from sona_stream.events import FeedbackOutcome
+from sona_stream.store import maintenance
+
+
+def outcome(feedback_id="f1"):
+    return FeedbackOutcome(feedback_id=feedback_id, status="accepted")
+
+
+async def test_all_of_it_or_nothing(open_store, make, folder):
+    async with open_store() as store:
+        await store.commit_feedback(make.feedback("f1"))
+        writes = store.together()
+        writes.put_capture(make.key, make.capture(), 1.0, feedback_id="f1")
+        writes.put_adapter(make.record(1))
+        writes.put_blob("counted", b"1")
+        writes.record_outcome(outcome())
+        writes.set_current(make.key, 7, reason="there is no such version")
+        with pytest.raises(StateError, match="no version 7"):
+            await writes.commit()
+        assert await store.adapters() == []
+        assert await store.captures(make.key, limit=9) == []
+        assert await store.get_blob("counted") is None
+        assert await store.outcome("f1") is None
+        assert len(maintenance.verify(folder).orphans) == 2, "files that came ahead of rows that did not"
+    async with open_store() as store:
+        assert maintenance.verify(folder).orphans == ()
+        writes = store.together()
+        writes.put_capture(make.key, make.capture(), 1.0, feedback_id="f1")
+        writes.put_adapter(make.record(1))
+        await writes.commit()
+        writes.set_current(make.key, 1, reason="step")
+        writes.prune_adapters(make.key, keep=1)
+        writes.put_blob("counted", b"1")
+        writes.record_outcome(outcome())
+        await writes.commit()
+    async with open_store() as store:
+        assert await store.current_versions() == {make.key: 1}
+        assert len(await store.captures(make.key, limit=9)) == 1
+        assert await store.get_blob("counted") == b"1"
+        assert await store.outcome("f1") == outcome()
+    assert maintenance.verify(folder).ok
+
+
+async def test_a_file_that_cannot_come_ahead_comes_with_the_commit_or_is_said(
+    open_store, make, folder, monkeypatch
+):
+    real = os.fsync
+
+    def no_space(fd):
+        raise OSError(28, "No space left on device")
+
+    async with open_store() as store:
+        monkeypatch.setattr(os, "fsync", no_space)
+        writes = store.together()
+        writes.put_adapter(make.record(1))
+        await store._open().write(lambda c: None)
+        assert store.counters()["write_errors"] == 1
+        assert not [path for path in (folder / "adapters").rglob("*") if path.is_file()]
+        writes.put_blob("counted", b"1")
+        with pytest.raises(StateError, match="free some space"):
+            await writes.commit()
+        assert await store.get_blob("counted") is None
+        writes = store.together()
+        writes.put_adapter(make.record(1))
+        await store._open().write(lambda c: None)
+        monkeypatch.setattr(os, "fsync", real)
+        await writes.commit()
+        assert await store.adapter(make.key, 1) is not None
+
+
+async def test_a_file_that_leaves_between_comes_again(open_store, make, folder):
+    """Another write may have been the last to name it."""
+    async with open_store() as store:
+        writes = store.together()
+        writes.put_capture(make.key, make.capture(), 1.0, feedback_id="f1")
+        await store._open().write(lambda c: None)
+        [file] = [path for path in (folder / "captures").iterdir() if path.is_file()]
+        file.unlink()
+        await writes.commit()
+        assert len(await store.captures(make.key, limit=9)) == 1
+
+
+async def test_nothing_of_an_answer_reaches_the_disk_where_nothing_may(open_store, make, folder):
+    async with open_store("none") as store:
+        writes = store.together()
+        writes.put_capture(make.key, make.capture(), 1.0, feedback_id="f1")
+        await writes.commit()
+        await store._open().write(lambda c: None)
+        assert not list((folder / "captures").rglob("*.safetensors"))
