@@ -7,10 +7,11 @@ Each part of `learning_parts` says in its docstring what it measures; formulas o
 Measurements are kept in OUT's folder by part and seed: a run that was cut off goes on where it was, as long as the
 code is the same.
 
-On two cores without other work the full run takes about nine hours: correction 3, reward 2.5, profiles 1,
-forgetting .7, collapse .6, streams .5, the others .3. ``--quick`` takes about ten minutes: one seed and smaller
-counts, with the same row ids (those that it does not reach have no value); parts run side by side then, one core
-each, but for those that measure time, which run alone. Its figures are not to be quoted.
+On two cores without other work the full run is expected to take six hours, added up from what its parts cost:
+reward 2.5, correction 1.5, profiles .6, collapse .5, streams .4, forgetting .4, the others .1. ``--quick`` is
+expected to take ten minutes: one seed and smaller counts, with the same row ids (those that it does not reach have
+no value); parts run side by side then, one core each, but for those that measure time, which run alone. Its figures
+are not to be quoted.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from .rewards import Family, families
 __all__ = ["GATES_OFF", "add_rows", "without_the"]
 
 RATE = 0.008
-FEEDBACKS, QUICK_FEEDBACKS = 240, 64
+FEEDBACKS, QUICK_FEEDBACKS = 240, 48
 COLLAPSED, SOUND = 0.5, 0.9
 
 GATES_OFF: Mapping[str, Any] = {

@@ -1,6 +1,6 @@
 """The guide's four profiles in the reward test: which is fastest, which learns most.
 
-`profile.*.gain` (percent): the concise family after 200 pieces of feedback (`--quick`: 32), as in `reward`, on
+`profile.*.gain` (percent): the concise family after 200 pieces of feedback (`--quick`: 24), as in `reward`, on
 three seeds.
 `profile.*.us_per_token`: what the adapter of such a profile costs a token, micro and base pair together, in the
 engine at the guide's hidden size; the profiles take turns, so that whatever disturbs the machine disturbs all.
@@ -54,7 +54,7 @@ def settings(profile: str) -> dict[str, Any]:
 def add_rows(report: Report, run: Run) -> None:
     """`profile.{realtime,batch,research,edge}.{gain,us_per_token}`."""
     family, judge = families()["concise"], Judge(FrozenModel(), run.data, segments=4)
-    feedbacks, samples, unseen = (32, 2, 12) if run.quick else (FULL, 4, None)
+    feedbacks, samples, unseen = (24, 2, 10) if run.quick else (FULL, 4, None)
     middle: dict[str, float] = {}
     for profile in PROFILES:
         gains, starts = [], []
