@@ -3,7 +3,8 @@
     python benchmarks/gate_fit.py [--fit] [--report] [--json OUT]
 
 Without options: recall and false activations of the product as it is, on the half for fitting, with that half's
-corrections in the memory. ``--fit`` fits the constants of `engine/memory/comparison.py` anew and prints them, with
+corrections in the memory. ``--fit`` fits the constants of `engine/memory/comparison.py`
+and `context.py` anew and prints them, with
 what cross-validation expects of them. ``--report`` asks the other half, with all corrections in the memory: to be
 used once, after fitting.
 """
@@ -13,18 +14,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from learning_parts import gate_fit
+from learning_parts import gate_fit, gate_turns
 from learning_parts.asking import Half, asked, stored
 from learning_parts.gating import Encoders, acting, shares
 from report import Report, Row, add_arguments, finish
 
 from sona_stream.engine.memory import comparison as rules
+from sona_stream.engine.memory import context
 
 GOALS = {"paraphrase": 95.0, "near_miss": 95.0, "same_form": 98.0, "unrelated": 99.5}
 
@@ -53,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         goal = GOALS.get(kind) if args.report else None
         share = 100 * right / count
         report.add(Row(f"gate.{half}.{kind}", share, "%", n=count, goal=goal, direction=">=", compared=compared))
+    turns = gate_turns.conversations(half)
+    told = asyncio.run(gate_turns.acting(encoders, turns))
+    for name in ("own", "reworded", "other_kept"):
+        report.add(Row(f"gate.{half}.turns_{name}", getattr(told, name), "%", n=len(turns)))
     report.note(f"{lost} of {len(corrections)} corrections superseded another one's question")
     finish(report, args)
 
@@ -65,8 +71,17 @@ def _fit(report: Report, encoders: Encoders) -> None:
     found = gate_fit.fit(gate_fit.joined(fitting, more))
     expected = [100 * gate_fit.recall(fitting, one, at) for one, at in zip(odds, limits, strict=True)]
     report.measured("gate.expected.paraphrase", expected, "%", compared={"threshold": float(np.median(limits))})
-    print(f"BIAS = {found.bias - float(np.median(limits)):.3f}")
-    for name, weight in zip(rules.WEIGHTS, found.weights, strict=True):
+    _print("comparison", found.bias - float(np.median(limits)), rules.WEIGHTS, found.weights)
+    scenes = gate_turns.scenes(encoders, gate_turns.conversations("training"))
+    through, kept = gate_turns.cross_validated(scenes)
+    report.add(Row("gate.expected.turns", through, "%", n=len(scenes.same), compared={"others kept": kept}))
+    before = gate_turns.fit(scenes)
+    _print("context", before.bias, context.WEIGHTS, before.weights)
+
+
+def _print(module: str, bias: float, names: Iterable[str], weights: Iterable[float]) -> None:
+    print(f"engine/memory/{module}.py\nBIAS = {bias:.3f}")
+    for name, weight in zip(names, weights, strict=True):
         print(f'    "{name}": {weight:.3f},')
 
 

@@ -82,6 +82,7 @@ class Question:
     """The last user message; where that leans on what was said before, the earlier user messages before it"""
     system: str = ""
     """System and developer messages, one a line"""
+    before: str = ""  # earlier user messages that the last may mean, one a line; no store keeps the text of it
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +95,7 @@ class QuestionVectors:
     """(384,) of `Question.text` by the contextual encoder; None where there is none"""
     system: F32 | None = None
     """(256,) of `Question.system` by the static table; None where that is empty"""
+    before: F32 | None = None  # (384,) of `Question.before` by the contextual encoder
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +125,7 @@ class EpisodeRecord:
     """`EpisodeMemory.sketch` of the question, instead of both, where its text is not known any more"""
     hidden: F32
     """(T, d) of the unadapted pass: row t is the state that token t follows"""
-    token_ids: I32
-    """(T,)"""
+    token_ids: I32  # (T,)
     space: HiddenSpace
     text: EpisodeText | None = None
     created_at: float = 0.0

@@ -23,7 +23,7 @@ from sona_stream.engine.memory.words import Reader
 from .asking import Asked, Kind, Stored
 from .gating import Encoders
 
-__all__ = ["Fitted", "Pairs", "cross_validated", "fit", "joined", "pairs", "recall", "threshold"]
+__all__ = ["Fitted", "Pairs", "cross_validated", "fit", "joined", "pairs", "recall", "regression", "threshold"]
 
 F64 = NDArray[np.float64]
 RIDGE, FOLDS, REPEATS = 3.0, 5, 20
@@ -88,13 +88,18 @@ def pairs(encoders: Encoders, corrections: Sequence[Stored], questions: Sequence
 def fit(pairs: Pairs) -> Fitted:
     """Ridge on standardised evidence. Situations and the stored wordings themselves teach nothing."""
     used = pairs.where(~pairs.vetoed & pairs.kinds("paraphrase", "near_miss", "same_form", "unrelated"))
-    mean, spread = used.evidence.mean(0), used.evidence.std(0) + 1e-6
-    inputs = np.column_stack(((used.evidence - mean) / spread, np.ones(len(used.same))))
-    ridge = np.append(np.full(len(mean), RIDGE), 0.0)
+    return regression(used.evidence, used.same, RIDGE)
+
+
+def regression(evidence: F64, same: NDArray[np.bool_], penalty: float) -> Fitted:
+    """Logistic, with a ridge on standardised evidence (n, m); the intercept is free."""
+    mean, spread = evidence.mean(0), evidence.std(0) + 1e-6
+    inputs = np.column_stack(((evidence - mean) / spread, np.ones(len(same))))
+    ridge = np.append(np.full(len(mean), penalty), 0.0)
     found = np.zeros(len(ridge))
     for _ in range(100):
         likely = 1 / (1 + np.exp(-np.clip(inputs @ found, -30, 30)))
-        slope = inputs.T @ (likely - used.same) + ridge * found
+        slope = inputs.T @ (likely - same) + ridge * found
         curve = (inputs * (likely * (1 - likely) + 1e-9)[:, None]).T @ inputs + np.diag(ridge)
         step = np.linalg.solve(curve, slope)
         found -= step

@@ -16,7 +16,7 @@ from sona_stream_adapters.embedders import onnx, static
 
 from .asking import KINDS, Asked, Kind, Stored
 
-__all__ = ["Answered", "Encoders", "acting", "shares"]
+__all__ = ["Answered", "Encoders", "acting", "record", "shares"]
 
 
 class Encoders:
@@ -57,7 +57,7 @@ async def acting(
     async with EpisodeMemory(None) as memory:
         vectors = encoders.vectors([one.text for one in corrections])
         for number, (one, meaning) in enumerate(zip(corrections, vectors, strict=True)):
-            told = await memory.remember(_record(number, one.text, meaning))
+            told = await memory.remember(record(number, Question(one.text), meaning))
             ids[told.episode.key] = one.id
             lost += len(told.superseded)
         found = []
@@ -75,7 +75,8 @@ def shares(answered: Sequence[Answered]) -> Mapping[Kind, tuple[int, int]]:
     return {kind: (sum(right), len(right)) for kind, right in sets.items() if right}
 
 
-def _record(number: int, text: str, vectors: QuestionVectors) -> EpisodeRecord:
+def record(number: int, question: Question, vectors: QuestionVectors) -> EpisodeRecord:
+    """An answer of its own to this question."""
     space = HiddenSpace(np.zeros(4, np.float32), np.ones(4, np.float32), "space")
     return EpisodeRecord(
         model="m",
@@ -83,7 +84,7 @@ def _record(number: int, text: str, vectors: QuestionVectors) -> EpisodeRecord:
         tenant="t",
         key_id="k",
         request_id=f"r{number}",
-        question=Question(text),
+        question=question,
         vectors=vectors,
         hidden=np.ones((1, 4), np.float32),
         token_ids=np.array([number], np.int32),

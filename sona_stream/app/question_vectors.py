@@ -13,6 +13,10 @@ from ..protocols import Embedder
 
 __all__ = ["QuestionEmbedders"]
 
+_Vector = NDArray[np.float32]
+_Read = tuple[_Vector | None, _Vector | None]
+_UNREAD: _Read = (None, None)
+
 
 class QuestionEmbedders:
     """The bundled table, and the contextual encoder where there is one."""
@@ -36,20 +40,28 @@ class QuestionEmbedders:
         """Everything; `static`: of the question's text, where it is there already."""
         if static is None:
             static = await self.static(question.text)
-        contextual = None if self._contextual is None else (await self._contextual.embed([question.text]))[0]
-        return QuestionVectors(static=static, contextual=contextual, system=await self._system(question))
+        contextual, before = (await self._read([question]))[0]
+        system = await self._system(question)
+        return QuestionVectors(static=static, contextual=contextual, system=system, before=before)
 
     async def some(self, questions: Sequence[Question], *, contextual: bool) -> list[QuestionVectors]:
         """Of several at once."""
-        texts = [question.text for question in questions]
-        rows = await self._static.embed(texts)
-        near = await self._contextual.embed(texts) if contextual and self._contextual is not None else None
+        rows = await self._static.embed([question.text for question in questions])
+        read = await self._read(questions) if contextual else [_UNREAD] * len(questions)
         return [
-            QuestionVectors(
-                static=rows[i], contextual=None if near is None else near[i], system=await self._system(question)
-            )
-            for i, question in enumerate(questions)
+            QuestionVectors(static=row, contextual=near, system=await self._system(question), before=before)
+            for question, row, (near, before) in zip(questions, rows, read, strict=True)
         ]
+
+    async def _read(self, questions: Sequence[Question]) -> list[_Read]:
+        """Contextual vectors of each question and of what was said before it, in one run of the encoder."""
+        if self._contextual is None:
+            return [_UNREAD] * len(questions)
+        earlier = [i for i, question in enumerate(questions) if question.before.strip()]
+        texts = [question.text for question in questions] + [questions[i].before for i in earlier]
+        rows = await self._contextual.embed(texts)
+        before = dict(zip(earlier, rows[len(questions) :], strict=True))
+        return [(rows[i], before.get(i)) for i in range(len(questions))]
 
     async def _system(self, question: Question) -> NDArray[np.float32] | None:
         return await self.static(question.system) if question.system.strip() else None

@@ -6,9 +6,10 @@ import types
 import learning  # noqa: F401 - puts `examples` on the path
 import numpy as np
 import pytest
-from learning_parts import gate_fit, gating, memory_size
+from learning_parts import gate_fit, gate_turns, gating, memory_size
 from learning_parts.asking import Asked, Stored, asked, stored
 
+from sona_stream.engine.memory import context
 from sona_stream.engine.memory.comparison import WEIGHTS
 from sona_stream.episodes import QuestionVectors
 
@@ -105,3 +106,28 @@ async def test_the_memory_s_size_is_measured_on_a_real_folder(tmp_path, monkeypa
     assert rows[0] == "memory.search_ms_100k"
     assert rows[1].id == "memory.ram_mb_100k"
     assert rows[1].value == pytest.approx(told["ram_mb"])
+
+
+def test_conversations_teach_what_was_said_before_alone():
+    found = gate_turns.conversations("training")
+    assert not {one.turns for one in found} & {
+        one.turns for half in ("fit", "report") for one in gate_turns.conversations(half)
+    }
+    same = [(a, b) for one in found for a, b, is_same in one.pairs() if is_same]
+    assert all(a[:-1] != b[:-1] for a, b in same)
+    scenes = gate_turns.scenes(Bag(), found)
+    assert scenes.evidence.shape == (len(scenes.same), len(context.WEIGHTS))
+    assert 0.2 < scenes.same.mean() < 0.8
+    fitted = gate_turns.fit(scenes)
+    assert np.isfinite(fitted.weights).all()
+    assert all(0 <= share <= 100 for share in gate_turns.cross_validated(scenes))
+
+
+async def test_what_acts_in_conversations_is_told_by_the_product_itself():
+    one = gate_turns.Conversation(
+        "lift",
+        ("We speak about the lift.", "Who repairs it?"),
+        (("We speak about the lift.", "Who repairs it?"),),
+        (("Tomatoes grow on page 7.", "Who repairs it?"),),
+    )
+    assert await gate_turns.acting(Bag(), [one]) == gate_turns.Acted(100.0, 100.0, 100.0)

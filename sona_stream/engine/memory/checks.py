@@ -34,6 +34,8 @@ def _check_question(question: Question, vectors: QuestionVectors, static_dim: in
     _check_vector(vectors.static, "vectors.static", static_dim)
     if vectors.contextual is not None:
         _check_vector(vectors.contextual, "vectors.contextual", None)
+    if vectors.before is not None:
+        _check_vector(vectors.before, "vectors.before", None)
     if question.system.strip():
         if vectors.system is None:
             raise InvalidRequest("vectors.system must be given with question.system", param="vectors.system")

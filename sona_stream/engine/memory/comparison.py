@@ -34,6 +34,7 @@ __all__ = [
     "gate_of",
     "likeness",
     "nearly_exact",
+    "overlap",
 ]
 
 RECALL_COSINE = 0.3
@@ -101,7 +102,7 @@ def differences(a: Features, b: Features) -> frozenset[str]:
 
 def evidence(asked: Features, stored: Features, cosine: float, lead: float, found: frozenset[str]) -> list[float]:
     """Values of `WEIGHTS`' names, in that order. ``found``: the `differences`."""
-    plain = _plain(asked, stored)
+    plain = overlap(asked, stored)
     plain |= {"cosine": cosine, "lead": lead}
     plain |= {name: float(name in found) for name in ("negation", "names", "asking")}
     return [_product(plain, name) for name in WEIGHTS]
@@ -127,7 +128,7 @@ def gate_of(odds: float) -> float:
     return 0.0 if odds < -50 else 1.0 / (1.0 + math.exp(-STEEPNESS * odds))
 
 
-def _plain(asked: Features, stored: Features) -> dict[str, float]:
+def overlap(asked: Features, stored: Features) -> dict[str, float]:
     """What words and their order say."""
     a, b = _said(asked), _said(stored)
     shared, one, other = len(a & b), set(asked.words), set(stored.words)

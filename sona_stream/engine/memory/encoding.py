@@ -1,6 +1,7 @@
 """An episode as bytes: vectors and states in int8 with a scale per row.
 
-head    what judges a candidate: contextual and system vectors, the question's words, the version of the space
+head    what judges a candidate: contextual and system vectors, the question's words, the version of the space;
+        where something was said before the question, its contextual vector and words, too (version 2)
 body    token ids, scales, states standardised in that space. Hidden states have a few entries a hundred times the
         others; quantised as they are, only those would be left of them.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +37,12 @@ __all__ = [
 F32 = NDArray[np.float32]
 _HEAD = struct.Struct("<HHHHI")
 """version; size of the contextual vector, of the system vector, of the space's version, of the words"""
+_BEFORE = struct.Struct("<HI")
+"""Behind the head of version 2: size of the contextual vector, of the words"""
 _BODY = struct.Struct("<II")
 """tokens, hidden size"""
-_VERSION = 1
+_ALONE, _AFTER = 1, 2
+"""Versions: of a question with nothing before it, and with something"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +64,10 @@ class Head:
     words: bytes
     """`Features` as JSON"""
     space_version: str
+    before: Codes | None = None
+    """Contextual vector of what was said before; None: nothing, or not known"""
+    words_before: bytes = b""
+    """`Features` of that as JSON"""
 
     @property
     def features(self) -> Features:
@@ -80,13 +89,18 @@ def cosine(a: Codes, b: Codes) -> float:
     return float(a.values.astype(np.int32) @ b.values.astype(np.int32)) * a.inverse * b.inverse
 
 
-def head_of(vectors: QuestionVectors, features: Features, version: str, kernels: Kernels) -> Head:
-    """Of a question; ``vectors.system`` is None where there is no system prompt."""
+def head_of(
+    vectors: QuestionVectors, features: Features, version: str, kernels: Kernels, before: Features | None = None
+) -> Head:
+    """Of a question; ``vectors.system`` is None where there is no system prompt. ``before``: of what was said."""
+    known = before is not None and vectors.before is not None
     return Head(
         contextual=None if vectors.contextual is None else codes_of(vectors.contextual, kernels),
         system=None if vectors.system is None else codes_of(vectors.system, kernels),
         words=features.to_json(),
         space_version=version,
+        before=codes_of(vectors.before, kernels) if known and vectors.before is not None else None,
+        words_before=before.to_json() if known and before is not None else b"",
     )
 
 
@@ -94,28 +108,45 @@ def head_bytes(head: Head) -> bytes:
     """Inverse of `head_from`."""
     contextual, system = (b"" if one is None else one.values.tobytes() for one in (head.contextual, head.system))
     parts = (contextual, system, head.space_version.encode(), head.words)
-    return b"".join((_HEAD.pack(_VERSION, *map(len, parts)), *parts))
+    first = _HEAD.pack(_ALONE if head.before is None else _AFTER, *map(len, parts))
+    if head.before is None:
+        return b"".join((first, *parts))
+    later = (head.before.values.tobytes(), head.words_before)
+    return b"".join((first, *parts, _BEFORE.pack(*map(len, later)), *later))
 
 
 def head_from(data: bytes) -> Head:
     """Raises ValueError for what `head_bytes` did not write."""
     try:
         version, *sizes = _HEAD.unpack_from(data)
-        if version != _VERSION or _HEAD.size + sum(sizes) > len(data):
+        if version not in (_ALONE, _AFTER) or _HEAD.size + sum(sizes) > len(data):
             raise ValueError(f"an episode's head of version {version} cannot be read")
-        parts, at = [], _HEAD.size
-        for size in sizes:
-            parts.append(data[at : at + size])
-            at += size
-        contextual, system, name, words = parts
+        contextual, system, name, words = _parts(data, _HEAD.size, sizes)
+        before, words_before = b"", b""
+        if version == _AFTER:
+            at = _HEAD.size + sum(sizes)
+            later = _BEFORE.unpack_from(data, at)
+            if at + _BEFORE.size + sum(later) > len(data):
+                raise ValueError("an episode's head is cut off")
+            before, words_before = _parts(data, at + _BEFORE.size, later)
         return Head(
             contextual=codes_from(np.frombuffer(contextual, np.int8)) if contextual else None,
             system=codes_from(np.frombuffer(system, np.int8)) if system else None,
             words=words,
             space_version=name.decode(),
+            before=codes_from(np.frombuffer(before, np.int8)) if before else None,
+            words_before=words_before,
         )
     except struct.error as error:
         raise ValueError(f"an episode's head cannot be read: {error}") from error
+
+
+def _parts(data: bytes, at: int, sizes: Sequence[int]) -> list[bytes]:
+    found = []
+    for size in sizes:
+        found.append(data[at : at + size])
+        at += size
+    return found
 
 
 def body_of(hidden: F32, token_ids: NDArray[np.int32], space: HiddenSpace, kernels: Kernels) -> bytes:

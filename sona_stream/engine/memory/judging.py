@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ...episodes import Scope
 from . import comparison as rules
+from .context import Before, agreement
 from .encoding import Codes, Head, cosine
 from .words import Features
 
@@ -32,6 +33,7 @@ class Asked:
     contextual: Codes | None
     system: Codes | None
     """None: no system prompt"""
+    before: Before | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -63,10 +65,12 @@ def closeness(asked: Asked, head: Head, static: float) -> float:
 
 
 def choose(asked: Asked, near: Sequence[Near]) -> tuple[Near, float] | None:
-    """(the one that acts, its gate): only the nearest question can be the one that is asked, and of all answers to
-    that one the best is used.
+    """(the one that acts, its gate): of those asked after the same was said, only the nearest question can be the
+    one that is asked, and of all answers to that one the best is used.
     """
-    ordered = sorted(near, key=lambda one: (-one.cosine, one.preference))
+    agreed = {one.slot: agreement(asked.before, _before(one.head)) for one in near}
+    there = [one for one in near if agreed[one.slot] > 0]
+    ordered = sorted(there, key=lambda one: (-one.cosine, one.preference))
     if not ordered:
         return None
     nearest = ordered[0]
@@ -76,12 +80,14 @@ def choose(asked: Asked, near: Sequence[Near]) -> tuple[Near, float] | None:
         rival = next((one.cosine for one in ordered if one not in same), 0.0)
         lead = nearest.cosine - max(rival, rules.LEAST_RIVAL)
         gate = rules.gate_of(rules.likeness(asked.features, nearest.head.features, nearest.cosine, lead))
-    return (min(same, key=lambda one: one.preference), gate) if gate >= rules.LEAST_GATE else None
+    best = min(same, key=lambda one: one.preference)
+    gate = min(gate, rules.gate_of(agreed[best.slot]))
+    return (best, gate) if gate >= rules.LEAST_GATE else None
 
 
 def same_question(a: Head, b: Head) -> bool:
     """Whether a newer answer to one is an answer to the other, too."""
-    if not _same_system(a.system, b.system):
+    if not _same_system(a.system, b.system) or agreement(_before(a), _before(b)) <= 0:
         return False
     if a.contextual is None or b.contextual is None:
         return rules.nearly_exact(a.features, b.features)
@@ -92,6 +98,10 @@ def same_question(a: Head, b: Head) -> bool:
     return rules.nearly_exact(left, right) or all(
         rules.likeness(one, other, near, 0.0) > 0 for one, other in ((left, right), (right, left))
     )
+
+
+def _before(head: Head) -> Before | None:
+    return None if head.before is None else Before(Features.from_json(head.words_before), head.before)
 
 
 def _same_system(a: Codes | None, b: Codes | None) -> bool:

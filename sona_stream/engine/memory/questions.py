@@ -3,9 +3,16 @@
 A correction belongs to a question, wherever in a conversation it is asked: "How long is the refund window?" is the
 same after small talk. "And for Italy?" is not: it means what was said before. So the last user message alone is the
 question, unless it leans on the conversation; then the earlier user messages, back to one that stands by itself,
-are put before it. The model's own answers have no part in it: they differ from one time to the next. Both vectors
-and the words that the gate compares are of that text. System and developer messages are kept apart: they must
-agree, too.
+are put before it.
+
+Between the two are questions such as "Who prepares the papers?": one or two words that say something, no name, no
+number. They are taken as they stand, but what was said before is kept beside them, as it is beside those that lean
+(`Question.before`), and where something was said before on both sides, it must have come to the same (`context`).
+So a correction given in one conversation does not act in another about something else. One given on a first message
+acts in any later turn that asks the same, as people expect who have said it once.
+
+The model's own answers have no part in it: they differ from one time to the next. Both vectors and the words that
+the gate compares are of that text. System and developer messages are kept apart: they must agree, too.
 """
 
 from __future__ import annotations
@@ -15,11 +22,15 @@ from typing import Any
 
 from ...episodes import Question
 from .wordlists import CLASSES, EMPTY, LEANING
-from .words import split_words
+from .words import split_words, stem
 
 __all__ = ["leans", "question_of"]
 
 _MOST_BACK = 4
+_MOST_BEFORE = 4096
+"""Characters: the encoder reads no more."""
+_VAGUE = 2
+"""Different words that say something, up to which a question without a name may mean what was said before."""
 _BEGINNINGS = {
     "and",
     "but",
@@ -57,7 +68,8 @@ def question_of(messages: Sequence[Mapping[str, Any]], prompt: str | None = None
             break
         if earlier.strip() and earlier.strip() != parts[0].strip():
             parts.insert(0, earlier)
-    return Question("\n".join(parts), system)
+    before = parts[:-1] or (_earlier(asked) if _vague(asked[-1]) else [])
+    return Question("\n".join(parts), system, "\n".join(before)[-_MOST_BEFORE:])
 
 
 def leans(text: str) -> bool:
@@ -77,6 +89,23 @@ def leans(text: str) -> bool:
         return True
     # "What is the capital?": one definite thing, and nothing that says of what
     return len(said) == 1 and any(plain[i] in _DEFINITE and plain[i + 1] == said[0] for i in range(len(plain) - 1))
+
+
+def _vague(text: str) -> bool:
+    words = split_words(text)
+    said = {stem(word) for word, _ in words if word not in EMPTY}
+    specific = any(named for _, named in words) or any(word[0].isdigit() for word, _ in words)
+    return len(said) <= _VAGUE and not specific
+
+
+def _earlier(asked: Sequence[str]) -> list[str]:
+    """The messages before the last that say something, but for the same asked again."""
+    last = asked[-1].strip()
+    return [
+        text
+        for text in asked[:-1][-_MOST_BACK:]
+        if text.strip() != last and any(word not in EMPTY for word, _ in split_words(text))
+    ]
 
 
 def _leaning(words: Sequence[str]) -> bool:

@@ -24,6 +24,7 @@ from ...events import EpisodeRef
 from ...kernels import Kernels
 from ...lora import HiddenSpace
 from .comparison import RECALL_COSINE
+from .context import Before
 from .encoding import Codes, Head, codes_of, head_from, states_from, tokens_from
 from .index import EpisodeIndex, Found, circle_of
 from .judging import ACCEPTED_SHARE, Asked, Near, choose, closeness, same_question
@@ -159,13 +160,16 @@ class Recollection:
         return [key_of(int(rows["number"][slot]), int(rows["stamp"][slot])) for slot in same]
 
     def _asked(self, question: Question, vectors: QuestionVectors) -> Asked:
-        contextual, system = vectors.contextual, vectors.system
+        contextual, system, before = vectors.contextual, vectors.system, vectors.before
         if question.system.strip() and system is None:
             raise ValueError("vectors.system must be given for a question with a system prompt")
         return Asked(
             features=self.reader.read(question.text),
             contextual=None if contextual is None else codes_of(contextual, self._kernels),
             system=codes_of(system, self._kernels) if system is not None and question.system.strip() else None,
+            before=None
+            if before is None or not question.before.strip()
+            else Before(self.reader.read(question.before), codes_of(before, self._kernels)),
         )
 
     def _use(self, one: Near, gate: float) -> EpisodeRef:

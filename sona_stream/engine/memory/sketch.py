@@ -48,4 +48,5 @@ def sketch_from(data: bytes) -> tuple[Codes, Head]:
 def _read(question: Question, vectors: QuestionVectors, reader: Reader, kernels: Kernels) -> tuple[Codes, Head]:
     if not question.system.strip():
         vectors = dataclasses.replace(vectors, system=None)
-    return codes_of(vectors.static, kernels), head_of(vectors, reader.read(question.text), "", kernels)
+    before = reader.read(question.before) if question.before.strip() else None
+    return codes_of(vectors.static, kernels), head_of(vectors, reader.read(question.text), "", kernels, before)
