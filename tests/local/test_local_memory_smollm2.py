@@ -33,8 +33,14 @@ async def backend():
         yield made
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bare(backend):
+    """question -> what the model says to it by itself"""
+    return {one: await collect(backend, chat(one)) for one in CORRECTIONS}
+
+
 def chat(text, *keys, id="r", gate=1.0):
-    request = ask(text, id=id, endpoint="chat.completions", max_tokens=40)
+    request = ask(text, id=id, endpoint="chat.completions", max_tokens=24)
     return dataclasses.replace(request, episodes=tuple(EpisodeRef(key=key, gate=gate) for key in keys))
 
 
@@ -46,19 +52,17 @@ def through_int8(hidden, space):
     return (kept.astype(np.float32) * scale * space.spread + space.mean).astype(np.float32)
 
 
-async def remembered(backend, question, answer):
-    prompt = (await collect(backend, chat(question))).head.prompt_ids
-    capture = await backend.host.encode(list(prompt), answer)
+async def remembered(backend, bare, question, answer):
+    capture = await backend.host.encode(list(bare[question].head.prompt_ids), answer)
     assert capture.token_ids[-1] == 2  # the end of the turn belongs to it
     return capture
 
 
 @pytest.mark.parametrize(("question", "correction"), CORRECTIONS.items())
-async def test_a_corrected_prompt_gives_the_correction_and_no_other_does(backend, question, correction):
+async def test_a_corrected_prompt_gives_the_correction_and_no_other_does(backend, bare, question, correction):
     host, others = backend.host, [one for one in CORRECTIONS if one != question]
-    before = {one: await collect(backend, chat(one)) for one in CORRECTIONS}
-    assert before[question].text() != correction
-    capture, space = await remembered(backend, question, correction), await host.hidden_space()
+    assert bare[question].text() != correction
+    capture, space = await remembered(backend, bare, question, correction), await host.hidden_space()
     await host.put_episode("exact", capture.hidden, capture.token_ids, space)
     await host.put_episode("int8", through_int8(capture.hidden, space), capture.token_ids, space)
     for key in ("exact", "int8"):
@@ -69,12 +73,12 @@ async def test_a_corrected_prompt_gives_the_correction_and_no_other_does(backend
         assert (await host.capture("r")).memory.min() > 0.5
     for one in (question, others[0]):  # nobody names it
         after = await collect(backend, chat(one))
-        assert (after.ids(), after.logprobs()) == (before[one].ids(), before[one].logprobs())
+        assert (after.ids(), after.logprobs()) == (bare[one].ids(), bare[one].logprobs())
 
 
-async def test_beside_an_answer_that_draws_on_it_others_keep_their_bits(backend):
+async def test_beside_an_answer_that_draws_on_it_others_keep_their_bits(backend, bare):
     question, *others = CORRECTIONS
-    capture = await remembered(backend, question, CORRECTIONS[question])
+    capture = await remembered(backend, bare, question, CORRECTIONS[question])
     await backend.host.put_episode("e", capture.hidden, capture.token_ids, await backend.host.hidden_space())
 
     async def three(*keys):
