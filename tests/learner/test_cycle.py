@@ -44,7 +44,7 @@ async def correct(world, learner, text, pattern_type="General"):
 async def taught(world, learner, count=8, text="bbbbbb", **more):
     for _ in range(count):
         await correct(world, learner, text, **more)
-    await learner.settle()
+        await learner.settle()  # replays at the same lessons, however busy the machine is
 
 
 async def test_force_learn_folds_micro_into_base_and_the_policy_hardly_moves():
@@ -154,9 +154,9 @@ async def test_an_unsupported_fit_is_not_consolidated_unasked():
     assert counters["consolidations_unsupported"] >= 1
 
 
-async def drift(strength):
+async def drift(strength, seed):
     """How far (nats per token) the first domain's policy went from where its consolidation left it."""
-    world = World()
+    world = World(ToyHost(seed))
     async with learner_of(world, Rates(ewc_lambda=strength)) as learner:
         await taught(world, learner, 8, "bbbbbb", pattern_type="CodeGen")
         await learner.force_learn()
@@ -168,7 +168,8 @@ async def drift(strength):
 
 
 async def test_another_domain_is_not_forgotten():
-    assert await drift(1000.0) < 0.5 * await drift(0.0)
+    free, held = [np.median([await drift(strength, seed) for seed in range(3)]) for strength in (0.0, 16_000.0)]
+    assert held < 0.5 * free
 
 
 @pytest.mark.parametrize("slow", [False, True], ids=["micro", "base"])

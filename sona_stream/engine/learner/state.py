@@ -283,15 +283,8 @@ class State:
             return None
         factored = settings.ewc_form == "factored" or not host.retains
         tokens = max(1, settings.replay_tokens // (2 * max(len(held), 1)))
-        return Elastic(
-            self.rates.ewc_lambda,
-            held,
-            tokens,
-            settings.replay_top_k or None,
-            factored,
-            None if elsewhere is None else elsewhere.domain,
-            settings.elsewhere * self.anchor(len(lessons)),
-        )
+        text, pull = elsewhere.domain if elsewhere else None, settings.elsewhere * self.anchor(len(lessons))
+        return Elastic(self.rates.ewc_lambda, held, tokens, settings.replay_top_k or None, factored, text, pull)
 
     def unfolded(self, key: AdapterKey) -> int:
         """Lessons since the key's last consolidation."""
