@@ -237,5 +237,6 @@ QUICK = {
         "max_logprob_drop": 5,
         "max_token_kl": 100,
         "max_repetition": 1,
+        "elsewhere": 0,  # to a model of random weights all text is alike
     },
 }
