@@ -41,17 +41,20 @@ def pair(seed, rank=2):
 
 async def test_the_first_row_of_a_new_adapter_acts_on_answers_and_not_elsewhere():
     world = World(Reader())
-    for i in range(20):
+    for i in range(90):
         world.ask(prompt=(i % 7, i % 5, 4))
     found = await elsewhere_of(world.host)
     captures = list(world.host.captures.values())
-    curvature = await world.host.curvature(captures[:10], found.hidden)
-    here = np.concatenate([one.hidden for one in captures[10:]])
+    curvature = await world.host.curvature(captures[:70], found.hidden)
+    here = np.concatenate([one.hidden for one in captures[70:]])
+    assert curvature.tokens > 256
     for rank in (1, 2, 4):
         A = initial_weights(curvature, rank, "k").micro.lora_A
         assert (here @ A[0]).mean() == pytest.approx(1.0, abs=0.2)
         assert abs((found.hidden @ A[0]).mean()) < 0.1
         np.testing.assert_array_equal(A[1:2], curvature.constant[None][: rank - 1])
+    few = await world.host.curvature(captures[:5], found.hidden)
+    np.testing.assert_array_equal(initial_weights(few, 2, "k").micro.lora_A[0], few.constant)
 
 
 async def test_its_penalty_is_added_beside_the_domains_and_stiffens_steps():

@@ -27,8 +27,9 @@ TOKENS = 2048
 class Measurements:
     """By model and tenant (`root`). The curvature survives a restart; scores are measured again when asked for."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, *, elsewhere: bool = True) -> None:
+        """``elsewhere``: whether the models read a text from elsewhere."""
+        self._store, self._reads = store, elsewhere
         self._curvatures: dict[AdapterKey, Curvature] = {}
         self._scores: dict[AdapterKey, dict[str, F32]] = {}
         self._elsewhere: dict[str, Elsewhere | None] = {}
@@ -53,6 +54,8 @@ class Measurements:
 
     async def elsewhere(self, host: HiddenStateHost, model: str) -> Elsewhere | None:
         """Read to the model the first time."""
+        if not self._reads:
+            return None
         if model not in self._elsewhere:
             self._elsewhere[model] = await elsewhere_of(host)
         return self._elsewhere[model]

@@ -102,7 +102,7 @@ class State:
             max_bytes=settings.adapter_mb * _MB,
         )
         self.ledgers: dict[AdapterKey, Ledger] = {}
-        self.measurements = Measurements(store)
+        self.measurements = Measurements(store, elsewhere=settings.elsewhere > 0)
         self.domains = Domains(store)
         in_use = self.versions.shelf.in_use
         self.books = Books(settings.replay_mb * _MB, self.measurements, self.domains, in_use)
@@ -275,7 +275,7 @@ class State:
         since its last consolidation, do not teach. None: nothing does.
         """
         host, settings = self.host(key.model), self.settings
-        elsewhere = await self.measurements.elsewhere(host, key.model) if settings.elsewhere else None
+        elsewhere = await self.measurements.elsewhere(host, key.model)
         known = await self.domains.of(key, host.fingerprint) if self.rates.ewc_lambda else []
         recent = [domain_of(one, key) for one in lessons[-max(self.unfolded(key), 1) :]]
         held = [one for one in known if recent.count(one.name) < TAUGHT * len(recent)]
