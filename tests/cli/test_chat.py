@@ -115,6 +115,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(shared, tenant, opened):
     for _ in range(5):  # the whole answer may have come before the key does
         terminal.say("/new")
         os.write(terminal.master, b"the quick brown fox\n")
+        terminal.wait_for("fox\r\n")  # what was typed may have words of the answer
         terminal.wait_for(begins)
         if "[stopped]" in terminal.interrupt_until("\n> "):
             break

@@ -108,7 +108,7 @@ async def test_auto_learns_from_its_own_scores(running):
 
 
 async def test_a_gate_holds_and_says_why(running):
-    async with running(learner={"max_kl_to_base": 1e-6}) as client:
+    async with running(learner={"max_kl_to_base": 1e-9}) as client:
         outcome = await client.teach(await client.ask(), correction="the lazy dog")
         assert outcome["status"] == "gated"
         assert "mean_kl_to_base" in outcome["reason"]
