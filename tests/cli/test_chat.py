@@ -19,6 +19,14 @@ from program import until
 ANSI = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
+# What a shell started in the background ignores Ctrl-C, and so would all that it starts.
+_HEARING = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
+)
+
+
 class Terminal:
     """A child process at a terminal of its own."""
 
@@ -27,7 +35,7 @@ class Terminal:
         # The leader of a new session gets the terminal that it opens first as its own.
         opens = f'exec "$@" <{os.ttyname(slave)} >{os.ttyname(slave)} 2>&1'
         self.process = subprocess.Popen(
-            ["sh", "-c", opens, "sh", sys.executable, "-m", "sona_stream.cli", *arguments],
+            ["sh", "-c", opens, "sh", *_HEARING, sys.executable, "-m", "sona_stream.cli", *arguments],
             start_new_session=True,
             env={**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1", **environment},
         )
