@@ -165,7 +165,7 @@ def test_a_proxy_that_is_stopped_lets_go_of_its_streams(server, start):
     for thread in threads:
         thread.start()
     assert began.wait(30)
-    assert running(server) > 0
+    until(lambda: running(server) > 0)  # its numbers come from time to time
     program.process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     assert program.stop(signal.SIGTERM) == 0, program.log  # the second one ends the answers' grace
