@@ -20,6 +20,14 @@ from sona_stream.protocols import RetainingHost
 from sona_stream.reference import REFERENCE_TEXT
 
 
+async def taught(host, answers, start, curvature, elastic, *, slow):
+    """Where twelve steps towards these answers lead from `start`."""
+    lessons = [Weighed(Lesson(c, None, ("*",), c.request_id), 1.0) for c in answers]
+    plan, pace = Plan(12, 64, 40, 0.01, (0.5, 2.0), 8.0, 0.5, 5.0), Pace(curvature, 0.1, 0.004, 1.0)
+    moments = {"rms": np.asarray([curvature.rms], np.float32)}
+    return (await fit(host, lessons, start, moments, plan, pace, seed=0, slow=slow, elastic=elastic)).weights
+
+
 @pytest.mark.parametrize("slow", [False, True], ids=["micro", "base"])
 async def test_forgetting_falls_as_ewc_lambda_rises(backend, slow):
     host = TakingTurns(backend.host)
@@ -35,17 +43,11 @@ async def test_forgetting_falls_as_ewc_lambda_rises(backend, slow):
     curvature = await host.curvature(old)
     start = LoraWeights(initial_weights(curvature, 2, "k").micro, empty_base(curvature.inputs, 4))
     held = Domain("old", 1, start, tuple((c, c.request_id) for c in old), curvature.outputs, curvature.inputs)
-    lessons = [Weighed(Lesson(c, None, ("*",), c.request_id), 1.0) for c in new]
-    plan, moments = (
-        Plan(12, 64, 40, 0.01, (0.5, 2.0), 8.0, 0.5, 5.0),
-        {"rms": np.asarray([curvature.rms], np.float32)},
-    )
     moved = []
     for strength in (0.0, 500.0, 2000.0):
         elastic = Elastic(strength, [held], 64, 40)
-        pace = Pace(curvature, 0.1, 0.004, 1.0)
-        result = await fit(host, lessons, start, moments, plan, pace, seed=0, slow=slow, elastic=elastic)
-        moved.append(await host.predicted_kl(old, start, result.weights))
+        fitted = await taught(host, new, start, curvature, elastic, slow=slow)
+        moved.append(await host.predicted_kl(old, start, fitted))
     assert moved == sorted(moved, reverse=True), moved
     assert moved[-1] < 0.5 * moved[0]
 
@@ -59,17 +61,11 @@ async def test_less_changes_elsewhere_as_its_pull_rises(backend, slow):
     answers = [await host.encode(*pair, request_id=f"answer-{n}") for n, pair in enumerate(drawn)]
     curvature = await host.curvature(answers, found.hidden)
     start = LoraWeights(initial_weights(curvature, 2, "k").micro, empty_base(curvature.inputs, 4))
-    lessons = [Weighed(Lesson(c, None, ("*",), c.request_id), 1.0) for c in answers]
-    plan, moments = (
-        Plan(12, 64, 40, 0.01, (0.5, 2.0), 8.0, 0.5, 5.0),
-        {"rms": np.asarray([curvature.rms], np.float32)},
-    )
     moved = []
     for pull in (0.0, 0.5, 8.0):
         elastic = Elastic(0.0, [], 64, 40, elsewhere=found.domain, pull=pull)
-        pace = Pace(curvature, 0.1, 0.004, 1.0)
-        result = await fit(host, lessons, start, moments, plan, pace, seed=0, slow=slow, elastic=elastic)
-        moved.append([await host.predicted_kl(part, start, result.weights) for part in ([text], answers)])
+        fitted = await taught(host, answers, start, curvature, elastic, slow=slow)
+        moved.append([await host.predicted_kl(part, start, fitted) for part in ([text], answers)])
     elsewhere, here = np.transpose(moved)
     assert list(elsewhere) == sorted(elsewhere, reverse=True), elsewhere
     assert elsewhere[-1] < 0.3 * elsewhere[0]

@@ -260,7 +260,7 @@ class State:
     async def stands(self, key: AdapterKey, lessons: Sequence[Lesson]) -> bool:
         """Whether the key's own lessons tell more of it than those of every coarser level (see `standing`)."""
         groups, root, shrinkage = lessons[-1].groups, key.at(EVERYTHING), self.settings.baseline_shrinkage
-        book, metric = await self.book(key), (await self.curvature(key, lessons)).outputs
+        book, metric = await self.book(key), (await self.metric(key, lessons[-1])).outputs
         for group in groups[: groups.index(key.group)]:
             judged, values, rows = self.measurements.judged(root, book.of(key.at(group)), shrinkage)
             own = [key.group in one.groups for one in judged]
