@@ -13,10 +13,11 @@ import time
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from report import Report
 
 from sona_stream.config.settings import LearningSettings, SonaSettings
@@ -24,6 +25,7 @@ from sona_stream.engine.learner import Learner
 from sona_stream.events import Feedback, RouteDecision, Trajectory
 from sona_stream.lora import F32, Capture, Curvature, Evaluation, LoraGradient, LoraWeights, TokenSignal
 from sona_stream.store import create_store
+from sona_stream_adapters.local.encode import encode
 
 from .arms import RESEARCH
 from .head_host import HeadHost
@@ -41,9 +43,10 @@ WARM = 10
 class TimedHost:
     """Holds answers, and counts the seconds in its calls."""
 
-    def __init__(self, head: HeadHost, answers: Sequence[Capture]) -> None:
-        self._head, self._answers = head, {one.request_id: one for one in answers}
-        self.hidden_dim, self.fingerprint = head.hidden_dim, head.fingerprint
+    def __init__(self, frozen: FrozenModel, answers: Sequence[Capture]) -> None:
+        self._model, self._answers = frozen.model, {one.request_id: one for one in answers}
+        self._head = HeadHost(frozen.head(), self._model.fingerprint)
+        self.hidden_dim, self.fingerprint = self._head.hidden_dim, self._model.fingerprint
         self.seconds = 0.0
         """in its calls"""
 
@@ -59,6 +62,35 @@ class TimedHost:
 
     async def drop_adapter(self, key: str) -> None:
         """Nobody is served here."""
+
+    async def encode(
+        self,
+        prompt_ids: Sequence[int] | NDArray[np.int32],
+        answer: str | Sequence[int] | NDArray[np.int32],
+        *,
+        request_id: str = "",
+        temperature: float = 1.0,
+        adapter_key: str | None = None,
+        weights: LoraWeights | None = None,
+        hidden: bool = False,
+    ) -> Capture:
+        """Not timed: the text from elsewhere is read once a model, before the measured feedbacks."""
+        prefill = encode(
+            self._model,
+            [int(token) for token in prompt_ids],
+            answer if isinstance(answer, str) else [int(token) for token in answer],
+            request_id=request_id,
+            fingerprint=self.fingerprint,
+            temperature=temperature,
+            adapter_key=adapter_key,
+            weights=weights,
+            is_busy=lambda: False,
+        )
+        while True:
+            try:
+                next(prefill)
+            except StopIteration as end:
+                return cast("Capture", end.value)
 
     async def gradient(self, captures: Sequence[Capture], signal: TokenSignal) -> LoraGradient:
         """Timed."""
@@ -95,7 +127,7 @@ def add_rows(report: Report, run: Run) -> None:
 async def _measure(count: int) -> dict[str, list[float]]:
     model = FrozenModel()
     answers = _answers(model, count + WARM)
-    host = TimedHost(HeadHost(model.head(), model.model.fingerprint), answers)
+    host = TimedHost(model, answers)
     told: dict[str, list[float]] = {"own": [], "host": []}
     with tempfile.TemporaryDirectory() as folder:
         settings = LearningSettings(replay_every=10**6)

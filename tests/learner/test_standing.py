@@ -55,9 +55,23 @@ async def served_after(code_liked, *, settings):
             await learner.settle()  # replays at the same lessons, however busy the machine is
         found = [learner.resolve(request(pattern_type=one)).key for one in ("Factual", "CodeGen")]
         served = set(learner.stats()["served"])
+        if found[1] != "toy/default/CodeGen":
+            await only_its_replays_teach_it("toy/default/CodeGen", learner, world, code_liked)
     async with learner_of(world, settings) as learner:
         assert found == [learner.resolve(request(pattern_type=one)).key for one in ("Factual", "CodeGen")]
     return found, served
+
+
+async def only_its_replays_teach_it(key, learner, world, liked):
+    """A step of a level that does not serve would be seen by nobody."""
+    before = learner.stats()["served"]
+    asked, tokens = world.ask(prompt=(1, 2, 4), route=CODE)
+    told = await learner.learn(world.judge(asked, 0.9 if np.isin(tokens, liked).mean() < 0.5 else 0.1), wait=True)
+    after = learner.stats()["served"]
+    assert told.status == "published"
+    assert told.adapter.key == "toy/default/*"
+    assert after["toy/default/*"] != before["toy/default/*"]
+    assert after[key] == before[key]
 
 
 SETTINGS = LearningSettings(min_feedback=16, replay_every=8, replay_steps=4, replay_tokens=200)

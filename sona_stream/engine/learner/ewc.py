@@ -17,6 +17,7 @@ A domain that is being taught is not held where it was: its own lessons say wher
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -91,6 +92,7 @@ class Elastic:
         return gradient
 
 
+@functools.lru_cache(maxsize=8)  # both stay the same from one replay to the next
 def _loudness(outputs: Spectrum, metric: Spectrum) -> float:
     """How many times as much as in the metric a change may cost under `outputs`, at most; at least 1."""
     scaled = np.sqrt(outputs.values.astype(np.float64))[:, None] * outputs.vectors

@@ -114,12 +114,15 @@ class InstantLoop:
         await state.remember(keys[0], lesson, writes)
         taught = tuple(key for key in keys if state.active(key))
         reason = await self._no_step(feedback, lesson, advantage, hurried)
-        async with self._held(() if reason and not resumed else taught) as lines:
+        # A level that does not serve learns at its next replay: a step would be seen by nobody before it.
+        stepping = [] if reason else [key for key in taught if state.used(key)]
+        async with self._held(taught if resumed else stepping) as lines:
             outcome = await self._already(feedback, lines, writes) if resumed else None
             if outcome is None and reason:
                 outcome = _outcome(feedback, "accepted", reason)
             if outcome is None:
-                outcome = await self._teach(feedback, lines, lesson, advantage, writes)
+                pupils = [line for line in lines if line.key in stepping]
+                outcome = await self._teach(feedback, pupils, lesson, advantage, writes)
             writes.put_blob(*ledger.blob(settled=feedback.id))
             writes.record_outcome(outcome)
             await writes.commit()
@@ -155,7 +158,7 @@ class InstantLoop:
     async def _teach(
         self, feedback: Feedback, lines: Sequence[Line], lesson: Lesson, advantage: float, writes: Writes
     ) -> FeedbackOutcome:
-        """A step on every level, from the coarsest on; then they are published."""
+        """A step on each of these levels, from the coarsest on; then they are published."""
         told: dict[Line, FeedbackOutcome] = {}
         made: dict[Line, AdapterRecord] = {}
         for line in lines:
@@ -171,8 +174,7 @@ class InstantLoop:
                     told[line] = step
         told |= await self._publish(feedback, made, writes)
         published = [line for line in lines if told[line].status == "published"]
-        serving = [line for line in published or lines if self._state.used(line.key)]
-        return told[(serving or lines)[-1]]
+        return told[(published or lines)[-1]]
 
     async def _publish(
         self, feedback: Feedback, made: Mapping[Line, AdapterRecord], writes: Writes
