@@ -49,8 +49,8 @@ class Row:
         if self.value is None:
             return False
         if self.direction == "<=":
-            return self.value <= self.goal
-        return self.value >= self.goal if self.direction == ">=" else self.value == self.goal
+            return bool(self.value <= self.goal)
+        return bool(self.value >= self.goal if self.direction == ">=" else self.value == self.goal)
 
 
 class Report:

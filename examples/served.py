@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["served"]
+__all__ = ["served", "stopped"]
 
 
 @contextmanager
@@ -30,14 +30,15 @@ def served(config: str, *import_path: str, state: Path | None = None) -> Iterato
             try:
                 yield _ready(server)
             finally:
-                _stopped(server)
+                stopped(server)
 
 
-def _stopped(server: subprocess.Popen[str]) -> None:
+def stopped(server: subprocess.Popen[str], patience_s: float = 30.0) -> None:
+    """On a busy machine it may be slow to end; what it was asked is done all the same."""
     server.terminate()
     try:
-        server.wait(timeout=30)
-    except subprocess.TimeoutExpired:  # a machine that is busy: what it was asked is done all the same
+        server.wait(timeout=patience_s)
+    except subprocess.TimeoutExpired:
         server.kill()
 
 

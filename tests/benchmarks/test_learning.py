@@ -1,10 +1,11 @@
 """`benchmarks/learning.py`: its arithmetic, its protocols against ideal and leaky memories."""
 
 import asyncio
-import contextlib
 import dataclasses
 import json
+import signal
 import subprocess
+import sys
 import types
 import xml.etree.ElementTree as ET
 
@@ -22,12 +23,12 @@ from learning_parts import (
     profiles,
     reward,
     rewards,
-    serving,
     side_by_side,
     students,
 )
 from learning_parts.serving import Answer
-from report import Report
+from report import Report, Row
+from served import stopped
 
 FAMILY = rewards.families()["concise"]
 
@@ -37,6 +38,13 @@ def answer(question, text, finish_reason="stop"):
 
 
 # ---- the entry
+
+
+def test_a_report_of_numpy_figures_is_json():
+    report = Report("b")
+    for direction in ("<=", ">=", "=="):
+        report.add(Row("r", np.float64(1.0), "x", (np.float64(0.5), 1.0), goal=1, direction=direction))
+    assert [row["ok"] for row in json.loads(json.dumps(report.as_dict()))["rows"]] == [True] * 3
 
 
 def test_what_was_measured_is_kept_until_the_code_changes(tmp_path, capsys):
@@ -258,19 +266,12 @@ async def test_every_training_prompt_comes_before_one_comes_again():
     assert one.asked[:count] != other.asked
 
 
-def test_what_was_measured_outlives_a_server_that_is_slow_to_end(monkeypatch):
-    @contextlib.contextmanager
-    def slow(config, state):
-        yield "http://127.0.0.1:1"
-        raise subprocess.TimeoutExpired("serve", 30)
-
-    monkeypatch.setattr(serving, "served", slow)
-
-    def measured():
-        with serving.server(["a"], threads=1) as one:
-            return one.base_url, set(one.keys)
-
-    assert measured() == ("http://127.0.0.1:1", {"a", serving.ADMIN})
+def test_a_server_that_does_not_end_is_ended():
+    deaf = "from signal import *; signal(SIGTERM, SIG_IGN); print('hears nothing', flush=True); pause()"
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout.readline() == "hears nothing\n"
+        stopped(server, patience_s=0.2)
+    assert server.returncode == -signal.SIGKILL
 
 
 # ---- one correction

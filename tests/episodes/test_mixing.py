@@ -41,7 +41,7 @@ def expected(logits, hidden, episodes, share, threshold):
         shares += [own] * len(tokens)
     s, ids = np.array(s), np.array(ids)
     order = np.argsort(-s)[:32]
-    w = np.exp(20 * (s[order] - s.max()))
+    w = np.exp(60 * (s[order] - s.max()))
     memory = np.zeros(len(logits))
     np.add.at(memory, ids[order], w / w.sum())
     amount = share * shares[s.argmax()] / (1 + np.exp(-25 * (s.max() - threshold)))

@@ -41,12 +41,12 @@ async def together(backend, requests):
     return await asyncio.gather(*tasks)
 
 
-def mixture(logits, hidden, episode, space, gate=1.0, share=0.98, threshold=0.4):
+def mixture(logits, hidden, episode, space, gate=1.0, share=0.998, threshold=0.3):
     """(p (V,), memory's part of it (V,)): the formula in float64. `episode`: a capture."""
     unit = [(x.astype(np.float64) - space.mean) / space.spread for x in (*episode.hidden, hidden)]
     unit = [x / np.linalg.norm(x) for x in unit]
     s = np.array([gate * (x @ unit[-1]) for x in unit[:-1]])
-    w = np.exp(20 * (s - s.max()))
+    w = np.exp(60 * (s - s.max()))
     memory = np.zeros(VOCAB)
     np.add.at(memory, episode.token_ids, w / w.sum())
     amount = share / (1 + np.exp(-25 * (s.max() - threshold)))

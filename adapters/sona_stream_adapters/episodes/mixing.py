@@ -2,7 +2,7 @@
 https://arxiv.org/abs/1911.00172).
 
     s_i = cos(h, h_i) g_e over the pairs of the named episodes, h standardised
-    w = softmax(20 s over the top 32)      p_memory = sum w_i onehot(y_i)
+    w = softmax(60 s over the top 32)      p_memory = sum w_i onehot(y_i)
     p = (1 - l) p_model + l p_memory       l = share * share_e * sigmoid(25 (max s - threshold))
 
 share_e is that of the episode with the largest s: 1 for a correction.
@@ -21,7 +21,7 @@ from .space import Space
 __all__ = ["ActiveEpisodes", "Episode", "Mixture", "mix"]
 
 NEIGHBOURS = 32
-SHARPNESS = 20.0
+SHARPNESS = 60.0
 STEEPNESS = 25.0
 
 

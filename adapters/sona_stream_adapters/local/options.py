@@ -34,9 +34,9 @@ class LocalOptions:
     base rank 8 takes 46 kB of a model 576 wide"""
     episode_mb: int = 64
     """memory of remembered answers at hand; 64 tokens of a model 576 wide take 74 kB"""
-    episode_share: float = 0.98
+    episode_share: float = 0.998
     """the most that memory may say of a token's probability"""
-    episode_threshold: float = 0.4
+    episode_threshold: float = 0.3
     """cosine of the hidden states at which memory says half of that"""
     layers: Literal["all"] | tuple[int, ...] | None = None
     """research: decoder layers, counted from 0, on whose output each adapter has a pair of its own"""

@@ -36,9 +36,9 @@ class PluginSettings:
     """SONA_VLLM_EPISODE_MB: all episodes together, on the device"""
     gradient_tokens: int = 256
     """SONA_VLLM_GRADIENT_TOKENS: tokens that one call may hold up decoding for"""
-    episode_share: float = 0.98
+    episode_share: float = 0.998
     """SONA_VLLM_EPISODE_SHARE: lambda_0, the most that memory may say"""
-    episode_threshold: float = 0.4
+    episode_threshold: float = 0.3
     """SONA_VLLM_EPISODE_THRESHOLD: tau, the cosine at which memory says half of that"""
 
 

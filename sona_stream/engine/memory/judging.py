@@ -19,7 +19,7 @@ __all__ = ["ACCEPTED_SHARE", "Asked", "Near", "choose", "closeness", "same_quest
 
 _WIDTH: dict[Scope, int] = {"person": 0, "tenant": 1, "global": 2}
 ACCEPTED_SHARE = 0.4
-"""Of an accepted answer, beside a correction's 1. With a host's usual share of 0.98 memory then puts 0.39 on a
+"""Of an accepted answer, beside a correction's 1. With a host's usual share of 0.998 memory then puts 0.4 on a
 token: what the model is sure of, it says, and so it can still learn to say it better; where it wavers, it keeps to
 what was found good.
 """
