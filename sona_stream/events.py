@@ -198,7 +198,7 @@ class Head:
     headers: Headers = ()
     adapter: AdapterRef | None = None
     bare_reason: str = ""
-    """Why a constrained request was not adapted."""
+    """Why the request was not adapted though there are adapters."""
     episodes: tuple[EpisodeRef, ...] = ()
     """Remembered answers that this one may draw on, best first."""
     route: RouteDecision | None = None

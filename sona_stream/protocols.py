@@ -191,7 +191,7 @@ class AdapterResolver(Protocol):
 
     def resolve(self, request: Request) -> AdapterRef | None: ...
     def bare_reason(self, request: Request) -> str:
-        """Why `resolve` gave a constrained request none."""
+        """Why `resolve` gave the request none; empty: there is none."""
         ...
 
     def at_hand(self, request: Request, adapter: AdapterRef) -> bool:

@@ -111,12 +111,22 @@ class Judge:
             else frozen.segments(UNRELATED, data, segments)
         )
 
-    def unrelated(self, weights: LoraWeights | None) -> dict[str, float]:
-        """Perplexity of text that no family is about, ``without`` and ``with`` an adapter."""
+    def unrelated_texts(self) -> list[str]:
+        """Of what no family is about."""
+        tokenizer = self.frozen.model.tokenizer
+        return [tokenizer.decode(segment.token_ids.tolist()) for segment in self._unrelated()]
+
+    def unrelated(self, served: Sequence[LoraWeights | None], forced: LoraWeights | None) -> dict[str, float]:
+        """Perplexity of these texts ``without`` an adapter, ``with`` what each of them was ``served``, and with the
+        same one ``forced`` on all; how many were ``left_alone``.
+        """
         segments = self._unrelated()
         return {
-            "without": self.text_perplexity(segments, None),
-            "with": self.text_perplexity(segments, weights),
+            "without": self.text_perplexity(segments, [None] * len(segments)),
+            "with": self.text_perplexity(segments, served),
+            "forced": self.text_perplexity(segments, [forced] * len(segments)),
+            "left_alone": sum(weights is None for weights in served),
+            "texts": len(segments),
         }
 
     def read(
@@ -142,10 +152,10 @@ class Judge:
             tokens += len(ids)
         return Judged(nll / max(1, tokens), kl / max(1, tokens))
 
-    def text_perplexity(self, segments: Sequence[Capture], weights: LoraWeights | None) -> float:
-        """Of running text."""
+    def text_perplexity(self, segments: Sequence[Capture], adapters: Sequence[LoraWeights | None]) -> float:
+        """Of running text, each segment under its own adapter."""
         nll, tokens, model = 0.0, 0, self.frozen.model
-        for segment in segments:
+        for segment, weights in zip(segments, adapters, strict=True):
             hidden = torch.from_numpy(np.array(segment.hidden, dtype=np.float32))
             ids = torch.from_numpy(np.array(segment.token_ids, dtype=np.int64))
             with torch.inference_mode():

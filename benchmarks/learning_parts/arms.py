@@ -64,7 +64,7 @@ def measure(arm: Arm, run: Run, judge: Judge) -> dict[str, Any]:
 class _Course:
     """-> ``before``, ``after`` and ``control``: answers to unseen prompts without feedback, after ``full`` of it,
     and of the control; ``points``: reward, distance from the model alone and perplexity under it, by number of
-    feedbacks; ``unrelated``: perplexity of other text, without and with what served ``after``; ``seconds``.
+    feedbacks; ``unrelated``: perplexity of other text, see `Judge.unrelated`; ``seconds``.
     """
 
     def __init__(self, arm: Arm, serving: Server, judge: Judge) -> None:
@@ -94,7 +94,7 @@ class _Course:
                 self._say(f"mean reward {mean_reward(found, arm.family):.2f} after {feedbacks}")
                 if full:
                     told["after"] = _plain(found)
-                    told |= self._judged(found)
+                    told |= await self._judged(student, found)
                     if placebo is not None:
                         other = await placebo.measure(self.prompts, arm.samples, self._draw(number + 50))
                         told["control"] = _plain(other)
@@ -113,11 +113,13 @@ class _Course:
         read = self.judge.read(answers[::2], self.arm.family.system, served_weights(self.serving.state))
         return {"reward": mean_reward(answers, self.arm.family), "kl": read.kl, "ppl": read.perplexity}
 
-    def _judged(self, after: Sequence[Answer]) -> dict[str, Any]:
-        """What served most of the answers, on other text."""
+    async def _judged(self, student: Student, after: Sequence[Answer]) -> dict[str, Any]:
+        """What served most of the answers, and what becomes of other text."""
         names = [answer.adapter for answer in after]
         adapter = max(sorted(set(names)), key=names.count)
-        return {"adapter": adapter, "unrelated": self.judge.unrelated(served_weights(self.serving.state)(adapter))}
+        weights = served_weights(self.serving.state)
+        served = [weights(await student.adapter_for(text)) for text in self.judge.unrelated_texts()]
+        return {"adapter": adapter, "unrelated": self.judge.unrelated(served, weights(adapter))}
 
     def _say(self, what: str) -> None:
         say(f"{self.arm.name}, seed {self.arm.seed}, {time.monotonic() - self.began:4.0f} s: {what}")

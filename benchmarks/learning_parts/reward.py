@@ -10,8 +10,9 @@ samples each; the first also after 25, 50, 100 and 400 pieces (two samples). Fro
 * `distinct2.*`: share of different word pairs among equally many, percent of before; `base_ppl.*`: perplexity of
   the answers under the model alone, times that of before; `relevance.*`: cosine of prompt and answer in the
   static embedding, percent of before;
-* `unrelated_ppl`: perplexity of text from elsewhere under the adapter that served most answers, percent above
-  that of the model alone; the worst family.
+* `unrelated_ppl`: perplexity of text from elsewhere under the adapter that serves it when it is asked for like any
+  request, percent above that of the model alone; the worst family. `unrelated_forced`: the same under the adapter
+  that served most answers, whatever serves it: what the adapter itself does to such text.
 
 With several anchors (weights of the pull to the model alone) the first family also gives the frontier of reward
 against distance. Both curves are plotted beside the report.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -58,9 +60,14 @@ def add_rows(report: Report, run: Run) -> None:
     }
     for family in families().values():
         _rows(report, run, family, told[family.name])
-    worst = max(told.values(), key=lambda seeds: statistics.median(map(_unrelated, seeds)))
-    by_family = {name: statistics.median(map(_unrelated, seeds)) for name, seeds in told.items()}
-    report.measured("unrelated_ppl", [_unrelated(one) for one in worst], "%", goal=0.5, compared=by_family)
+    for row, part, goal in (("unrelated_ppl", "with", 0.5), ("unrelated_forced", "forced", None)):
+        found = {name: [_unrelated(one, part) for one in seeds] for name, seeds in told.items()}
+        worst = max(found.values(), key=statistics.median)
+        compared = {name: statistics.median(each) for name, each in found.items()}
+        if part == "with":
+            alone = [one["unrelated"]["left_alone"] / one["unrelated"]["texts"] for one in chain(*told.values())]
+            compared["left alone, %"] = 100 * statistics.mean(alone)
+        report.measured(row, worst, "%", goal=goal, compared=compared)
     _curves(report, run, judge, told)
 
 
@@ -74,8 +81,8 @@ def _measure(family: Family, seed: int, run: Run, judge: Judge) -> Any:
     return lambda: measure(_arm(family, seed, run), run, judge)
 
 
-def _unrelated(told: Told) -> float:
-    return float(100 * (told["unrelated"]["with"] / told["unrelated"]["without"] - 1))
+def _unrelated(told: Told, part: str) -> float:
+    return float(100 * (told["unrelated"][part] / told["unrelated"]["without"] - 1))
 
 
 def _rows(report: Report, run: Run, family: Family, told: Sequence[Told]) -> None:

@@ -98,11 +98,12 @@ class Client:
         """Whatever happened."""
         await self.http.aclose()
 
-    async def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Answer:
+    async def chat(
+        self, messages: Sequence[Mapping[str, str]], headers: Mapping[str, str] | None = None, **options: Any
+    ) -> Answer:
         """One chat completion. Raises httpx.HTTPStatusError."""
-        response = await self.http.post(
-            "/v1/chat/completions", json={"model": MODEL, "messages": list(messages), **options}
-        )
+        body = {"model": MODEL, "messages": list(messages), **options}
+        response = await self.http.post("/v1/chat/completions", json=body, headers=headers)
         response.raise_for_status()
         choice, headers = response.json()["choices"][0], response.headers
         return Answer(

@@ -33,6 +33,12 @@ class Student(Client):
         options = {"max_tokens": self.family.max_tokens, "temperature": TEMPERATURE, "seed": seed}
         return await self.chat(messages, **options)
 
+    async def adapter_for(self, text: str) -> str:
+        """What would serve a request of this text, as the header names it. Nothing is learned of it."""
+        messages = [{"role": "user", "content": text}]
+        asked = await self.chat(messages, headers={"x-sona-learn": "off"}, max_tokens=1)
+        return asked.adapter
+
     async def measure(self, prompts: Sequence[str], samples: int, seed: int) -> list[Answer]:
         """``samples`` answers to each prompt, in the order of the prompts."""
         turn = asyncio.Semaphore(2 * AT_ONCE)

@@ -173,6 +173,7 @@ class Application(MemoryServices, Bringing):
             expected=self._adaptable,
             whose=self.trajectories.whose,
             remember=None if self._memory is None else self._memory.take,
+            embedder=self.embedder,
         )
 
     async def shutdown(self) -> None:

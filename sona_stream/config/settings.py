@@ -150,6 +150,9 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     elsewhere: Annotated[float, Meta(ge=0)] = 32.0
     """How many times that weight a change costs on a fixed text that has nothing to do with the answers; 0: such
     text is not looked at."""
+    familiar: Annotated[int, Meta(ge=0)] = 32
+    """Different questions of a tenant that were judged, from which on a request that reads like text from elsewhere
+    and not like them gets the bare model; 0: adapters serve every request."""
     step_kl: Seconds = 1e-3
     """Most that one step may move the policy at the default `micro_lora_lr` of 0.001: predicted mean KL, nats per
     token. Grows with the square of the rate."""

@@ -13,8 +13,8 @@ __all__ = ["adapt"]
 
 
 def adapt(resolver: AdapterResolver) -> Middleware:
-    """Requests with `x-sona-adapt: off` are left alone. For those with tools or a JSON schema the resolver may have
-    a reason to: the answer's `Head` says it.
+    """Requests with `x-sona-adapt: off` are left alone. The resolver may have a reason of its own to leave one
+    alone: the answer's `Head` says it.
     """
 
     def middleware(handler: Handler) -> Handler:
@@ -24,7 +24,7 @@ def adapt(resolver: AdapterResolver) -> Middleware:
             if adapter is not None and not resolver.at_hand(request, adapter):
                 return _brought(handler, named, adapter, resolver)
             events = handler(named)
-            asked = request.constrained and request.adapt and request.pinned is None
+            asked = request.adapt and request.pinned is None
             reason = resolver.bare_reason(request) if asked and adapter is None else ""
             return _told(events, reason) if reason else events
 

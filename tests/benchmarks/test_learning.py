@@ -153,7 +153,7 @@ def test_a_quick_run_has_the_ids_of_a_full_one(monkeypatch, capsys):
         said = [answer(prompt, text.format(i)) for i, prompt in enumerate(arm.family.unseen)]
         told = [dataclasses.asdict(one) for one in said[: arm.unseen] for _ in range(arm.samples)]
         points = {str(n): {"reward": 0.5, "kl": 0.1, "ppl": 9.0} for n in (0, *arm.feedbacks)}
-        unrelated = {"without": 9.0, "with": 9.0}
+        unrelated = {"without": 9.0, "with": 9.0, "forced": 9.9, "left_alone": 3, "texts": 4}
         return {"before": told, "after": told, "control": told, "points": points, "unrelated": unrelated}
 
     monkeypatch.setattr(answers, "RESAMPLES", 10)
@@ -172,7 +172,13 @@ def test_a_quick_run_has_the_ids_of_a_full_one(monkeypatch, capsys):
         }
     assert ids[0] == ids[1]
     assert {f"{row}.{name}" for row in ("reward_gain", "distinct2") for name in rewards.FAMILIES} <= set(ids[0])
-    assert {"unrelated_ppl", "collapse_stopped", "profile.edge.gain", "profile.edge.us_per_token"} <= set(ids[0])
+    assert {
+        "unrelated_ppl",
+        "unrelated_forced",
+        "collapse_stopped",
+        "profile.edge.gain",
+        "profile.edge.us_per_token",
+    } <= set(ids[0])
 
 
 # ---- sets of answers

@@ -235,7 +235,7 @@ async def test_adapt_brings_what_the_host_had_to_let_go_before_the_model_is_aske
     assert len(brought) == 1
 
 
-async def test_adapt_says_why_a_constrained_request_gets_the_bare_model():
+async def test_adapt_says_why_a_request_gets_the_bare_model():
     for changes, reason in (
         ({"constrained": True}, "constrained: not yet"),
         ({"constrained": True, "adapt": False}, ""),

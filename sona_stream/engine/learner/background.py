@@ -196,6 +196,8 @@ class BackgroundLoop:
             return None
         line = state.versions.line(key)
         epoch, before = line.epoch, line.working
+        if key.group == EVERYTHING:
+            await state.familiar.learn(key, [one.question for one in lessons])
         start = await self._start(line, lessons)
         evidence, stands = await state.evidence(key, lessons), await state.stands(key, lessons)
         pace = state.pace(await state.curvature(key, lessons), evidence, len(lessons))

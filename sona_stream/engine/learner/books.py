@@ -7,12 +7,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from ...budgets import Budget
+from ...lora import F32
+from ...protocols import Store
 from .domains import Domains
 from .keys import AdapterKey
-from .lessons import LessonBook
+from .ledger import Ledger
+from .lessons import DEMONSTRATION, Lesson, LessonBook
 from .measurements import Measurements
 
-__all__ = ["Books"]
+__all__ = ["Books", "read_book"]
 
 _log = logging.getLogger(__name__)
 
@@ -80,3 +83,22 @@ class Books:
         self._measurements.let_go(root)
         self._domains.let_go(root)
         self.evictions += 1
+
+
+async def read_book(store: Store, ledger: Ledger, fingerprint: str, capacity: int) -> LessonBook:
+    """What the store kept of the lessons of the ledger's model and tenant."""
+    book, root = LessonBook(capacity), ledger.root
+    for finest, groups in ledger.chains.items():
+        for capture, signal, feedback_id in await store.captures(str(root.at(finest)), limit=capacity):
+            if capture.fingerprint == fingerprint and not ledger.withdrawn(feedback_id):
+                quality = None if signal == DEMONSTRATION else signal
+                question = await _question(store, root, capture.request_id)
+                book.add(Lesson(capture, quality, groups, feedback_id, question))
+    return book
+
+
+async def _question(store: Store, root: AdapterKey, captured: str) -> F32 | None:
+    """``captured``: a request's id; of what was encoded, that and its own after a ``#``."""
+    request_id, tenant = captured.partition("#")[0], root.tenant.partition(":")[0]
+    asked = await store.trajectory(request_id, tenant=tenant)
+    return None if asked is None else asked.embedding

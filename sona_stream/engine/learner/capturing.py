@@ -25,7 +25,7 @@ async def find_lesson(
         capture = await _answer(host, store, trajectory)
     if len(capture) == 0:
         raise CaptureGone(f"request {trajectory.request_id} has no answer to learn from")
-    return Lesson(capture, feedback.quality, tuple(groups), feedback.id)
+    return Lesson(capture, feedback.quality, tuple(groups), feedback.id, trajectory.embedding)
 
 
 async def correction_capture(

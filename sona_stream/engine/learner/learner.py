@@ -19,8 +19,9 @@ from ...budgets import Budget
 from ...config.settings import LearningSettings
 from ...errors import CaptureGone, HostAway, NotFound, SonaError
 from ...events import AdapterRef, Feedback, FeedbackOutcome, Request, Trajectory, pupil
-from ...protocols import HiddenStateHost, Store
+from ...protocols import Embedder, HiddenStateHost, Store
 from .background import BackgroundLoop
+from .familiar import UNFAMILIAR
 from .guard import Guard
 from .inbox import Inbox, Item
 from .inspection import Inspection
@@ -52,16 +53,16 @@ class Learner:
         expected: Collection[str] = (),
         whose: Callable[[Trajectory], str] | None = None,
         remember: Callable[[Feedback], Awaitable[str]] | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         """`hosts` by ``model_name``; `rates` is a `SonaConfig` or anything with its three learning fields.
         `expected`: models whose hosts `attach` will bring; feedback on their answers waits. `whose`: the `pupil` of
         an answer, by default that of the tenant and end user it was recorded for. `remember` makes a correction an
         episode of the memory, unless it is one, and names it; such a correction takes no step and enters replay. It
-        is told of ratings, too, and names nothing for them.
+        is told of ratings, too, and names nothing for them. `embedder`: the requests'.
         """
-        settings = settings or LearningSettings()
-        self._state = State(hosts, store, rates, settings, mode, expected)
-        self._inbox = Inbox(settings.inbox, store)
+        self._state = State(hosts, store, rates, settings or LearningSettings(), mode, expected, embedder)
+        self._inbox = Inbox(self._state.settings.inbox, store)
         self._instant = InstantLoop(self._state, whose or _whose, remember)
         self._background = BackgroundLoop(self._state)
         self._inspection = Inspection(self._state)
@@ -110,13 +111,14 @@ class Learner:
 
     def resolve(self, request: Request) -> AdapterRef | None:
         """The finest served level of the request's key chain that was taught enough and does not defer to a coarser
-        one; None: the bare model, which a constrained request gets until adapted answers were shown to keep their
-        form.
+        one; None: the bare model, see `bare_reason`.
         """
         if request.route is None or not request.adapt:
             return None
-        state = self._state
-        for key in reversed(_keys(request)):
+        state, keys = self._state, _keys(request)
+        if not state.familiar.expects(keys[0], request.embedding):
+            return None
+        for key in reversed(keys):
             found = state.versions.chosen(key, request) if state.used(key) else None
             if found is not None:
                 share = state.watches.validity(key).share if request.constrained else 1.0
@@ -124,10 +126,12 @@ class Learner:
         return None
 
     def bare_reason(self, request: Request) -> str:
-        """Why `resolve` gave a constrained request the bare model."""
+        """Why `resolve` gave the bare model; empty: there is no adapter."""
         state, keys = self._state, _keys(request)
+        if not state.familiar.expects(keys[0], request.embedding):
+            return UNFAMILIAR
         used = [key for key in keys if state.versions.served(key) is not None and state.used(key)]
-        return state.watches.validity((used or list(keys[:1]))[-1]).reason()
+        return state.watches.validity((used or list(keys[:1]))[-1]).reason() if request.constrained else ""
 
     def at_hand(self, request: Request, adapter: AdapterRef) -> bool:
         """Whether the model's host holds it. Takes microseconds."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from ...lora import Capture
+from ...lora import F32, Capture
 from .keys import AdapterKey
 
 __all__ = ["DEMONSTRATION", "Lesson", "LessonBook", "up_to"]
@@ -25,6 +25,8 @@ class Lesson:
     groups: tuple[str, ...]
     """The key chain's groups, coarsest first"""
     feedback_id: str
+    question: F32 | None = None
+    """Embedding (e,) of what was asked; None: it is not known (any more)"""
 
     @property
     def prompt(self) -> bytes:
@@ -71,8 +73,9 @@ class LessonBook:
 
     @property
     def nbytes(self) -> int:
-        """Memory held by the captures."""
-        return sum(lesson.capture.nbytes for lesson in self._lessons.values())
+        """Memory held by the captures and questions."""
+        held = self._lessons.values()
+        return sum(one.capture.nbytes + (0 if one.question is None else one.question.nbytes) for one in held)
 
 
 def up_to(lessons: Iterable[Lesson], tokens: int) -> list[Lesson]:

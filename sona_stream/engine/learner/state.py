@@ -12,16 +12,17 @@ import numpy as np
 from ...config.settings import LearningSettings
 from ...errors import HostAway, HostError
 from ...lora import AdapterRecord, Curvature, LoraWeights
-from ...protocols import HiddenStateHost, Store, Writes
-from .books import Books
+from ...protocols import Embedder, HiddenStateHost, Store, Writes
+from .books import Books, read_book
 from .domains import Domains, domain_of
 from .evidence import Evidence, dependence, trust_of
 from .ewc import Elastic
+from .familiar import Familiar
 from .gates import Limits, Verdict, judge, sample
 from .initial import initial_weights
 from .keys import EVERYTHING, AdapterKey
 from .ledger import Ledger
-from .lessons import DEMONSTRATION, Lesson, LessonBook
+from .lessons import Lesson, LessonBook
 from .line import Line, in_order
 from .measurements import Measurements
 from .optimiser import RIDGE, Moments, Pace, contracted
@@ -82,8 +83,9 @@ class State:
         settings: LearningSettings,
         mode: Mode,
         expected: Collection[str] = (),
+        embedder: Embedder | None = None,
     ) -> None:
-        """``expected``: models that will have a host; what is theirs waits for it."""
+        """``expected``: models that will have a host; what is theirs waits for it. ``embedder``: the requests'."""
         self._given = dict(hosts)
         self.hosts: dict[str, TakingTurns] = {}
         self.expected = {*expected, *hosts}
@@ -104,6 +106,7 @@ class State:
         self.ledgers: dict[AdapterKey, Ledger] = {}
         self.measurements = Measurements(store, elsewhere=settings.elsewhere > 0)
         self.domains = Domains(store)
+        self.familiar = Familiar(store, embedder, settings.familiar)
         in_use = self.versions.shelf.in_use
         self.books = Books(settings.replay_mb * _MB, self.measurements, self.domains, in_use)
         self.counters: Counter[str] = Counter()
@@ -163,6 +166,7 @@ class State:
         root = key.at(EVERYTHING)
         if root not in self.ledgers:
             loaded = await Ledger.load(self.store, root, self.settings.baseline_shrinkage)
+            await self.familiar.load(root)
             self.ledgers.setdefault(root, loaded)
         return self.ledgers[root]
 
@@ -182,18 +186,10 @@ class State:
         """Recent lessons of the key's model and tenant, read back from the store when they are not in memory."""
         root = key.at(EVERYTHING)
         book = self.books.get(root)
-        return self.books.put(root, await self._read_book(await self.ledger(root))) if book is None else book
-
-    async def _read_book(self, ledger: Ledger) -> LessonBook:
-        book = LessonBook(self.settings.replay_capacity)
-        fingerprint = self.host(ledger.root.model).fingerprint
-        for finest, groups in ledger.chains.items():
-            rows = await self.store.captures(str(ledger.root.at(finest)), limit=self.settings.replay_capacity)
-            for capture, signal, feedback_id in rows:
-                if capture.fingerprint == fingerprint and not ledger.withdrawn(feedback_id):
-                    quality = None if signal == DEMONSTRATION else signal
-                    book.add(Lesson(capture, quality, groups, feedback_id))
-        return book
+        if book is not None:
+            return book
+        ledger, fingerprint = await self.ledger(root), self.host(root.model).fingerprint
+        return self.books.put(root, await read_book(self.store, ledger, fingerprint, self.settings.replay_capacity))
 
     async def remember(self, key: AdapterKey, lesson: Lesson, writes: Writes) -> None:
         """Into the book, and with `writes` into the store. Whole books of other tenants leave memory beyond
