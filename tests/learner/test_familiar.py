@@ -12,7 +12,9 @@ from toy import Rates, World
 from sona_stream.config.settings import LearningSettings
 from sona_stream.engine.learner import Learner
 from sona_stream.engine.learner.familiar import UNFAMILIAR, apart, passages
+from sona_stream.errors import UpstreamUnreachable
 from sona_stream.reference import REFERENCE_TEXT
+from sona_stream.store.adapters import tenant_of
 from sona_stream_adapters.embedders.static import StaticEmbedder
 
 SETTINGS = LearningSettings(replay_every=8, replay_steps=2, replay_tokens=100, familiar=12)
@@ -47,7 +49,7 @@ async def judge(world, learner, numbers, axis=1):
     for number in numbers:
         asked, _ = world.ask(embedding=question(number, axis))
         await learner.learn(world.judge(asked, 0.9 if number % 2 else 0.1), wait=True)
-    await learner.settle()
+        await learner.settle()  # replays at the same lessons, however busy the machine is
 
 
 def gets(learner, axis):
@@ -75,6 +77,32 @@ async def test_what_reads_like_text_from_elsewhere_gets_the_bare_model():
         assert gets(learner, 2), "whoever wants it there judges answers there"
         assert gets(learner, 1), "what was judged before the restart still counts"
         assert not gets(learner, 0)
+
+
+async def test_it_is_forgotten_with_the_tenant():
+    world = World()
+    async with taught(world) as learner:
+        await judge(world, learner, range(16))
+    names = [name for name in world.store.blobs if "toy/" in name]
+    assert any(name.startswith("learner/familiar/sides/") for name in names)
+    assert {tenant_of(name) for name in names} == {"default"}
+
+
+async def test_a_server_of_embeddings_that_is_away_delays_it(caplog, monkeypatch):
+    world = World()
+    async with taught(world) as learner:
+        with monkeypatch.context() as patch:
+            patch.setattr(Sides, "embed", away)
+            await judge(world, learner, range(16))
+        assert "not known yet: gone" in caplog.text
+        assert learner.stats()["counters"]["replays"] == 2
+        assert gets(learner, 0)
+        await judge(world, learner, range(16, 24))
+        assert not gets(learner, 0)
+
+
+async def away(self, texts):
+    raise UpstreamUnreachable("gone")
 
 
 async def test_the_same_question_again_tells_no_more():

@@ -8,17 +8,21 @@ document or source code is, so a preference still reaches them. Whoever wants it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import anyio
 import numpy as np
 
+from ...errors import SonaError
 from ...lora import F32
 from ...protocols import Embedder, Store
 from ...reference import REFERENCE_TEXT
 from .keys import AdapterKey
 
 __all__ = ["UNFAMILIAR", "Familiar", "apart", "passages"]
+
+_log = logging.getLogger(__name__)
 
 UNFAMILIAR = "unfamiliar: it reads like text from elsewhere, not like what was judged"
 
@@ -58,7 +62,11 @@ class Familiar:
         if len(judged) < self._least:
             return
         if self._elsewhere is None:
-            self._elsewhere = await embedder.embed(passages(REFERENCE_TEXT))
+            try:
+                self._elsewhere = await embedder.embed(passages(REFERENCE_TEXT))
+            except SonaError as error:  # a server of embeddings that is away now is asked again the next time
+                _log.warning("which requests are like the judged ones is not known yet: %s", error)
+                return
         self._boundaries[root] = await anyio.to_thread.run_sync(apart, judged, self._elsewhere)
         await self._store.put_blob(self._blob(root), self._boundaries[root].tobytes())
 
@@ -71,7 +79,7 @@ class Familiar:
             self._boundaries[root] = np.frombuffer(kept, np.float32)
 
     def _blob(self, root: AdapterKey) -> str:
-        return f"learner/familiar/{root}/{'' if self._embedder is None else self._embedder.name}"
+        return f"learner/familiar/{'' if self._embedder is None else self._embedder.name}/{root}"
 
 
 def passages(text: str) -> list[str]:

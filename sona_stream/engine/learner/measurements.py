@@ -119,7 +119,7 @@ class Measurements:
 
 
 def _blob(host: HiddenStateHost, root: AdapterKey) -> str:
-    return f"learner/curvature/{root}/{host.fingerprint}"
+    return f"learner/curvature/{host.fingerprint}/{root}"
 
 
 def _size(curvature: Curvature) -> int:
