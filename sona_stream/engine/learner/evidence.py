@@ -11,8 +11,11 @@ answer's agreement with itself: a kernel test of independence (HSIC: Gretton et 
 https://papers.nips.cc/paper/3201-a-kernel-statistical-test-of-independence). Shuffled ratings give its mean and
 spread when there is nothing to learn, whatever the answers were, so ``z`` needs no model of either.
 
-The share of the fit that is served is z^4 / (z^4 + 3^4) of the way from a floor to 1: at three standard deviations
-half of it, at one a hundredth. A fit to meaningless ratings drifts as far as one to meaningful ones, and KL grows
+A mean over tokens says little of how long an answer is, which people do judge by. So ratings may prove themselves
+by the correlation with the answers' lengths, too: Fisher's z of it, less one, for there are two tests now.
+
+The share of the fit that is served is z^4 / (z^4 + 2.5^4) of the way from a floor to 1: at 2.5 standard deviations
+half of it, at one a fortieth. A fit to meaningless ratings drifts as far as one to meaningful ones, and KL grows
 with the square of the share. The fit itself goes on at full length behind it. The floor is ``least`` for ratings
 and 1 for corrections, which say what is wanted instead of hinting at it; in between where both came.
 """
@@ -20,17 +23,21 @@ and 1 for corrections, which say what is wanted instead of hinting at it; in bet
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...lora import F32, Spectrum
 
 __all__ = ["Evidence", "dependence", "trust_of"]
 
-_HALF, _POWER = 3.0, 4
+_HALF, _POWER = 2.5, 4
 _FEWEST = 8
 _SHUFFLES = 400
+_SECOND_TEST = 1.0
+_PERFECT = 1.0 - 1e-9
 _NAME, _TRUST = "evidence", "trust"
 
 
@@ -77,8 +84,12 @@ def trust_of(moments: Mapping[str, F32]) -> float:
     return float(moments[_TRUST][0]) if _TRUST in moments else 1.0
 
 
-def dependence(advantages: Sequence[float], scores: Sequence[F32], metric: Spectrum, ridge: float) -> float:
-    """``z`` of n judged answers; `scores` are n rows (d,). 0 for fewer than 8 answers and for equal ratings."""
+def dependence(
+    advantages: Sequence[float], scores: Sequence[F32], lengths: Sequence[int], metric: Spectrum, ridge: float
+) -> float:
+    """``z`` of n judged answers; `scores` are n rows (d,), `lengths` in tokens. 0 for fewer than 8 answers and for
+    equal ratings.
+    """
     n = len(advantages)
     if n < _FEWEST:
         return 0.0
@@ -92,4 +103,13 @@ def dependence(advantages: Sequence[float], scores: Sequence[F32], metric: Spect
     shuffled = rng.permuted(np.broadcast_to(a, (_SHUFFLES, n)), axis=1)
     null = np.sum((shuffled @ gram) * shuffled, axis=1)
     spread = float(null.std())
-    return float((a @ gram @ a - null.mean()) / spread) if spread > 0 else 0.0
+    z = float((a @ gram @ a - null.mean()) / spread) if spread > 0 else 0.0
+    return max(z, _by_length(a, np.asarray(lengths, dtype=np.float64)) - _SECOND_TEST)
+
+
+def _by_length(a: NDArray[np.float64], lengths: NDArray[np.float64]) -> float:
+    """Standard deviations of the correlation, either way (Fisher 1921); `a` is centred."""
+    lengths = lengths - lengths.mean()
+    size = float(np.sqrt((a @ a) * (lengths @ lengths)))
+    r = min(abs(float(a @ lengths)) / size, _PERFECT) if size > 0 else 0.0
+    return math.atanh(r) * math.sqrt(len(a) - 3)

@@ -247,10 +247,11 @@ class State:
         """What the ratings among these lessons say by now."""
         root, metric = key.at(EVERYTHING), (await self.curvature(key, lessons)).outputs
         self.measurements.keep(root, {one.feedback_id for one in await self.book(key)})
-        _, values, rows = self.measurements.judged(root, lessons, self.settings.baseline_shrinkage)
+        judged, values, rows = self.measurements.judged(root, lessons, self.settings.baseline_shrinkage)
+        lengths = [len(one.capture) for one in judged]
         corrections = sum(one.quality is None for one in lessons)
         return Evidence(
-            dependence(values, rows, metric, RIDGE), float(len(lessons) - corrections), float(corrections)
+            dependence(values, rows, lengths, metric, RIDGE), float(len(lessons) - corrections), float(corrections)
         )
 
     async def stands(self, key: AdapterKey, lessons: Sequence[Lesson]) -> bool:
