@@ -11,11 +11,12 @@ answer's agreement with itself: a kernel test of independence (HSIC: Gretton et 
 https://papers.nips.cc/paper/3201-a-kernel-statistical-test-of-independence). Shuffled ratings give its mean and
 spread when there is nothing to learn, whatever the answers were, so ``z`` needs no model of either.
 
-A mean over tokens says little of how long an answer is, which people do judge by. So ratings may prove themselves
-by the correlation with the answers' lengths, too: Fisher's z of it, less one, for there are two tests now.
+Answers that pull the same way are few among a hundred, so the same is asked of another likeness, which shows what
+most preferences are about sooner: how often the common tokens occur (the end, a line break, "you"), and the length.
+``z`` is the larger one. On three preferences it was 3 to 7 after 32 ratings, where the first alone was about 1.
 
-The share of the fit that is served is z^4 / (z^4 + 2.5^4) of the way from a floor to 1: at 2.5 standard deviations
-half of it, at one a fortieth. A fit to meaningless ratings drifts as far as one to meaningful ones, and KL grows
+The share of the fit that is served is z^4 / (z^4 + 3^4) of the way from a floor to 1: at three standard deviations
+half of it, at one a hundredth. A fit to meaningless ratings drifts as far as one to meaningful ones, and KL grows
 with the square of the share. The fit itself goes on at full length behind it. The floor is ``least`` for ratings
 and 1 for corrections, which say what is wanted instead of hinting at it; in between where both came.
 """
@@ -23,22 +24,28 @@ and 1 for corrections, which say what is wanted instead of hinting at it; in bet
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...lora import F32, Spectrum
+from ...lora import F32, I32, Spectrum
 
 __all__ = ["Evidence", "dependence", "trust_of"]
 
-_HALF, _POWER = 2.5, 4
+_HALF, _POWER = 3.0, 4
 _FEWEST = 8
 _SHUFFLES = 400
-_SECOND_TEST = 1.0
-_PERFECT = 1.0 - 1e-9
+_COMMON = 32
+"""Tokens that are counted, those of most answers first"""
+_SPARED = 0.08
+"""Share of answers that must hold a token, and that must not: others tell few answers apart."""
+_LEAST_SPREAD = 1e-9
 _NAME, _TRUST = "evidence", "trust"
+
+
+F64 = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,9 +92,9 @@ def trust_of(moments: Mapping[str, F32]) -> float:
 
 
 def dependence(
-    advantages: Sequence[float], scores: Sequence[F32], lengths: Sequence[int], metric: Spectrum, ridge: float
+    advantages: Sequence[float], scores: Sequence[F32], tokens: Sequence[I32], metric: Spectrum, ridge: float
 ) -> float:
-    """``z`` of n judged answers; `scores` are n rows (d,), `lengths` in tokens. 0 for fewer than 8 answers and for
+    """``z`` of n judged answers; `scores` are n rows (d,), `tokens` their ids. 0 for fewer than 8 answers and for
     equal ratings.
     """
     n = len(advantages)
@@ -97,19 +104,28 @@ def dependence(
     a -= a.mean()
     rows = np.stack(scores).astype(np.float64)
     rows -= rows.mean(axis=0)
-    gram = rows @ metric.solve(rows.T.astype(np.float32), ridge)
+    counts = _counts(tokens)
+    shuffled = np.random.default_rng(n).permuted(np.broadcast_to(a, (_SHUFFLES, n)), axis=1)
+    likenesses = (rows @ metric.solve(rows.T.astype(np.float32), ridge), counts @ counts.T)
+    return max(_agreement(gram, a, shuffled) for gram in likenesses)
+
+
+def _agreement(gram: F64, a: F64, shuffled: F64) -> float:
+    """Standard deviations above the shuffled ratings'."""
     np.fill_diagonal(gram, 0.0)
-    rng = np.random.default_rng(n)
-    shuffled = rng.permuted(np.broadcast_to(a, (_SHUFFLES, n)), axis=1)
     null = np.sum((shuffled @ gram) * shuffled, axis=1)
     spread = float(null.std())
-    z = float((a @ gram @ a - null.mean()) / spread) if spread > 0 else 0.0
-    return max(z, _by_length(a, np.asarray(lengths, dtype=np.float64)) - _SECOND_TEST)
+    return float((a @ gram @ a - null.mean()) / spread) if spread > 0 else 0.0
 
 
-def _by_length(a: NDArray[np.float64], lengths: NDArray[np.float64]) -> float:
-    """Standard deviations of the correlation, either way (Fisher 1921); `a` is centred."""
-    lengths = lengths - lengths.mean()
-    size = float(np.sqrt((a @ a) * (lengths @ lengths)))
-    r = min(abs(float(a @ lengths)) / size, _PERFECT) if size > 0 else 0.0
-    return math.atanh(r) * math.sqrt(len(a) - 3)
+def _counts(answers: Sequence[I32]) -> F64:
+    """(n, k) logarithms of how often each common token occurs, and the length; columns standardised."""
+    held = Counter(token for ids in answers for token in set(ids.tolist()))
+    n = len(answers)
+    telling = [token for token, of in held.most_common() if _SPARED * n <= of <= (1 - _SPARED) * n][:_COMMON]
+    found = np.array(
+        [[*(np.sum(ids == token) for token in telling), len(ids)] for ids in answers], dtype=np.float64
+    )
+    found = np.log1p(found)
+    found -= found.mean(axis=0)
+    return np.asarray(found / np.maximum(found.std(axis=0), _LEAST_SPREAD))

@@ -248,10 +248,10 @@ class State:
         root, metric = key.at(EVERYTHING), (await self.curvature(key, lessons)).outputs
         self.measurements.keep(root, {one.feedback_id for one in await self.book(key)})
         judged, values, rows = self.measurements.judged(root, lessons, self.settings.baseline_shrinkage)
-        lengths = [len(one.capture) for one in judged]
+        tokens = [one.capture.token_ids for one in judged]
         corrections = sum(one.quality is None for one in lessons)
         return Evidence(
-            dependence(values, rows, lengths, metric, RIDGE), float(len(lessons) - corrections), float(corrections)
+            dependence(values, rows, tokens, metric, RIDGE), float(len(lessons) - corrections), float(corrections)
         )
 
     async def stands(self, key: AdapterKey, lessons: Sequence[Lesson]) -> bool:
