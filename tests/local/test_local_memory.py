@@ -41,11 +41,14 @@ async def together(backend, requests):
     return await asyncio.gather(*tasks)
 
 
-def mixture(logits, hidden, episode, space, gate=1.0, share=0.998, threshold=0.3):
-    """(p (V,), memory's part of it (V,)): the formula in float64. `episode`: a capture."""
+def mixture(logits, hidden, episode, space, said, gate=1.0, share=0.998, threshold=0.3):
+    """(p (V,), memory's part of it (V,)): the formula in float64. `episode`: a capture; `said`: tokens so far."""
     unit = [(x.astype(np.float64) - space.mean) / space.spread for x in (*episode.hidden, hidden)]
     unit = [x / np.linalg.norm(x) for x in unit]
     s = np.array([gate * (x @ unit[-1]) for x in unit[:-1]])
+    for i in range(len(s)):
+        before, last = [-1] * 4 + episode.token_ids[:i].tolist(), [-1] * 4 + said
+        s[i] += next((k for k in range(4) if before[-1 - k] != last[-1 - k]), 4) / 20
     w = np.exp(60 * (s - s.max()))
     memory = np.zeros(VOCAB)
     np.add.at(memory, episode.token_ids, w / w.sum())
@@ -101,7 +104,7 @@ async def test_what_is_told_and_kept_is_the_mixtures(backend, reference, tempera
             out = reference(input_ids=torch.tensor([ids]), output_hidden_states=True)
         h = out.hidden_states[-1][0, -1]
         moved = h + torch.from_numpy(B) @ (torch.from_numpy(A) @ h) if adapted else h
-        p, part = mixture(reference.lm_head(moved).detach(), h.numpy(), episode, space, gate=0.7)
+        p, part = mixture(reference.lm_head(moved).detach(), h.numpy(), episode, space, answer.ids()[:t], gate=0.7)
         label = piece.token_ids[0]
         assert piece.logprobs[0] == pytest.approx(np.log(p[label]), abs=2e-2)
         assert max(piece.top_logprobs[0].values()) == pytest.approx(np.log(p.max()), abs=2e-2)

@@ -4,8 +4,18 @@ the requests that name them. Knows tensors, no engine. Importing this loads torc
 
 from __future__ import annotations
 
-from .mixing import ActiveEpisodes, Episode, Mixture, mix
+from .mixing import RECENT, START, ActiveEpisodes, Episode, Mixture, mix
 from .space import Space, measured_space
 from .store import EpisodeStore
 
-__all__ = ["ActiveEpisodes", "Episode", "EpisodeStore", "Mixture", "Space", "measured_space", "mix"]
+__all__ = [
+    "RECENT",
+    "START",
+    "ActiveEpisodes",
+    "Episode",
+    "EpisodeStore",
+    "Mixture",
+    "Space",
+    "measured_space",
+    "mix",
+]

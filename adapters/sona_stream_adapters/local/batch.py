@@ -165,7 +165,7 @@ class DecodeBatch:
     def _step(self) -> Emitted:
         if not self._rows:
             return []
-        ids = torch.tensor([choice.last_id for choice in self._rows])
+        ids = torch.tensor([choice.recent[-1] for choice in self._rows])
         hidden = self.model.step(ids, self._cache, [choice.generation.pinned for choice in self._rows])
         return self._emit(self._rows, hidden)
 
@@ -173,7 +173,8 @@ class DecodeBatch:
         """Draw a token for each choice from its final hidden state, (n, d)."""
         factors: list[Factors | None] = [choice.generation.serving(self._adapters) for choice in choices]
         logits = self.model.logits(adapt(hidden, factors))
-        mixed = self._memory.mix([choice.generation for choice in choices], hidden, logits)
+        recent = [choice.recent for choice in choices]
+        mixed = self._memory.mix([choice.generation for choice in choices], recent, hidden, logits)
         drawn = draw(logits, [choice.state for choice in choices])
         shares = shares_of(mixed, [token.token_id for token in drawn])
         return [

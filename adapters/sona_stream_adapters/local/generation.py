@@ -11,6 +11,7 @@ import torch
 
 from sona_stream.events import AdapterRef, EpisodeRef, Piece, Usage
 from sona_stream.lora import Capture
+from sona_stream_adapters.episodes import RECENT, START
 from sona_stream_adapters.head import Factors
 from sona_stream_adapters.text import AnswerText, Item, token_names
 
@@ -86,7 +87,8 @@ class Choice:
         self.index = index
         self.state = state
         self.finished = False
-        self.last_id = -1
+        self.recent = [START] * RECENT
+        """the newest tokens, the last one last"""
         self._text = AnswerText(
             generation.tokenizer,
             generation.prompt_ids,
@@ -105,7 +107,7 @@ class Choice:
         """Account for one token drawn from the unadapted `hidden` (d,), of whose probability a share came from
         `memory`; returns what the client gets of it.
         """
-        self.last_id = drawn.token_id
+        self.recent = [*self.recent[1:], drawn.token_id]
         if self._capture is not None:
             version = 0 if factors is None else factors.version
             self._capture.add(hidden, drawn.token_id, drawn.policy_logprob, version, memory)

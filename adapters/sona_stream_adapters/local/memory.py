@@ -39,8 +39,12 @@ class Memory:
     def __init__(self, store: EpisodeStore, *, share: float, threshold: float) -> None:
         self._store, self._share, self._threshold = store, share, threshold
 
-    def mix(self, requests: Sequence[Recalling], hidden: torch.Tensor, logits: torch.Tensor) -> Mixed:
-        """Row i is of ``requests[i]``: `hidden` (n, d) unadapted, `logits` (n, V) as they serve; changes these."""
+    def mix(
+        self, requests: Sequence[Recalling], recent: Sequence[list[int]], hidden: torch.Tensor, logits: torch.Tensor
+    ) -> Mixed:
+        """Row i is of ``requests[i]``, whose newest tokens are ``recent[i]``: `hidden` (n, d) unadapted, `logits`
+        (n, V) as they serve; changes these.
+        """
         rows: dict[int, tuple[ActiveEpisodes, list[int]]] = {}
         for row, request in enumerate(requests):
             active = self._recall(request) if request.episodes else None
@@ -49,7 +53,10 @@ class Memory:
         mixed: Mixed = []
         for active, own in rows.values():
             index = torch.tensor(own)
-            mixture = mix(logits[index], hidden[index], active, share=self._share, threshold=self._threshold)
+            said = torch.tensor([recent[row] for row in own])
+            mixture = mix(
+                logits[index], hidden[index], active, share=self._share, threshold=self._threshold, recent=said
+            )
             mixture.write(logits, index)
             mixed.append((own, mixture))
         return mixed
