@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sona_stream.lora import HiddenSpace
-from sona_stream_adapters.episodes import RECENT, START, EpisodeStore, measured_space, mix
+from sona_stream_adapters.episodes import RECENT, START, EpisodeStore, measured_space, mix, newest
 
 D, V = 24, 60
 
@@ -109,6 +109,18 @@ def test_a_mixture_is_the_formula(shapes, rows, amounts, vocabulary, far, seed):
         assert float(told[row]) == pytest.approx(part[labels[row]], abs=4e-2)
         others = [v for v in range(V) if all(v not in ids for _, ids, *_ in episodes)]
         assert torch.equal(changed[row, others], logits[row, others])
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6)), st.booleans())
+def test_the_newest_tokens_are_the_last_ones_that_were_drawn(steps, counted):
+    """Some of each step's are rejected drafts."""
+    said, recent = [], torch.full((RECENT,), START)
+    for step in steps:
+        kept = len(step) - step[0] % len(step)
+        drawn = torch.tensor(step[:kept] + ([5] if counted else [-1]) * (len(step) - kept), dtype=torch.int32)
+        recent = newest(recent, drawn, torch.tensor(kept) if counted else None)
+        said += step[:kept]
+        assert recent.tolist() == ([START] * RECENT + said)[-RECENT:]
 
 
 def test_only_the_rows_written_to_change():

@@ -21,9 +21,11 @@ from sona_stream.config.load import hash_key
 TRUSTED = {"x-sona-control": KEY}
 RING = 128
 
-# A plug-in of another party, by vLLM's own door: makes the hook raise from the moment that a file exists.
+# A plug-in of another party, by vLLM's own door: the hook is slow while one file exists,
+# and raises once another one does.
 BREAKER = """
 import os
+import time
 
 def register():
     from sona_stream_adapters.vllm_plugin.plan import Planner
@@ -35,6 +37,8 @@ def register():
     def breaking(self, *args, **kwargs):
         if os.path.exists(os.environ["BREAK_HOOK"]):
             raise RuntimeError("forced by the test")
+        if os.path.exists(os.environ["SLOW_HOOK"]):
+            time.sleep(0.1)
         return whole(self, *args, **kwargs)
 
     Planner.plan = breaking
@@ -45,6 +49,15 @@ def register():
 def broken(tmp_path_factory) -> Path:
     """Once it exists, the hook raises."""
     return tmp_path_factory.mktemp("breaker") / "now"
+
+
+@pytest.fixture
+def slow(broken):
+    """While it exists, a step takes a tenth of a second: an answer is under way for as long as one likes."""
+    file = broken.with_name("slow")
+    file.touch()
+    yield file
+    file.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +76,7 @@ def server(model_folder, broken, tmp_path_factory, request):
         plugins="sona,sona_http,breaker",
         PYTHONPATH=str(folder),
         BREAK_HOOK=str(broken),
+        SLOW_HOOK=str(broken.with_name("slow")),
         SONA_VLLM_RING_TOKENS=str(RING),
     )
     yield made
@@ -146,7 +160,7 @@ def test_a_proxy_killed_while_it_learns_learns_each_lesson_once(start):
         assert program.client("bob", model="m").ask().adapter == "none"
 
 
-def test_a_proxy_that_is_stopped_lets_go_of_its_streams(server, start):
+def test_a_proxy_that_is_stopped_lets_go_of_its_streams(server, start, slow):
     program = start()
     alice = program.client("alice", model="m")
     body = {"model": "m", "messages": [{"role": "user", "content": "go on"}], "max_tokens": 480, "stream": True}

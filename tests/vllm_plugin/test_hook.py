@@ -169,19 +169,39 @@ def test_episode_rows_and_their_share():
     plain = stand.runner.hidden @ stand.runner.model.W.T
     assert torch.equal(stand.runner.drawn_from[1], plain[1])
 
-    h = ((stand.runner.hidden[0].numpy() - mean) / spread).astype(float)
-    k = ((keys - mean) / spread).astype(float)
-    s = 0.9 * (k @ h) / np.linalg.norm(k, axis=1) / np.linalg.norm(h)
-    w = np.exp(60 * s) / np.exp(60 * s).sum()
-    share = 0.998 / (1 + np.exp(-25 * (s.max() - 0.3)))
-    model = np.exp(torch.log_softmax(plain[0].double(), 0).numpy())
-    memory = np.zeros(V)
-    np.add.at(memory, [7, 8, 7, 9], w)
-    expected = (1 - share) * model + share * memory
-    assert np.allclose(torch.softmax(stand.runner.drawn_from[0].double(), 0).numpy(), expected, atol=2e-3)
+    def mixture(row, followed):
+        h = ((stand.runner.hidden[row].numpy() - mean) / spread).astype(float)
+        k = ((keys - mean) / spread).astype(float)
+        s = 0.9 * (k @ h) / np.linalg.norm(k, axis=1) / np.linalg.norm(h) + np.array(followed) / 20
+        w = np.exp(60 * s) / np.exp(60 * s).sum()
+        share = 0.998 / (1 + np.exp(-25 * (s.max() - 0.3)))
+        model = torch.softmax((stand.runner.hidden[row] @ stand.runner.model.W.T).double(), 0).numpy()
+        memory = np.zeros(V)
+        np.add.at(memory, [7, 8, 7, 9], w)
+        expected = (1 - share) * model + share * memory
+        assert np.allclose(torch.softmax(stand.runner.drawn_from[row].double(), 0).numpy(), expected, atol=5e-3)
+        return share * memory[7] / expected[7]
+
+    part = mixture(0, [4, 0, 0, 0])
     rows = stand.ring.read([stand.hook.requests.live[name].rows[0] for name in "ab"])
     assert rows.memory[1] == 0
-    assert float(rows.memory[0]) == pytest.approx(share * memory[7] / expected[7], abs=5e-3)
+    assert float(rows.memory[0]) == pytest.approx(part, abs=5e-3)
+
+    def step(made, drawn, drafts=()):
+        tokens = {"a": 1 + len(drafts), "b": 1}
+        at = {"a": 2 + made, "b": 2 + made}
+        more = {"drafts": {"a": list(drafts)}} if drafts else {}
+        stand.runner.step(
+            scheduled(tokens, computed=at, outputs={"a": made, "b": made}, **more), torch.tensor(drawn)
+        )
+
+    step(1, [[8], [5]])  # 7 was said
+    mixture(0, [0, 4, 0, 1])
+    step(2, [[7, 9, -1], [5, -1, -1]], drafts=[7, 9])  # 7 8 was said; then two of three rows are tokens
+    mixture(0, [0, 0, 4, 0])
+    mixture(1, [0, 0, 0, 0])
+    step(4, [[3], [5]])  # 7 8 7 9 was said
+    mixture(0, [0, 0, 0, 0])
 
 
 @pytest.mark.parametrize("native", [True, False])

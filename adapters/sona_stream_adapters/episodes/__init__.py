@@ -4,13 +4,14 @@ the requests that name them. Knows tensors, no engine. Importing this loads torc
 
 from __future__ import annotations
 
-from .mixing import RECENT, START, ActiveEpisodes, Episode, Mixture, mix
+from .mixing import RECENT, START, UNKNOWN, ActiveEpisodes, Episode, Mixture, mix, newest
 from .space import Space, measured_space
 from .store import EpisodeStore
 
 __all__ = [
     "RECENT",
     "START",
+    "UNKNOWN",
     "ActiveEpisodes",
     "Episode",
     "EpisodeStore",
@@ -18,4 +19,5 @@ __all__ = [
     "Space",
     "measured_space",
     "mix",
+    "newest",
 ]

@@ -22,7 +22,7 @@ import torch
 
 from .space import Space
 
-__all__ = ["RECENT", "START", "ActiveEpisodes", "Episode", "Mixture", "mix"]
+__all__ = ["RECENT", "START", "UNKNOWN", "ActiveEpisodes", "Episode", "Mixture", "mix", "newest"]
 
 NEIGHBOURS = 32
 SHARPNESS = 60.0
@@ -31,8 +31,8 @@ RECENT = 4
 """tokens that tell where in an episode an answer is"""
 FOLLOWED = 0.05
 """of similarity, for each of them"""
-START = -1
-"""stands before the first token"""
+START, UNKNOWN = -1, -2
+"""what stands before the first token; what is like no token"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +140,8 @@ def mix(
     recent: torch.Tensor | None = None,
 ) -> Mixture:
     """`logits` (m, V) at temperature 1 of the policy that serves, `hidden` (m, d) of the unadapted model, and what
-    each answer said last, `recent` (m, RECENT) int64, with `START` where there is nothing; None: it is not known.
+    each answer said last, `recent` (m, RECENT) int64, with `START` where there is nothing and `UNKNOWN` where it is
+    not known; None: of no answer.
     """
     similar = episodes.similarities(hidden)
     if recent is not None:
@@ -161,6 +162,15 @@ def mix(
 def _each(episode: Episode, value: float) -> torch.Tensor:
     """`value` for each of its tokens."""
     return torch.full((len(episode.token_ids),), value, device=episode.keys.device)
+
+
+def newest(recent: torch.Tensor, drawn: torch.Tensor, accepted: torch.Tensor | None = None) -> torch.Tensor:
+    """The last of `recent` (RECENT,) and then of the `drawn` (k,) that are tokens: so many as were `accepted`, else
+    those of at least 0. Nothing waits for the device.
+    """
+    count = (drawn >= 0).sum() if accepted is None else accepted
+    whole = torch.cat([recent, drawn.to(recent.dtype)])
+    return whole.gather(0, torch.arange(RECENT, device=recent.device) + count)
 
 
 def _before(token_ids: torch.Tensor) -> torch.Tensor:

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from ..episodes import EpisodeStore, Mixture, mix
+from ..episodes import RECENT, START, UNKNOWN, EpisodeStore, Mixture, mix, newest
 from .adapters import AdapterTable
 from .adapting import adapt
 from .captures import CaptureStore
 from .counters import Counters
 from .native import NativeSteps
-from .plan import Captured, Plan, Planner
+from .plan import Captured, Mixed, Plan, Planner
 from .requests import Requests, Tracked, binding_from
 from .ring import CaptureRing
 from .settings import PluginSettings
@@ -76,6 +76,8 @@ class Hook:
         """set while the next logits are those that tokens are drawn from: says whose rows they are. Any later ones
         are not touched."""
         self._pending: _Pending | None = None
+        self._mixed: Sequence[Mixed] = ()
+        """whose tokens are drawn from this step's mixtures"""
         self._cut = 0
         self._capped = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -94,6 +96,7 @@ class Hook:
     def give_up(self, reason: str) -> None:
         """Who is being answered now goes on without us; what had ended is kept."""
         self.armed = self._pending = None
+        self._mixed = ()
         ended, self.requests.finished[:] = list(self.requests.finished), []
         self._captures.finish(ended)
         for tracked in self.requests.live.values():
@@ -113,6 +116,7 @@ class Hook:
         """A step starts: who came, who left."""
         self.counters.steps += 1
         self.armed = self._pending = None
+        self._mixed = ()
         self.requests.follow(scheduled)
         if self.requests.finished:
             self._captures.finish(self.requests.finished)
@@ -187,7 +191,7 @@ class Hook:
 
     def _after(self, plan: Plan, hidden: torch.Tensor, logits: torch.Tensor) -> None:
         """Where episodes are mixed in, or the logits say what cannot be asked later."""
-        pending = self._pending
+        pending, self._mixed = self._pending, plan.mixed
         for one in plan.mixed:
             mixture = mix(
                 logits[one.rows],
@@ -195,6 +199,7 @@ class Hook:
                 one.episodes,
                 share=self._settings.episode_share,
                 threshold=self._settings.episode_threshold,
+                recent=_recent(one, logits.device),
             )
             mixture.write(logits, one.rows)
             self.counters.mixed_rows += len(one.places)
@@ -207,6 +212,11 @@ class Hook:
         """`token_ids` (requests, k), below 0 where a draft was rejected; `accepted` (requests,): how many of each
         row's are tokens, where the runner says so. The caller fails the hook on an exception.
         """
+        for one in self._mixed:
+            if one.tracked.settled and one.tracked.said is not None:
+                some = None if accepted is None else accepted[one.index]
+                one.tracked.said = newest(one.tracked.said, token_ids[one.index], some)
+        self._mixed = ()
         pending = self._pending
         if pending is None:
             return
@@ -242,6 +252,15 @@ class Hook:
         binding = tracked.binding
         adapter = None if binding.key is None else self._table.find(binding.key, binding.version)
         tracked.taught_by = None if adapter is None else (adapter.A, adapter.B, adapter.version)
+
+
+def _recent(one: Mixed, device: torch.device) -> torch.Tensor:
+    """(m, RECENT) for each of its rows. What a draft would have said before the next one is not looked at."""
+    tracked, drafts = one.tracked, len(one.places) - 1
+    if tracked.said is None:
+        tracked.said = torch.full((RECENT,), START, device=device)
+    row = tracked.said[None]
+    return torch.cat([row, torch.full((drafts, RECENT), UNKNOWN, device=device)]) if drafts else row
 
 
 def _scored(pending: _Pending, token_ids: torch.Tensor) -> Scored:

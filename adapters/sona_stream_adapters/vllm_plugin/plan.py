@@ -76,6 +76,9 @@ class Mixed:
     places: list[int]
     """the same on the host"""
     episodes: ActiveEpisodes
+    tracked: Tracked
+    index: int
+    """of the request in the batch"""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -180,7 +183,7 @@ class Planner:
             if binding.episodes:
                 active = self._episodes.activate(binding.episodes, binding.gates, shares=binding.shares)
                 if active is not None:
-                    mixed.append(Mixed(self._index(list(rows)), list(rows), active))
+                    mixed.append(Mixed(self._index(list(rows)), list(rows), active, tracked, index))
                     remembers = True
             if binding.rid is not None and binding.teach is None and tracked.settled:
                 takers.append(_Taker(tracked, index, rows, version, remembers or tracked.foreign))

@@ -55,6 +55,8 @@ class Tracked:
     """its rows are tokens by now, not a prompt's chunks"""
     stretches: list[tuple[Stretch, range]] = dataclasses.field(default_factory=list)
     """where its rows lie in the ring, and which of each step's are its own; see `rows`"""
+    said: torch.Tensor | None = None
+    """(RECENT,) int64 on the device: the newest tokens of an answer that draws on episodes; None: none yet"""
     chunk: tuple[int, int] | None = None
     """teacher forcing: (first position, tokens) of this step"""
     taught: list[torch.Tensor] = dataclasses.field(default_factory=list)
