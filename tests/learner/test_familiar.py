@@ -122,9 +122,10 @@ async def test_without_it_every_request_is_served(off):
         assert gets(learner, 0)
 
 
-def test_the_boundary_is_the_minimum_of_the_penalised_likelihood():
+@pytest.mark.parametrize("width", [5, 300])
+def test_the_boundary_is_the_minimum_of_the_penalised_likelihood(width):
     rng = np.random.default_rng(0)
-    judged, other = (rng.standard_normal((n, 5)).astype(np.float32) + by for n, by in ((40, 0.5), (90, -0.5)))
+    judged, other = (rng.standard_normal((n, width)).astype(np.float32) + by for n, by in ((40, 0.5), (90, -0.5)))
     found = torch.tensor(apart(judged, other), dtype=torch.float64, requires_grad=True)
     logits = [torch.from_numpy(rows).double() @ found[:-1] + found[-1] for rows in (judged, other)]
     softplus = torch.nn.functional.softplus

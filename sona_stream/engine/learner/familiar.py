@@ -98,6 +98,9 @@ def apart(judged: F32, elsewhere: F32) -> F32:
     """
     rows = np.concatenate([judged, elsewhere]).astype(np.float64)
     rows = np.column_stack([rows, np.ones(len(rows))])
+    # The minimum is a sum of rows: however wide the embeddings, there are no more unknowns than rows.
+    basis = np.linalg.qr(rows.T)[0] if rows.shape[1] > len(rows) else np.eye(rows.shape[1])
+    rows = rows @ basis
     own = np.arange(len(rows)) < len(judged)
     weight = np.where(own, 0.5 / len(judged), 0.5 / len(elsewhere))
     found = np.zeros(rows.shape[1])
@@ -109,4 +112,4 @@ def apart(judged: F32, elsewhere: F32) -> F32:
         found -= step
         if np.abs(step).max() < _CONVERGED:
             break
-    return np.asarray(found, np.float32)
+    return np.asarray(basis @ found, np.float32)
