@@ -131,7 +131,7 @@ class Application(MemoryServices, Bringing):
         self.pipeline = build_pipeline(
             settings,
             self.backends,
-            router=build_router(settings, self.embedder, banks.of, self._upstream_models.names),
+            router=build_router(settings, self.embedder, banks.of, self._upstream_models.to_route_to),
             embedder=self.embedder,
             sink=self.trajectories,
             resolver=self,

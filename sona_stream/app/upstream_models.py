@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-from ..errors import SonaError
+from ..errors import NotReady, SonaError, UpstreamTimeout, UpstreamUnreachable
 from ..protocols import Backend, ModelLister
 
 __all__ = ["UpstreamModels"]
@@ -27,6 +27,7 @@ class UpstreamModels:
         self._listers = [backend for backend in backends if isinstance(backend, ModelLister)]
         self._clock = clock
         self._names: tuple[str, ...] = ()
+        self._away: SonaError | None = None
         self._fresh_until = float("-inf")
         self._asking = asyncio.Lock()
 
@@ -39,15 +40,25 @@ class UpstreamModels:
                 await self._ask()
         return self._names
 
+    async def to_route_to(self) -> tuple[str, ...]:
+        """The same. Raises NotReady, saying who is away, when that is why there is none."""
+        names = await self.names()
+        if not names and self._away is not None:
+            raise NotReady(f"which models there are is not known: {self._away}")
+        return names
+
     async def _ask(self) -> None:
         told: list[str] = []
-        failed = False
+        failed, away = False, None
         for lister in self._listers:
             try:
                 told += await lister.list_models()
             except SonaError as error:
                 failed = True
+                if isinstance(error, NotReady | UpstreamTimeout | UpstreamUnreachable):
+                    away = error
                 _log.info("the models behind the wildcard are not known: %s", error)
         if told or not failed:
             self._names = tuple(dict.fromkeys(told))
+        self._away = away
         self._fresh_until = self._clock() + (FAILED_S if failed else KEPT_S)

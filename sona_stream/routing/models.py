@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from ..config.settings import WILDCARD, Settings
-from ..errors import ConfigError, NotFound
+from ..errors import ConfigError, NotFound, NotReady
 from ..events import PATTERN_TYPES, PatternType
 
 __all__ = ["Discover", "ModelCatalog"]
@@ -19,9 +19,12 @@ class ModelCatalog:
     """The names of `model_list` as routing sees them. Raises ConfigError naming the entry that does not fit."""
 
     def __init__(self, settings: Settings, discover: Discover | None = None) -> None:
-        """``discover`` gives the names that a wildcard's upstream lists, for want of any name of our own."""
+        """``discover`` gives the names that a wildcard's upstream lists, for want of any name of our own; it raises
+        NotReady while the upstream cannot say.
+        """
         routing = settings.sona.routing
         self._discover = discover
+        self._not_ready: NotReady | None = None
         self._routing = routing
         self.names = tuple(dict.fromkeys(model.model_name for model in settings.models))
         self._fallbacks = {name: tuple(targets) for name, targets in routing.fallbacks.items()}
@@ -63,12 +66,20 @@ class ModelCatalog:
         """With nothing but a wildcard, the default becomes what its upstream lists first. Cheap when it is not."""
         if self._discover is None or self.names != (WILDCARD,) or self._routing.default_model is not None:
             return
-        listed = await self._discover()
+        try:
+            listed = await self._discover()
+            self._not_ready = None
+        except NotReady as error:
+            listed, self._not_ready = (), error
         self.default = listed[0] if listed else None
         self.general = self._routing.general_model or self.default
 
     def default_model(self) -> str:
-        """Raises NotFound when `model_list` has only a wildcard, no default is set, and `refresh` found none."""
+        """With only a wildcard in `model_list`, no default set, and none found by `refresh`: raises NotReady when
+        the upstream could not say, NotFound otherwise.
+        """
+        if self.default is None and self._not_ready is not None:
+            raise NotReady(f"nothing to route to yet: {self._not_ready}")
         if self.default is None:
             raise NotFound(
                 "nothing to route to: model_list names no model, its upstream lists none, and "

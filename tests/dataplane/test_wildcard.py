@@ -1,6 +1,8 @@
 """`--upstream URL`: every name passes; and what the proxy answers by itself."""
 
+import asyncio
 import base64
+import contextlib
 import json
 
 import httpx
@@ -41,6 +43,21 @@ async def test_without_a_list_the_alias_says_what_to_do(proxy):
         assert reply.status == 404
         assert "sona.routing.default_model" in reply.json()["error"]["message"]
         assert (await ask(it.url, body(False, model="anything"))).status == 200
+
+
+async def test_with_its_upstream_away_the_alias_says_so_and_comes_back_with_it(proxy):
+    async with contextlib.AsyncExitStack() as stack:
+        async with serving(sends(OK)) as upstream:
+            it = await stack.enter_async_context(proxy(upstream.url))
+        reply = await ask(it.url, body(False, model="sona/auto"))
+        assert (reply.status, reply.json()["error"]["code"]) == (503, "not_ready")
+        assert upstream.url in reply.json()["error"]["message"]
+        async with serving(sends(OK), port=int(upstream.url.rpartition(":")[2])):
+            for _ in range(60):
+                if (reply := await ask(it.url, body(False, model="sona/auto"))).status == 200:
+                    break
+                await asyncio.sleep(0.1)
+        assert (reply.status, reply.headers["x-sona-model"]) == (200, "first")
 
 
 async def test_the_upstreams_models_are_listed(proxy):

@@ -96,10 +96,10 @@ class Upstream:
 
 
 @contextlib.asynccontextmanager
-async def serving(script, *, ssl=None):
+async def serving(script, *, ssl=None, port=0):
     """``async with serving(script) as upstream``; `upstream.url` has no trailing slash."""
     upstream = Upstream(script)
-    server = await asyncio.start_server(upstream, "127.0.0.1", 0, ssl=ssl, limit=1 << 24)
+    server = await asyncio.start_server(upstream, "127.0.0.1", port, ssl=ssl, limit=1 << 24)
     port = server.sockets[0].getsockname()[1]
     upstream.url = f"{'https' if ssl else 'http'}://{'localhost' if ssl else '127.0.0.1'}:{port}"
     try:

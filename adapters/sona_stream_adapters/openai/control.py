@@ -113,7 +113,9 @@ class ControlPlane:
         except httpx.ConnectTimeout:
             raise limit_passed(self._name, "connect", limits.connect) from None
         except httpx.HTTPError as error:
-            raise UpstreamUnreachable(f"{self._name}: {error or type(error).__name__}", retryable=True) from error
+            where = f"{request.url.scheme}://{request.url.netloc.decode()}"
+            reason = f"{self._name}: {where}: {error or type(error).__name__}"
+            raise UpstreamUnreachable(reason, retryable=True) from error
         try:
             yield HttpxResponse(answer, limits, self._name)
         finally:
