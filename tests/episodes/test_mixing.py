@@ -46,7 +46,7 @@ def expected(logits, hidden, episodes, share, threshold, said=None):
             z = x.astype(np.float64) if where is None else (x.astype(np.float64) - where.mean) / where.spread
             unit.append(z / np.linalg.norm(z))
         bonus = [0] * len(tokens) if said is None else followed(tokens, said)
-        s += [gate * (u @ unit[-1]) + f / 20 for u, f in zip(unit[:-1], bonus, strict=True)]
+        s += [gate * (u @ unit[-1] + f / 20) for u, f in zip(unit[:-1], bonus, strict=True)]
         ids += tokens.tolist()
         shares += [own] * len(tokens)
     s, ids = np.array(s), np.array(ids)
@@ -169,3 +169,23 @@ def test_a_space_is_what_the_states_show():
     assert found.spread[5] == pytest.approx(1e-3 * spread.mean(), rel=1e-4)
     assert found.version == "v3"
     assert (found.mean.dtype, found.spread.dtype) == (np.float32, np.float32)
+
+
+def test_the_beginning_of_an_answer_is_no_reason_to_recall_what_hardly_concerns_it():
+    """A state at cosine .3 to a remembered one of gate .5; the model's own token is 8 above. The threshold: .3."""
+    here = store()
+    keys = np.zeros((1, D), np.float32)
+    keys[0, 0] = 1.0
+    here.put("e", keys, np.array([7], np.int32), None)
+    active = here.activate(["e"], [0.5])
+    hidden, logits = torch.zeros(1, D), torch.full((1, V), -20.0)
+    hidden[0, 0], hidden[0, 1] = 0.3, (1 - 0.3**2) ** 0.5
+    logits[0, 3], logits[0, 7] = 8.0, 0.0
+    for recent, f in ((None, 0), (torch.full((1, RECENT), START), 4)):
+        mixture = mix(logits, hidden, active, share=0.998, threshold=0.3, recent=recent)
+        changed = logits.clone()
+        mixture.write(changed, torch.tensor([0]))
+        amount = 0.998 / (1 + np.exp(-25 * (0.5 * (0.3 + f / 20) - 0.3)))
+        told = float(changed.softmax(1)[0, 7])
+        assert told == pytest.approx(amount + (1 - amount) * np.exp(-8.0), rel=0.01)
+        assert told < 0.25

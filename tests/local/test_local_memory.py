@@ -48,7 +48,7 @@ def mixture(logits, hidden, episode, space, said, gate=1.0, share=0.998, thresho
     s = np.array([gate * (x @ unit[-1]) for x in unit[:-1]])
     for i in range(len(s)):
         before, last = [-1] * 4 + episode.token_ids[:i].tolist(), [-1] * 4 + said
-        s[i] += next((k for k in range(4) if before[-1 - k] != last[-1 - k]), 4) / 20
+        s[i] += gate * next((k for k in range(4) if before[-1 - k] != last[-1 - k]), 4) / 20
     w = np.exp(60 * (s - s.max()))
     memory = np.zeros(VOCAB)
     np.add.at(memory, episode.token_ids, w / w.sum())

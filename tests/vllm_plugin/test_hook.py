@@ -172,7 +172,8 @@ def test_episode_rows_and_their_share():
     def mixture(row, followed):
         h = ((stand.runner.hidden[row].numpy() - mean) / spread).astype(float)
         k = ((keys - mean) / spread).astype(float)
-        s = 0.9 * (k @ h) / np.linalg.norm(k, axis=1) / np.linalg.norm(h) + np.array(followed) / 20
+        cosine = (k @ h) / np.linalg.norm(k, axis=1) / np.linalg.norm(h)
+        s = 0.9 * (cosine + np.array(followed) / 20)
         w = np.exp(60 * s) / np.exp(60 * s).sum()
         share = 0.998 / (1 + np.exp(-25 * (s.max() - 0.3)))
         model = torch.softmax((stand.runner.hidden[row] @ stand.runner.model.W.T).double(), 0).numpy()

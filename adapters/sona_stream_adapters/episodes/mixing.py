@@ -1,13 +1,14 @@
 """What remembered answers add to a row's logits (k-nearest-neighbour language models: Khandelwal et al. 2020,
 https://arxiv.org/abs/1911.00172).
 
-    s_i = cos(h, h_i) g_e + f_i / 20 over the pairs of the named episodes, h standardised
+    s_i = g_e (cos(h, h_i) + f_i / 20) over the pairs of the named episodes, h standardised
     w = softmax(60 s over the top 32)      p_memory = sum w_i onehot(y_i)
     p = (1 - l) p_model + l p_memory       l = share * share_e * sigmoid(25 (max s - threshold))
 
 f_i in 0..4 is how many of the tokens said last stand before pair i in its episode, too; an answer's beginning
 counts like tokens. States alone confuse places where like things follow ("14" for "148"); with f an answer goes on
-as it began. It is 0 where nobody knows what was said.
+as it began. It is 0 where nobody knows what was said. The gate g_e scales both: what is hardly about this question
+does not come to speak because an answer begins.
 
 share_e is that of the episode with the largest s: 1 for a correction.
 p_memory is 0 but for at most 32 tokens. As logits count only up to a constant, (1 - l) p_model are the model's own
@@ -30,7 +31,7 @@ STEEPNESS = 25.0
 RECENT = 4
 """tokens that tell where in an episode an answer is"""
 FOLLOWED = 0.05
-"""of similarity, for each of them"""
+"""of cosine, for each of them"""
 START, UNKNOWN = -1, -2
 """what stands before the first token; what is like no token"""
 
@@ -60,10 +61,12 @@ class ActiveEpisodes:
 
     named: tuple[tuple[Episode, float, float], ...]
     """with their gates and shares, in the request's order"""
-    parts: tuple[tuple[Space | None, torch.Tensor, torch.Tensor], ...]
-    """(space, keys (n, d) float32, gates (n,))"""
+    parts: tuple[tuple[Space | None, torch.Tensor], ...]
+    """(space, keys (n, d) float32)"""
     token_ids: torch.Tensor
     """(N,) int64, of all parts"""
+    gates: torch.Tensor
+    """(N,) float32"""
     before: torch.Tensor
     """(N, RECENT) int64: the tokens before each of them in its episode, the last one last"""
     shares: torch.Tensor | None
@@ -75,28 +78,32 @@ class ActiveEpisodes:
         by_space: dict[int, list[tuple[Episode, float, float]]] = {}
         for one in named:
             by_space.setdefault(id(one[0].space), []).append(one)
-        parts, ids, before, shares = [], [], [], []
+        parts, ids, gates, before, shares = [], [], [], [], []
         for group in by_space.values():
-            gates = [_each(e, gate) for e, gate, _ in group]
-            parts.append((group[0][0].space, torch.cat([e.keys for e, *_ in group]).float(), torch.cat(gates)))
+            parts.append((group[0][0].space, torch.cat([e.keys for e, *_ in group]).float()))
             ids += [e.token_ids for e, *_ in group]
+            gates += [_each(e, gate) for e, gate, _ in group]
             before += [_before(e.token_ids) for e, *_ in group]
             shares += [_each(e, share) for e, _, share in group]
         whole = all(share == 1.0 for *_, share in named)
-        return cls(named, tuple(parts), torch.cat(ids), torch.cat(before), None if whole else torch.cat(shares))
+        weights = None if whole else torch.cat(shares)
+        return cls(named, tuple(parts), torch.cat(ids), torch.cat(gates), torch.cat(before), weights)
 
     def is_of(self, named: tuple[tuple[Episode, float, float], ...]) -> bool:
         """Whether it was made of these very episodes."""
         same = len(named) == len(self.named)
         return same and all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(named, self.named, strict=True))
 
-    def similarities(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(m, d) -> (m, N)."""
+    def similarities(self, hidden: torch.Tensor, recent: torch.Tensor | None = None) -> torch.Tensor:
+        """What the formula calls s: `hidden` (m, d), `recent` (m, RECENT) as in `mix` -> (m, N)."""
         found = []
-        for space, keys, gates in self.parts:
+        for space, keys in self.parts:
             unit = torch.nn.functional.normalize(hidden.float(), dim=1) if space is None else space.unit(hidden)
-            found.append((unit @ keys.T) * gates)
-        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+            found.append(unit @ keys.T)
+        similar = found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        if recent is not None:
+            similar = similar + FOLLOWED * self.followed(recent)
+        return similar * self.gates
 
     def followed(self, recent: torch.Tensor) -> torch.Tensor:
         """How many of the `recent` tokens (m, RECENT), the last one last, stand before each pair, too: (m, N)."""
@@ -143,9 +150,7 @@ def mix(
     each answer said last, `recent` (m, RECENT) int64, with `START` where there is nothing and `UNKNOWN` where it is
     not known; None: of no answer.
     """
-    similar = episodes.similarities(hidden)
-    if recent is not None:
-        similar = similar + FOLLOWED * episodes.followed(recent)
+    similar = episodes.similarities(hidden, recent)
     top, index = torch.topk(similar, min(NEIGHBOURS, similar.shape[1]), dim=1)
     weights = torch.softmax(SHARPNESS * top, dim=1)
     ids = episodes.token_ids[index]

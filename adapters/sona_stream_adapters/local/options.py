@@ -37,7 +37,8 @@ class LocalOptions:
     episode_share: float = 0.998
     """the most that memory may say of a token's probability"""
     episode_threshold: float = 0.3
-    """cosine of the hidden states at which memory says half of that"""
+    """the cosine of the hidden states (times the gate) at which memory says half of that; a twentieth less for each
+    of the last four tokens that were said as remembered"""
     layers: Literal["all"] | tuple[int, ...] | None = None
     """research: decoder layers, counted from 0, on whose output each adapter has a pair of its own"""
     layer_rank: int = 2

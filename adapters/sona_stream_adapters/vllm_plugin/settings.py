@@ -39,7 +39,8 @@ class PluginSettings:
     episode_share: float = 0.998
     """SONA_VLLM_EPISODE_SHARE: lambda_0, the most that memory may say"""
     episode_threshold: float = 0.3
-    """SONA_VLLM_EPISODE_THRESHOLD: tau, the cosine at which memory says half of that"""
+    """SONA_VLLM_EPISODE_THRESHOLD: tau, the cosine (times the gate) at which memory says half of that; a twentieth
+    less for each of the last four tokens that were said as remembered"""
 
 
 def is_enabled(environ: Mapping[str, str] = os.environ) -> bool:
