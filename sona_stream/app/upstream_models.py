@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from ..errors import NotReady, SonaError, UpstreamTimeout, UpstreamUnreachable
+from ..errors import NotReady, SonaError, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from ..protocols import Backend, ModelLister
 
 __all__ = ["UpstreamModels"]
@@ -26,6 +26,7 @@ class UpstreamModels:
     def __init__(self, backends: Iterable[Backend], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._listers = [backend for backend in backends if isinstance(backend, ModelLister)]
         self._clock = clock
+        self._told: list[Sequence[str]] = [()] * len(self._listers)
         self._names: tuple[str, ...] = ()
         self._away: SonaError | None = None
         self._fresh_until = float("-inf")
@@ -48,17 +49,22 @@ class UpstreamModels:
         return names
 
     async def _ask(self) -> None:
-        told: list[str] = []
         failed, away = False, None
-        for lister in self._listers:
+        for place, lister in enumerate(self._listers):
             try:
-                told += await lister.list_models()
+                self._told[place] = await lister.list_models()
             except SonaError as error:
                 failed = True
-                if isinstance(error, NotReady | UpstreamTimeout | UpstreamUnreachable):
+                if _is_passing(error):
                     away = error
                 _log.info("the models behind the wildcard are not known: %s", error)
-        if told or not failed:
-            self._names = tuple(dict.fromkeys(told))
+        self._names = tuple(dict.fromkeys(name for told in self._told for name in told))
         self._away = away
         self._fresh_until = self._clock() + (FAILED_S if failed else KEPT_S)
+
+
+def _is_passing(error: SonaError) -> bool:
+    """Whether the upstream may say something else later."""
+    if isinstance(error, NotReady | UpstreamTimeout | UpstreamUnreachable):
+        return True
+    return isinstance(error, UpstreamError) and error.retryable

@@ -48,6 +48,7 @@ class _Watched:
 
 
 def _loads(one: _Watched) -> bool:
+    """Whether it is on its way in this process: an upstream that answers with an error is none that loads."""
     return isinstance(one.problem, NotReady)
 
 
@@ -64,12 +65,17 @@ class Watch:
         self._interval = interval
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. Each at its own pace: one that loads, or takes long to say anything, is no reason to ask
+        the others more often or later.
+        """
+        async with anyio.create_task_group() as tasks:
+            for one in self._all:
+                tasks.start_soon(self._follow, one)
+
+    async def _follow(self, one: _Watched) -> None:
         while True:
-            async with anyio.create_task_group() as tasks:
-                for one in self._all:
-                    tasks.start_soon(one.probe)
-            await anyio.sleep(_LOADING_POLL_S if any(map(_loads, self._all)) else self._interval)
+            await one.probe()
+            await anyio.sleep(_LOADING_POLL_S if _loads(one) else self._interval)
 
     def check(self) -> None:
         """Returns when some backend answers and none is still loading. Raises NotReady while that may yet come,

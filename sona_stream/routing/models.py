@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 
+from ..config.entries import AUTO
 from ..config.settings import WILDCARD, Settings
 from ..errors import ConfigError, NotFound, NotReady
 from ..events import PATTERN_TYPES, PatternType
@@ -12,7 +15,11 @@ __all__ = ["Discover", "ModelCatalog"]
 
 Discover = Callable[[], Awaitable[Sequence[str]]]
 
+_log = logging.getLogger(__name__)
+
 _ROUTING = "sona.routing"
+_DEFAULT = f"{_ROUTING}.default_model"
+_NO_ANSWERER = re.compile(r"(?<![a-z])(embed|embeddings?|rerank|reranker)(?![a-z])", re.IGNORECASE)
 
 
 class ModelCatalog:
@@ -63,7 +70,9 @@ class ModelCatalog:
         return name in self.names or WILDCARD in self.names
 
     async def refresh(self) -> None:
-        """With nothing but a wildcard, the default becomes what its upstream lists first. Cheap when it is not."""
+        """With nothing but a wildcard, the default becomes the first that its upstream lists, and stays while it is
+        listed at all: another order there must not be another model here. Cheap when there is more.
+        """
         if self._discover is None or self.names != (WILDCARD,) or self._routing.default_model is not None:
             return
         try:
@@ -71,7 +80,12 @@ class ModelCatalog:
             self._not_ready = None
         except NotReady as error:
             listed, self._not_ready = (), error
-        self.default = listed[0] if listed else None
+        if self.default not in listed:
+            self.default = _first_answerer(listed)
+            if self.default is not None:
+                _log.info(
+                    "%s goes to %s, of what the upstream lists; %s names another", AUTO, self.default, _DEFAULT
+                )
         self.general = self._routing.general_model or self.default
 
     def default_model(self) -> str:
@@ -83,7 +97,7 @@ class ModelCatalog:
         if self.default is None:
             raise NotFound(
                 "nothing to route to: model_list names no model, its upstream lists none, and "
-                f"{_ROUTING}.default_model is not set; ask for a model by its name"
+                f"{_DEFAULT} is not set; ask for a model by its name"
             )
         return self.default
 
@@ -99,6 +113,11 @@ class ModelCatalog:
         """Who is asked next, in order, each once, never `name` itself."""
         targets = self._fallbacks.get(name, self._fallbacks.get(WILDCARD, ()))
         return tuple(dict.fromkeys(target for target in targets if target != name))
+
+
+def _first_answerer(listed: Sequence[str]) -> str | None:
+    """The first name that is not plainly an embedder's or a reranker's; the first, when all are."""
+    return next((name for name in listed if not _NO_ANSWERER.search(name)), listed[0] if listed else None)
 
 
 def _pattern_type(where: str, value: object) -> PatternType:

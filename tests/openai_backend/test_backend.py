@@ -16,7 +16,6 @@ from scripted_upstream import chunked, serving, sized
 from sona_stream.config.settings import Deployment, KeySettings, SonaSettings, TimeoutSettings
 from sona_stream.errors import (
     ConfigError,
-    NotReady,
     UpstreamError,
     UpstreamProtocolError,
     UpstreamTimeout,
@@ -647,8 +646,9 @@ async def test_leaving_the_block_early_without_cancelling():
         (403, True, None),
         (401, False, None),
         (401, True, UpstreamError),
-        (503, False, NotReady),
-        (500, False, NotReady),
+        (503, False, UpstreamError),
+        (500, False, UpstreamError),
+        (429, False, UpstreamError),
     ],
 )
 async def test_probe(status, own_key, error):

@@ -244,6 +244,26 @@ async def test_with_only_a_wildcard_its_upstream_names_the_default() -> None:
     assert (await routed(router)).model == "mine"
 
 
+async def test_the_default_of_a_wildcard_stays_while_it_is_listed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "sona_stream.routing")
+    listed = ["text-embedding-3-small", "BAAI/bge-reranker-v2-m3", "embedded-coder", "second"]
+
+    async def discover() -> Sequence[str]:
+        return listed
+
+    router = create_router(configured("*"), STATIC, for_all(Index()), load_classifier(), discover=discover)
+    for _ in range(3):
+        assert (await routed(router)).model == "embedded-coder"
+        listed.insert(0, listed.pop())
+    (told,) = caplog.messages
+    assert "sona/auto goes to embedded-coder" in told
+    assert "sona.routing.default_model" in told
+    listed.remove("embedded-coder")
+    assert (await routed(router)).model == "second"
+    listed.remove("second")
+    assert (await routed(router)).model in listed  # better than nothing: the names may mislead
+
+
 @pytest.mark.parametrize(
     ("routing", "message"),
     [

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from sona_stream.config.settings import Deployment
 from sona_stream.errors import (
     ConfigError,
-    NotReady,
     UpstreamError,
     UpstreamProtocolError,
     UpstreamUnreachable,
@@ -64,10 +63,11 @@ class ControlPlane:
     async def probe(self, *, own_key: bool) -> None:
         """Returns when the upstream answers as one that would serve. A list of models is best; a server without
         one (404, 405) or one that keeps it from us (403, or 401 without a key of ours) is there all the same.
+        Raises `UpstreamError`.
         """
         status = await self._status("/models")
-        if status >= 500 or status == 429:
-            raise NotReady(f"{self._name}: the upstream answers {status}")
+        if _is_passing(status):
+            raise UpstreamError(f"{self._name}: the upstream answers {status}", retryable=True)
         if status == 401 and own_key:
             raise UpstreamError(f"{self._name}: the upstream refuses the api_key (401)", status=502)
 
@@ -82,7 +82,8 @@ class ControlPlane:
         async with self.stream("GET", self._url("/models"), self._headers, b"", timeouts=limits) as response:
             if response.status != 200:
                 raise UpstreamError(
-                    f"{self._name}: the upstream answers {response.status} when asked for its models"
+                    f"{self._name}: the upstream answers {response.status} when asked for its models",
+                    retryable=_is_passing(response.status),
                 )
             body = await response.read(MAX_LIST_BYTES)
         try:
@@ -151,3 +152,8 @@ class ControlPlane:
             trust_env=False,
             follow_redirects=False,
         )
+
+
+def _is_passing(status: int) -> bool:
+    """Whether the upstream is ill or busy, and may say something else later."""
+    return status >= 500 or status == 429
