@@ -1,12 +1,16 @@
 """What of a fit is served: a part that must grow with the evidence that ratings are about the answers."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_learner_life import gain_from, learner_of, request
 from toy import Rates, ToyHost, World
 
 from sona_stream.config.settings import LearningSettings
-from sona_stream.engine.learner.evidence import Evidence, dependence, trust_of
+from sona_stream.engine.learner.evidence import _COMMON, Evidence, _counts, dependence, trust_of
 from sona_stream.lora import Spectrum
 
 ALIKE = np.arange(12, dtype=np.int32)
@@ -62,6 +66,27 @@ def test_ratings_by_form_are_found_where_the_scores_show_nothing(liked, sign):
         blind.append(dependence(ratings, scores, [ALIKE] * 48, metric, 0.03))
     assert np.median(found) > 3
     assert abs(np.median(blind)) < 0.5
+
+
+def counted_one_by_one(answers):
+    """The logarithms of how often each common token occurs, and the length, one token and one answer at a time."""
+    held = Counter(token for ids in answers for token in set(ids.tolist()))
+    n = len(answers)
+    telling = [token for token, of in held.most_common() if 0.08 * n <= of <= 0.92 * n][:_COMMON]
+    rows = [[*(np.sum(ids == token) for token in telling), len(ids)] for ids in answers]
+    found = np.log1p(np.array(rows, dtype=np.float64))
+    found -= found.mean(axis=0)
+    return found / np.maximum(found.std(axis=0), 1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(8, 80), st.integers(1, 300), st.integers(0, 40), st.integers(0, 2**32 - 1))
+def test_tokens_are_counted_as_one_by_one(n, vocabulary, longest, seed):
+    """To the last bit: ties decide which tokens count, and the order of columns how sums round."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, longest + 1, n)
+    answers = [rng.integers(0, vocabulary, length).astype(np.int32) for length in lengths]
+    np.testing.assert_array_equal(_counts(answers), counted_one_by_one(answers))
 
 
 def test_a_quiet_direction_counts_as_much_as_a_loud_one():

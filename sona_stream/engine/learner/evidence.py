@@ -26,6 +26,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,12 +121,25 @@ def _agreement(gram: F64, a: F64, shuffled: F64) -> float:
 
 def _counts(answers: Sequence[I32]) -> F64:
     """(n, k) logarithms of how often each common token occurs, and the length; columns standardised."""
-    held = Counter(token for ids in answers for token in set(ids.tolist()))
+    held = Counter(chain.from_iterable(set(ids.tolist()) for ids in answers))
     n = len(answers)
     telling = [token for token, of in held.most_common() if _SPARED * n <= of <= (1 - _SPARED) * n][:_COMMON]
-    found = np.array(
-        [[*(np.sum(ids == token) for token in telling), len(ids)] for ids in answers], dtype=np.float64
-    )
+    lengths = np.array([len(ids) for ids in answers])
+    found = np.column_stack([_occurrences(answers, lengths, telling), lengths]).astype(np.float64)
     found = np.log1p(found)
     found -= found.mean(axis=0)
     return np.asarray(found / np.maximum(found.std(axis=0), _LEAST_SPREAD))
+
+
+def _occurrences(answers: Sequence[I32], lengths: NDArray[np.int64], tokens: Sequence[int]) -> NDArray[np.int64]:
+    """(n, k) how often each of these different tokens occurs in each answer, in one pass over all of them."""
+    n, k = len(answers), len(tokens)
+    if not k:
+        return np.zeros((n, 0), dtype=np.int64)
+    order = np.argsort(tokens)
+    ascending = np.asarray(tokens)[order]
+    ids = np.concatenate(answers)
+    place = np.minimum(np.searchsorted(ascending, ids), k - 1)
+    found = ascending[place] == ids
+    cells = np.repeat(np.arange(n), lengths)[found] * k + order[place[found]]
+    return np.bincount(cells, minlength=n * k).reshape(n, k)
