@@ -27,7 +27,7 @@ __all__ = ["serve"]
 _log = logging.getLogger(__name__)
 
 BACKLOG = 4096
-GRACE_S = 5.0
+GRACE_S = 30.0
 KEEP_ALIVE_S = 75
 """Longer than clients keep idle connections, so that they close them, not we under a request."""
 _BACKSTOP_S = 10
@@ -181,6 +181,8 @@ class _Server(uvicorn.Server):
             self._cut_off()
             return
         self.should_exit = True
+        if self.server_state.tasks:
+            _log.info("answers may go on for %g s; a second signal ends them at once", self._grace)
         self._cut = asyncio.get_running_loop().call_later(self._grace, self._cut_off)
 
     def _cut_off(self) -> None:
