@@ -49,7 +49,7 @@ def outside_guide(settings: Settings) -> list[str]:
 def _given(settings: Settings) -> tuple[str | None, dict[str, Any]]:
     given = dict(settings.sona.engine)
     profile = given.pop("profile", None)
-    if profile is not None and profile not in _PROFILES:
+    if profile is not None and not (isinstance(profile, str) and profile in _PROFILES):
         raise ConfigError(f"profile must be one of {', '.join(_PROFILES)}, not {profile!r}")
     fields: dict[str, Any] = {}
     for key, value in given.items():

@@ -75,11 +75,16 @@ def installed_backends() -> frozenset[str]:
     return frozenset(point.name for point in entry_points(group="sona_stream.backends"))
 
 
-def find_provider(
-    model: str, custom: str | None, backends: Collection[str], where: str
-) -> tuple[str, Provider, str]:
-    """(provider's name, provider, model's name behind it) of LiteLLM's ``provider/name``; bare is OpenAI's."""
+def find_provider(model: str, custom: object, backends: Collection[str], where: str) -> tuple[str, Provider, str]:
+    """(provider's name, provider, model's name behind it) of LiteLLM's ``provider/name``; bare is OpenAI's.
+
+    ``custom``: `custom_llm_provider` as it stands in the file.
+    """
     prefix, slash, rest = model.partition("/")
+    if not isinstance(custom, str | None):
+        raise ConfigError(
+            f"{where}: litellm_params.custom_llm_provider must be a provider's name, like openai, not {custom!r}"
+        )
     if custom is not None:
         prefix, rest = custom, model.removeprefix(f"{custom}/")
     elif not slash:

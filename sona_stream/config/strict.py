@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -26,6 +27,7 @@ def convert(data: object, kind: type[T], path: str) -> T:
         raise ConfigError(f"`{path}` must be a mapping of settings, not {_shown(data)}")
     _check_known(data, kind, path)
     _check_finite(data, path)
+    data = _worded(data, kind)
     try:
         return msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -77,6 +79,30 @@ def _items(data: object, kind: Any) -> Iterator[tuple[tuple[str, object], Any]]:
         yield from (((f"[{i}]", value), arguments[0]) for i, value in enumerate(data))
     elif origin is dict and isinstance(data, Mapping):
         yield from (((f".{name}", value), arguments[1]) for name, value in data.items())
+
+
+def _worded(data: object, kind: Any) -> object:
+    """A bare ``off`` or ``on``, which YAML 1.1 reads as a boolean, as the word where the field knows that word."""
+    if isinstance(data, bool):
+        word = "on" if data else "off"
+        return word if word in _words(kind) else data
+    if isinstance(data, Mapping) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+        return {name: _worded(value, fields[name]) for name, value in data.items()}
+    items = [_worded(part[1], inner) for part, inner in _items(data, kind)]
+    if not items:
+        return data
+    return dict(zip(data, items, strict=True)) if isinstance(data, Mapping) else items
+
+
+def _words(kind: Any) -> tuple[object, ...]:
+    """Of a Literal, also of one in a union; none where a boolean is a value, too."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return arguments
+    if origin not in (types.UnionType, typing.Union) or bool in arguments:
+        return ()
+    return tuple(word for one in arguments for word in _words(one))
 
 
 def _hint(name: object, known: list[str]) -> str:

@@ -1,7 +1,9 @@
 """Configuration files: LiteLLM's `model_list`, the strict `sona:` block, what is refused and in which words."""
 
 import logging
+from typing import Literal
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from sona_stream.config.settings import (
     SonaSettings,
     TimeoutSettings,
 )
+from sona_stream.config.strict import convert
 from sona_stream.errors import ConfigError
 
 # As LiteLLM's own documentation writes such a file.
@@ -197,6 +200,8 @@ def test_default_timeouts_come_from_our_block(write):
         (one("{model: opnai/x}"), ["did you mean 'openai'"]),
         (one("{model: hosted_vllm/x}"), ["model_list[0] (m)", "api_base"]),
         (one("{model: openai/}"), ["names no model"]),
+        (one("{model: x, custom_llm_provider: 5}"), ["model_list[0] (m)", "custom_llm_provider", "not 5"]),
+        (one("{model: x, custom_llm_provider: [openai]}"), ["custom_llm_provider", "['openai']"]),
         (one("{}"), ["model_list[0] (m)", "model"]),
         (one("{model: x, api_base: 'ftp://x'}"), ["ftp://x", "http"]),
         (one("{model: x, timeout: -1}"), ["litellm_params.timeout", "above 0", "-1"]),
@@ -234,6 +239,28 @@ def test_what_is_wrong_is_named(write, text, words):
     message = refused(write(text))
     for word in words:
         assert word in message, message
+
+
+@pytest.mark.parametrize("word", ["off", "Off", "OFF", "no", "false"])
+def test_a_bare_off_is_the_word_where_the_field_knows_it(write, word):
+    said, _ = read(write(f"sona: {{learning: {word}, memory: {{accepted: {word}, contextual: {word}}}}}"))
+    assert (said.sona.learning, said.sona.memory.accepted, said.sona.memory.contextual) == ("off", "off", False)
+    assert read(write("sona: {learning: 'off'}"))[0].sona.learning == "off"
+    for other in ("{learning: on}", "{storage: off}", "{routing: {types: {CodeGen: off}}}"):
+        assert "got `bool`" in refused(write(f"sona: {other}"))
+
+
+class Switch(msgspec.Struct):
+    mode: Literal["on", "half"] | None = None
+    either: bool | Literal["on"] = False
+    more: tuple[Literal["on", "off"], ...] = ()
+    named: dict[str, Literal["off"]] = {}
+
+
+def test_on_is_a_word_as_off_is():
+    said = convert({"mode": True, "more": [False, True], "named": {"x": False}}, Switch, "switch")
+    assert said == Switch(mode="on", more=("off", "on"), named={"x": "off"})
+    assert convert({"mode": None, "either": True}, Switch, "switch") == Switch(either=True)
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -63,6 +63,7 @@ def test_an_engine_field_is_named(written, tmp_path):
     [
         ({"hidden_dim": 64}, "hidden_dim cannot be set"),
         ({"profile": "fast"}, "realtime, batch, research, edge"),
+        ({"profile": [1]}, "realtime, batch, research, edge, not [1]"),
         ({"ewcLambda": 1, "ewc_lambda": 2}, "ewc_lambda is given twice"),
         ({"lr": 1}, "unknown engine parameter 'lr'"),
     ],
