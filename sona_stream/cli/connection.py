@@ -44,7 +44,9 @@ class Answer:
         for data in self._events():
             if data == b"[DONE]":
                 return
-            event = json.loads(data)
+            event = _decoded(data)
+            if event is None:
+                raise click.ClickException(f"the answer is not one of sona-stream: {_start(data)}")
             if "error" in event:
                 raise click.ClickException(_message(data))
             for choice in event.get("choices", ()):
@@ -66,12 +68,11 @@ class Connection:
     """Requests to one server. Each call opens its own connection: commands are short."""
 
     def __init__(self, base_url: str, api_key: str | None, timeout: float = 600.0) -> None:
-        parts = urllib.parse.urlsplit(base_url if "://" in base_url else f"http://{base_url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise click.BadParameter(f"{base_url!r} is not an http(s) URL", param_hint="--base-url")
+        parts = _address(base_url)
         self.base_url = f"{parts.scheme}://{parts.netloc}"
         self._parts, self._timeout = parts, timeout
-        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        key = _key(api_key or "")
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     def _open(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
@@ -89,20 +90,22 @@ class Connection:
             ) from error
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """The decoded JSON answer; raises `ServerError` for a status of 400 and above."""
+        """The decoded JSON answer; raises `ServerError` for a status of 400 and above, another `ClickException`
+        where no such server answers.
+        """
         with self._open(method, path, body, {}) as response:
-            data = response.read()
-            if response.status >= 400:
-                raise ServerError(response.status, _message(data))
-            return json.loads(data) if data else None
+            found = _decoded(data := self._body(response))
+        if found is None:
+            raise click.ClickException(
+                f"what answers at {self.base_url} is not sona-stream: it says {_start(data)} to {method} {path}; "
+                "name the right address with --base-url, or start a server with: sona-stream serve"
+            )
+        return found
 
     def fetch(self, path: str) -> tuple[bytes, Mapping[str, str]]:
         """Body and headers (names in lower case); raises `ServerError` as `call` does."""
         with self._open("GET", path, None, {}) as response:
-            data = response.read()
-            if response.status >= 400:
-                raise ServerError(response.status, _message(data))
-            return data, {name.lower(): value for name, value in response.getheaders()}
+            return self._body(response), {name.lower(): value for name, value in response.getheaders()}
 
     def is_alive(self) -> bool:
         """Whether anything answers there."""
@@ -117,8 +120,65 @@ class Connection:
         response = self._open("POST", "/v1/chat/completions", {**body, "stream": True}, headers or {})
         if response.status >= 400:
             with response:
-                raise ServerError(response.status, _message(response.read()))
+                self._body(response)
         return Answer(response)
+
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
+        try:
+            data = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            why = error or type(error).__name__
+            raise click.ClickException(
+                f"the server at {self.base_url} went away in the middle of its answer ({why})"
+            ) from error
+        if response.status >= 400:
+            raise ServerError(response.status, _message(data))
+        return data
+
+
+class _Fields(dict[str, Any]):
+    """A JSON object of another program lacks what ours have."""
+
+    def __missing__(self, name: str) -> Any:
+        raise click.ClickException(f"the answer has no {name!r}: what answers there is not this sona-stream")
+
+
+def _decoded(data: bytes) -> _Fields | None:
+    """All that the server says is a JSON object; None: this is none."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return None
+    return _Fields(found) if isinstance(found, dict) else None
+
+
+def _start(data: bytes) -> str:
+    text = " ".join(data[:200].decode("utf-8", "replace").split())
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def _address(base_url: str) -> urllib.parse.SplitResult:
+    try:
+        parts = urllib.parse.urlsplit(base_url if "://" in base_url else f"http://{base_url}")
+        named = parts.scheme in ("http", "https") and parts.hostname
+        (parts.hostname or "").encode("idna")
+        _ = parts.port  # read once, because that is what checks it
+    except ValueError as error:
+        raise click.BadParameter(f"{base_url!r} is not an http(s) URL: {error}", param_hint="--base-url") from None
+    if not named:
+        raise click.BadParameter(f"{base_url!r} is not an http(s) URL", param_hint="--base-url")
+    return parts
+
+
+def _key(given: str) -> str:
+    """Without the end of line that a file or a pasted key brings along."""
+    key = given.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise click.BadParameter(
+            "the key has characters that no header can carry; is it whole, and one line?",
+            param_hint="--api-key or SONA_API_KEY",
+        )
+    return key
 
 
 def _message(data: bytes) -> str:

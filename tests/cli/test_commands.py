@@ -39,7 +39,7 @@ def test_route_shows_the_decision_and_loads_no_model(tmp_path, tiny_folder):
 
 def test_keys_are_hashed():
     assert run("keys", "hash", given="secret\n").splitlines()[-1] == hash_key("secret")
-    key, hashed = re.findall(r": +(\S+)", run("keys", "hash", "--new"))
+    key, hashed = re.findall(r"(sk-sona-\S+|sha256:\S+)", run("keys", "hash", "--new"))
     assert hash_key(key) == hashed
 
 
