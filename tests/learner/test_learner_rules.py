@@ -378,9 +378,9 @@ def test_chain_goes_from_everything_to_the_pattern():
 
 
 def test_book_is_bounded_and_keeps_the_newest():
-    _, [capture] = answers(1)
+    _, captures = answers(5)
     book = LessonBook(3)
-    for i in range(5):
+    for i, capture in enumerate(captures):
         book.add(Lesson(capture, 1.0, ("*", "General") if i % 2 else ("*", "Factual"), str(i)))
     assert [lesson.feedback_id for lesson in book] == ["2", "3", "4"]
     assert [one.feedback_id for one in book.of(AdapterKey("m", "t", "Factual"))] == ["2", "4"]

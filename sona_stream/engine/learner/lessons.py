@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ...lora import F32, Capture
 from .keys import AdapterKey
 
-__all__ = ["DEMONSTRATION", "Lesson", "LessonBook", "up_to"]
+__all__ = ["DEMONSTRATION", "Lesson", "LessonBook", "joined", "up_to"]
 
 DEMONSTRATION = 2.0
 """How the store's one number a capture says "correction": qualities end at 1."""
@@ -32,6 +32,11 @@ class Lesson:
     def prompt(self) -> bytes:
         """The same for the same prompt."""
         return self.capture.prompt_ids.tobytes()
+
+    @property
+    def answer(self) -> str:
+        """The same for the same answer. A correction is an answer of its own."""
+        return self.capture.request_id
 
     @property
     def signal(self) -> float:
@@ -68,14 +73,35 @@ class LessonBook:
             self._lessons.pop(feedback_id, None)
 
     def of(self, key: AdapterKey) -> list[Lesson]:
-        """Those that teach this key, oldest first."""
-        return [lesson for lesson in self._lessons.values() if key.group in lesson.groups]
+        """Those that teach this key, `joined`, oldest first."""
+        return joined(lesson for lesson in self._lessons.values() if key.group in lesson.groups)
+
+    def ids(self, key: AdapterKey) -> list[str]:
+        """Of every feedback that teaches this key."""
+        return [lesson.feedback_id for lesson in self._lessons.values() if key.group in lesson.groups]
 
     @property
     def nbytes(self) -> int:
         """Memory held by the captures and questions."""
         held = self._lessons.values()
         return sum(one.capture.nbytes + (0 if one.question is None else one.question.nbytes) for one in held)
+
+
+def joined(lessons: Iterable[Lesson]) -> list[Lesson]:
+    """One lesson an answer. What was said of it several times is one opinion, the mean, where its newest was: every
+    test takes lessons for independent, and copies would agree with each other whatever they say. An answer judged
+    once stays the very object.
+    """
+    by_answer: dict[str, list[Lesson]] = {}
+    for lesson in lessons:
+        by_answer[lesson.answer] = [*by_answer.pop(lesson.answer, ()), lesson]
+    return [own[0] if len(own) == 1 else _opinion(own) for own in by_answer.values()]
+
+
+def _opinion(lessons: Sequence[Lesson]) -> Lesson:
+    """Of one answer."""
+    said = [one.quality for one in lessons if one.quality is not None]
+    return dataclasses.replace(lessons[-1], quality=sum(said) / len(said) if said else None)
 
 
 def up_to(lessons: Iterable[Lesson], tokens: int) -> list[Lesson]:

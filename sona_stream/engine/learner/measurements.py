@@ -70,7 +70,7 @@ class Measurements:
         newest first, at most `TOKENS` tokens at once.
         """
         known, scores = await self._known(host, root), self._scores.get(root, {})
-        new = up_to((one for one in reversed(lessons) if one.feedback_id not in scores), TOKENS)
+        new = up_to((one for one in reversed(lessons) if one.answer not in scores), TOKENS)
         if new:
             return await self._measure(host, root, new)
         return known if known is not None else await self._measure(host, root, lessons[-1:])
@@ -78,18 +78,20 @@ class Measurements:
     def judged(
         self, root: AdapterKey, lessons: Iterable[Lesson], shrinkage: float
     ) -> tuple[list[Lesson], list[float], list[F32]]:
-        """Those of them with a rating and a score, what each is worth beside the others, and its score."""
+        """Those of them (one an answer) with a rating and a score, what each is worth beside the others, and its
+        score.
+        """
         scores = self._scores.get(root, {})
-        found = [one for one in lessons if one.quality is not None and one.feedback_id in scores]
+        found = [one for one in lessons if one.quality is not None and one.answer in scores]
         qualities = [one.quality for one in found if one.quality is not None]
         patterns, prompts = [one.groups[-1] for one in found], [one.prompt for one in found]
         values = advantages(qualities, patterns, shrinkage, prompts)
-        return found, values, [scores[one.feedback_id] for one in found]
+        return found, values, [scores[one.answer] for one in found]
 
-    def keep(self, root: AdapterKey, feedback_ids: Collection[str]) -> None:
-        """Drop the scores of all other lessons."""
+    def keep(self, root: AdapterKey, answers: Collection[str]) -> None:
+        """Drop the scores of all other answers."""
         scores = self._scores.get(root, {})
-        for gone in [feedback_id for feedback_id in scores if feedback_id not in feedback_ids]:
+        for gone in [answer for answer in scores if answer not in answers]:
             del scores[gone]
 
     async def _measure(self, host: HiddenStateHost, root: AdapterKey, lessons: Sequence[Lesson]) -> Curvature:
@@ -97,7 +99,7 @@ class Measurements:
         states = None if elsewhere is None else elsewhere.hidden
         found = await host.curvature([one.capture for one in lessons], states)
         scores = self._scores.setdefault(root, {})
-        scores |= {one.feedback_id: row for one, row in zip(lessons, found.scores, strict=True)}
+        scores |= {one.answer: row for one, row in zip(lessons, found.scores, strict=True)}
         known = self._curvatures.get(root)
         if known is not None:
             inputs = await anyio.to_thread.run_sync(_running, known, found)

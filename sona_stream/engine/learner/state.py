@@ -22,7 +22,7 @@ from .gates import Limits, Verdict, judge, sample
 from .initial import initial_weights
 from .keys import EVERYTHING, AdapterKey
 from .ledger import Ledger
-from .lessons import Lesson, LessonBook
+from .lessons import Lesson, LessonBook, joined
 from .line import Line, in_order
 from .measurements import Measurements
 from .optimiser import RIDGE, Moments, Pace, contracted
@@ -203,7 +203,7 @@ class State:
     async def withdraw(self, key: AdapterKey, feedback_ids: list[str], *, everything: bool) -> None:
         """Take these lessons out of replay for good; `everything`: all that the key ever learned from."""
         book, ledger = await self.book(key), await self.ledger(key)
-        ids = [one.feedback_id for one in book.of(key)] if everything else feedback_ids
+        ids = book.ids(key) if everything else feedback_ids
         book.forget(ids)
         ledger.withdraw(ids)
         await ledger.save(self.store)
@@ -246,7 +246,7 @@ class State:
     async def evidence(self, key: AdapterKey, lessons: Sequence[Lesson]) -> Evidence:
         """What the ratings among these lessons say by now."""
         root, metric = key.at(EVERYTHING), (await self.curvature(key, lessons)).outputs
-        self.measurements.keep(root, {one.feedback_id for one in await self.book(key)})
+        self.measurements.keep(root, {one.answer for one in await self.book(key)})
         judged, values, rows = self.measurements.judged(root, lessons, self.settings.baseline_shrinkage)
         tokens = [one.capture.token_ids for one in judged]
         corrections = sum(one.quality is None for one in lessons)
@@ -320,8 +320,8 @@ class State:
     async def gate(self, key: AdapterKey, weights: LoraWeights, lesson: Lesson | None) -> Verdict:
         """Evaluate `weights` on this lesson and a sample of the tenant's, most of them of this key."""
         book = await self.book(key)
-        own = [one for one in book.of(key) if one is not lesson]
-        others = [one for one in book if key.group not in one.groups]
+        own = [one for one in book.of(key) if lesson is None or one.answer != lesson.answer]
+        others = [one for one in joined(book) if key.group not in one.groups]
         first = [] if lesson is None else [lesson]
         tokens = int(self.settings.gate_tokens * (INSTANT_SHARE if first else 1.0))
         chosen = [*first, *sample(own, others, self.accepted, tokens)]

@@ -1,0 +1,122 @@
+"""An answer that is judged several times is one answer: it proves as much as one, and teaches as much."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_learner_life import learner_of
+from toy import Rates, ToyHost, World
+
+from sona_stream.config.settings import LearningSettings
+from sona_stream.engine.learner.keys import AdapterKey
+from sona_stream.engine.learner.lessons import Lesson, LessonBook, joined
+from sona_stream.events import RouteDecision
+
+ROOT = AdapterKey("toy", "default")
+CODE = RouteDecision(model="toy", reason="", pattern_type="CodeGen")
+SETTINGS = LearningSettings(replay_every=10_000, min_feedback=8, least_trust=0.05)
+WHOLE_FIT = LearningSettings(replay_every=10_000, replay_steps=8, least_trust=1.0)
+
+
+def captures_of(n, seed=0):
+    world = World(ToyHost(seed))
+    for _ in range(n):
+        world.ask()
+    return list(world.host.captures.values())
+
+
+CAPTURES = captures_of(6)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 1)), max_size=30))
+def test_several_judgements_of_an_answer_are_their_mean_where_the_newest_was(said):
+    lessons = [Lesson(CAPTURES[which], q, ("*",), f"f{i}") for i, (which, q) in enumerate(said)]
+    found = joined(lessons)
+    assert [one.capture for one in found] == [
+        one.capture for i, one in enumerate(lessons) if said[i][0] not in [which for which, _ in said[i + 1 :]]
+    ]
+    for one in found:
+        own = [lesson for lesson in lessons if lesson.capture is one.capture]
+        assert one.quality == pytest.approx(np.mean([lesson.quality for lesson in own]))
+        assert one.feedback_id == own[-1].feedback_id
+        assert len(own) > 1 or one is own[0], "judged once: as it is"
+
+
+def test_a_book_teaches_with_opinions_and_forgets_by_feedback():
+    book = LessonBook(16)
+    for i, quality in enumerate((1.0, 0.0, 0.5)):
+        book.add(Lesson(CAPTURES[0], quality, ("*", "General"), f"f{i}"))
+    assert [one.quality for one in book.of(ROOT)] == [0.5]
+    assert book.ids(ROOT) == ["f0", "f1", "f2"]
+    book.forget(["f1", "f2"])
+    assert [one.quality for one in book.of(ROOT)] == [1.0]
+
+
+async def taught(times, seed=0, n=32, settings=SETTINGS, judge=None):
+    """A world and learner on `n` answers whose ratings (random ones where `judge` says nothing) came so often."""
+    world, rng = World(ToyHost(seed)), np.random.default_rng(seed)
+    learner = learner_of(world, settings, rates=Rates(quality_threshold=0.0))
+    async with learner:
+        await learner.freeze()
+        asked = [world.ask(prompt=(i % 8, 3), **({"route": CODE} if i % 2 else {}))[0] for i in range(n)]
+        rated = [float(rng.integers(2)) for _ in asked]
+        for _ in range(times):
+            for request_id, quality in zip(asked, rated, strict=True):
+                await learner.learn(world.judge(request_id, quality), wait=True)
+        state = learner._state
+        lessons = (await state.book(ROOT)).of(ROOT)
+        evidence = await state.evidence(ROOT, lessons)
+        key = ROOT.at("CodeGen")
+        _, values, rows = state.measurements.judged(ROOT, (await state.book(ROOT)).of(key), 8.0)
+        await learner.thaw()
+        await learner.settle()
+        served = world.host.adapters[str(ROOT)][1]
+    return evidence, values, rows, served
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_random_ratings_prove_no_more_when_they_are_sent_again(seed):
+    once, values, rows, served = await taught(1, seed)
+    for times in (2, 3):
+        again = await taught(times, seed)
+        assert again[0].z == pytest.approx(once.z, abs=1e-6)
+        assert again[0].trust(0.05) == pytest.approx(once.trust(0.05), abs=1e-6)
+        assert again[0].ratings == once.ratings == 32
+        assert again[1] == values, "what foretells a level's ratings"
+        np.testing.assert_array_equal(again[2], rows)
+        np.testing.assert_allclose(again[3].micro.lora_B, served.micro.lora_B, rtol=1e-4, atol=1e-7)
+
+
+async def test_an_answer_is_measured_once():
+    world = World()
+    async with learner_of(world, SETTINGS) as learner:
+        state = learner._state
+        asked = [world.ask()[0] for _ in range(8)]
+        for count in (1, 2):
+            for request_id in asked:
+                await learner.learn(world.judge(request_id, 0.8), wait=True)
+            lessons = (await state.book(ROOT)).of(ROOT)
+            await state.evidence(ROOT, lessons)
+            measured = world.host.calls.count("curvature")
+            if count == 1:
+                before = measured
+        assert measured == before
+
+
+async def test_the_gates_look_at_an_answer_once():
+    seen = []
+
+    class Watched(ToyHost):
+        async def evaluate(self, captures, weights):
+            seen.append([one.request_id for one in captures])
+            return await super().evaluate(captures, weights)
+
+    world = World(Watched())
+    async with learner_of(world, WHOLE_FIT) as learner:
+        asked = [world.ask(**({"route": CODE} if i % 2 else {}))[0] for i in range(12)]
+        for quality in (1.0, 0.9, 0.1):
+            for request_id in asked:
+                await learner.learn(world.judge(request_id, quality), wait=True)
+        await learner.force_learn()
+    assert len(seen) > 12
+    assert all(len(ids) == len(set(ids)) for ids in seen)
