@@ -23,7 +23,7 @@ def own_server(config: str | None) -> Iterator[str]:
 
     What it says before it is ready (the download of a model, an error) is shown; later only warnings are.
     """
-    command = [sys.executable, "-m", "sona_stream.cli", "serve", "--port", "0", "--until-eof"]
+    command = [sys.executable, "-m", "sona_stream.cli", "serve", "--port", "0", "--until-eof", "--grace", "5"]
     if config:
         command += ["--config", config]
     # A session of its own: Ctrl-C in the terminal stops an answer, not the server. However this process ends, the

@@ -40,6 +40,8 @@ _PASSED_ON = frozenset({"extra_headers", "forward_headers", "max_connections", "
 _OVER_HTTP = {"openai": _PASSED_ON, "vllm": _PASSED_ON | {"control_key", "fetch_hidden"}}
 """Backend -> its params, for those that speak OpenAI's protocol."""
 
+_TRUTHS = {"true": True, "false": False}
+
 
 class _Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """LiteLLM's limits: ``timeout`` until an answer begins, ``stream_timeout`` between the chunks of one."""
@@ -103,7 +105,7 @@ def _parse(
         params=_params(params, provider, unused),
         info={str(field): value for field, value in info.items()},
         id=str(info.get("id") or ""),
-        **msgspec.structs.asdict(_section(params, _Connection, where)),
+        **_connection(params, where),
     )
 
 
@@ -150,6 +152,16 @@ def _section(params: Mapping[str, Any], kind: type[Any], where: str) -> Any:
     names = {field.encode_name for field in msgspec.structs.fields(kind)}
     given = {name: value for name, value in params.items() if name in names and value is not None}
     return convert(given, kind, f"{where}: litellm_params")
+
+
+def _connection(params: Mapping[str, Any], where: str) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.structs.asdict(_section(params, _Connection, where))
+    verify = fields["ssl_verify"]
+    if isinstance(verify, str):  # of a text from the environment msgspec cannot know which of both is meant
+        if not verify.strip():
+            raise ConfigError(f"{where}: litellm_params.ssl_verify must be true, false, or the path of a CA bundle")
+        fields["ssl_verify"] = _TRUTHS.get(verify.strip().lower(), verify)
+    return fields
 
 
 def _timeouts(params: Mapping[str, Any], default: TimeoutSettings, where: str) -> TimeoutSettings:

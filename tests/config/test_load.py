@@ -176,6 +176,23 @@ def test_numbers_may_come_from_the_environment(write, monkeypatch):
     assert found.sona.max_body_mb == 3
 
 
+@pytest.mark.parametrize(
+    ("said", "verify"),
+    [("False", False), ("true", True), (" FALSE ", False), ("/ca.pem", "/ca.pem"), (None, True)],
+)
+def test_whether_certificates_are_checked_may_come_from_the_environment(write, monkeypatch, said, verify):
+    monkeypatch.setenv("CHECK", said or "")
+    params = "{model: openai/x" + (", ssl_verify: os.environ/CHECK}" if said else "}")
+    found = read(write(one(params)))[0].models[0].ssl_verify
+    assert (type(found), found) == (type(verify), verify)
+
+
+def test_an_empty_word_on_certificates_is_refused(write):
+    assert "model_list[0] (m): litellm_params.ssl_verify must be" in refused(
+        write(one("{model: openai/x, ssl_verify: ''}"))
+    )
+
+
 def test_what_a_compatible_server_is_sent(write):
     text = one("{model: x, headers: {x-a: b}, organization: o, max_connections: 9, forward_headers: [x-c]}")
     found, warnings = read(write(text))

@@ -224,6 +224,15 @@ async def test_headers_up():
         ({"params": {"max_connections": 0}}, "max_connections"),
         ({"params": {"max_connections": True}}, "max_connections"),
         ({"params": {"forward_headers": ["Authorization"]}}, "sona.keys"),
+        ({"ssl_verify": "/no/such.pem"}, r"ssl_verify.*/no/such\.pem"),
+        ({"ssl_verify": __file__}, "ssl_verify"),
+        ({"client_cert": "/no/such.pem"}, "client_cert"),
+        ({"client_cert": (__file__, __file__)}, "client_cert"),
+        ({"proxy": "10.0.0.1:3128"}, "proxy must be an address like http://host:3128"),
+        ({"proxy": "localhost:3128"}, "proxy"),
+        ({"proxy": "http://"}, "proxy"),
+        ({"proxy": "http://h:99999"}, "proxy"),
+        ({"proxy": "ftp://h:21"}, "proxy"),
     ],
 )
 def test_bad_deployments_are_named(fields, says):

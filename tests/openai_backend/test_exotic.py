@@ -71,10 +71,39 @@ async def test_a_client_certificate_is_shown(tmp_path):
         async with create_backend(deployment(upstream.url, **trust), SonaSettings()) as backend:
             with pytest.raises(UpstreamUnreachable):
                 await raw(backend)
-    missing = deployment("https://a", client_cert=str(tmp_path / "none.pem"))
-    async with create_backend(missing, SonaSettings()) as backend:
-        with pytest.raises(ConfigError, match="client_cert"):
-            await raw(backend)
+
+
+def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(tmp_path, monkeypatch):
+    from cryptography.hazmat.primitives import serialization
+
+    mine = trustme.CA().issue_cert("client@example.org")
+    key = serialization.load_pem_private_key(mine.private_key_pem.bytes(), None)
+    locked = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"word"),
+    )
+    (tmp_path / "both.pem").write_bytes(locked + mine.cert_chain_pems[0].bytes())
+    with pytest.raises(ConfigError, match="client_cert cannot be read"):
+        create_backend(deployment("https://a", client_cert=str(tmp_path / "both.pem")), SonaSettings())
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+def test_a_socks_proxy_names_what_is_missing(monkeypatch, scheme):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "socksio" else found(name))
+    with pytest.raises(ConfigError, match=r"proxy.* needs the package socksio; .*httpx\[socks\]") as caught:
+        create_backend(deployment("http://a", proxy=f"{scheme}://me:word@h:1080"), SonaSettings())
+    assert "word" not in str(caught.value)
+
+
+async def test_an_empty_proxy_is_none():
+    async with (
+        serving(script) as upstream,
+        create_backend(deployment(upstream.url, proxy=""), SonaSettings()) as backend,
+    ):
+        assert await raw(backend) == b"".join(STREAM)
+        await backend.probe()
 
 
 def test_http2_names_what_is_missing():

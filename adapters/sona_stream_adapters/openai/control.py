@@ -6,24 +6,22 @@ It is imported on first use, off the event loop: it costs tenths of a second.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from sona_stream.config.settings import Deployment
 from sona_stream.errors import (
-    ConfigError,
     UpstreamError,
     UpstreamProtocolError,
     UpstreamUnreachable,
 )
 from sona_stream.events import Headers
-from sona_stream.transport import Timeouts, create_ssl_context
+from sona_stream.transport import Timeouts
 
 from .answer import MAX_BODY_BYTES
+from .connection import check_connection, ssl_context
 from .headers import answer_headers
 from .httpx_response import HttpxResponse, limit_passed
 
@@ -42,10 +40,7 @@ class ControlPlane:
     def __init__(
         self, deployment: Deployment, timeouts: Timeouts, headers: Headers, url: Callable[[str], str]
     ) -> None:
-        if deployment.http2 and importlib.util.find_spec("h2") is None:
-            raise ConfigError(
-                f"model {deployment.model_name!r}: http2 needs the package h2; try: pip install 'httpx[http2]'"
-            )
+        check_connection(deployment)
         self._deployment = deployment
         self._name = deployment.model_name
         self._timeouts = timeouts
@@ -132,21 +127,11 @@ class ControlPlane:
         import httpx
 
         deployment = self._deployment
-        # Reading the machine's certificates takes longer than all the rest: only where they are used.
         secure = self._url("").startswith("https") or bool(deployment.proxy)
-        context = create_ssl_context(deployment.ssl_verify) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if deployment.client_cert:
-            try:
-                if isinstance(deployment.client_cert, str):
-                    context.load_cert_chain(deployment.client_cert)
-                else:
-                    context.load_cert_chain(*deployment.client_cert)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigError(f"model {self._name!r}: client_cert cannot be read: {error}") from error
         return httpx.AsyncClient(
-            verify=context,
+            verify=ssl_context(deployment, secure=secure),
             http2=deployment.http2,
-            proxy=deployment.proxy,
+            proxy=deployment.proxy or None,
             timeout=httpx.Timeout(None, connect=self._timeouts.connect),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
             trust_env=False,
