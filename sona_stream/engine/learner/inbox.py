@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections import OrderedDict, deque
+from collections import deque
 
 import anyio
 
@@ -36,22 +36,28 @@ class Item:
 
 @dataclasses.dataclass(slots=True)
 class _Failed:
-    """When a feedback that failed is tried again, and after how long a pause (seconds)."""
+    """When what failed is tried again, and after how long a pause (seconds)."""
 
     due: float
     pause: float
+    model: str = ""
+    """It waits for this model's host, and its pause is the model's."""
 
 
 class Inbox:
     """First in, first out. Nothing is lost: an overflow is counted and later read from `pending_feedback`, and so
-    is what failed, after a pause that doubles with each try.
+    is what failed, after a pause that doubles with each try. Of a model that is away one is tried for all of them.
     """
 
     def __init__(self, capacity: int, store: Store) -> None:
         self._capacity, self._store = capacity, store
         self._queue: deque[Item] = deque()
         self._known: dict[str, Item] = {}
-        self._failed: OrderedDict[str, _Failed] = OrderedDict()
+        self._failed: dict[str, _Failed] = {}
+        """What is not yet to be tried again; as long as it waits in the store, or it would be tried at once."""
+        self._away: dict[str, _Failed] = {}
+        """Models whose host did not answer"""
+        self._next_try = math.inf
         self._fetch_failed = _Failed(due=math.inf, pause=0.0)
         self._arrived = anyio.Event()
         self._behind = False
@@ -84,35 +90,47 @@ class Inbox:
     async def next(self) -> Item:
         """The oldest; waits for one."""
         while True:
-            due = self._next_try() <= anyio.current_time() and len(self._known) < self._capacity
+            due = self._soonest() <= anyio.current_time() and len(self._known) < self._capacity
             if due or (self._behind and not self._queue):
                 await self._fetch()
             if self._queue:
                 return self._queue.popleft()
             if not self._behind:
                 self._arrived = anyio.Event()
-                with anyio.CancelScope(deadline=self._next_try()):
+                with anyio.CancelScope(deadline=self._soonest()):
                     await self._arrived.wait()
 
     def finish(self, item: Item, *, outcome: FeedbackOutcome | None, error: Exception | None = None) -> None:
         """Wakes whoever waits."""
-        item.outcome, item.error = outcome, error
-        self._known.pop(item.feedback.id, None)
-        self._failed.pop(item.feedback.id, None)
-        item.done.set()
+        failed = self._end(item, outcome, error)
+        self.answers("" if failed is None else failed.model)
 
-    def put_off(self, item: Item, error: Exception | None, outcome: FeedbackOutcome | None = None) -> None:
-        """It failed, not its fault: wakes whoever waits, and it is fetched again later."""
-        earlier = self._failed.pop(item.feedback.id, None)
-        self.finish(item, outcome=outcome, error=error)
-        self._failed[item.feedback.id] = _again(0.0 if earlier is None else earlier.pause)
-        while len(self._failed) > self._capacity:  # it is still in the store, and the next look finds it there
-            self._failed.popitem(last=False)
+    def put_off(
+        self, item: Item, error: Exception | None, outcome: FeedbackOutcome | None = None, *, model: str = ""
+    ) -> None:
+        """It failed, not its fault: wakes whoever waits, and it is fetched again later. `model`: this one's host is
+        away, and with it everything that is known to wait for it.
+        """
+        earlier = self._end(item, outcome, error)
+        if model:
+            away = self._away.get(model)
+            if away is None or away.due <= anyio.current_time():
+                away = self._away[model] = _again(0.0 if away is None else away.pause)
+            failed = _Failed(away.due, away.pause, model)
+        else:
+            self.answers("" if earlier is None else earlier.model)
+            failed = _again(0.0 if earlier is None or earlier.model else earlier.pause)
+        self._failed[item.feedback.id] = failed
+        self._next_try = min(self._next_try, failed.due)
 
-    def retry(self) -> None:
-        """What failed is tried again now: its reason may be gone."""
-        for failed in self._failed.values():
-            failed.due = -math.inf
+    def answers(self, model: str) -> None:
+        """The model's host was not away just now."""
+        if model in self._away:
+            self.retry(model)
+
+    def retry(self, model: str) -> None:
+        """The model's host answers again: what waits for it is tried now."""
+        self._away.pop(model, None)
         self.look_behind()
 
     def close(self) -> None:
@@ -121,9 +139,15 @@ class Inbox:
             self.finish(item, outcome=None)
         self._queue.clear()
 
-    def _next_try(self) -> float:
-        waiting = (failed.due for name, failed in self._failed.items() if name not in self._known)
-        return min(self._fetch_failed.due, min(waiting, default=math.inf))
+    def _end(self, item: Item, outcome: FeedbackOutcome | None, error: Exception | None) -> _Failed | None:
+        """-> its last failure"""
+        item.outcome, item.error = outcome, error
+        self._known.pop(item.feedback.id, None)
+        item.done.set()
+        return self._failed.pop(item.feedback.id, None)
+
+    def _soonest(self) -> float:
+        return min(self._fetch_failed.due, self._next_try)
 
     async def _fetch(self) -> None:
         try:
@@ -139,14 +163,30 @@ class Inbox:
         waiting = {feedback.id for feedback in pending}
         for name in [name for name in self._failed if name not in waiting and name not in self._known]:
             del self._failed[name]  # forgotten, or decided otherwise
+        self._next_try, asked = math.inf, self._asked()
         for feedback in pending:
             failed = self._failed.get(feedback.id)
-            if feedback.id in self._known or (failed is not None and failed.due > now):
+            due = -math.inf if failed is None else self._due(failed)
+            if due > now:
+                self._next_try = min(self._next_try, due)
+            if feedback.id in self._known or due > now or (failed is not None and failed.model in asked):
                 continue
             if len(self._known) >= self._capacity:
                 self._behind = True
                 break
+            if failed is not None and failed.model in self._away:
+                asked.add(failed.model)
             self._add(Item(feedback, resumed=True))
+
+    def _due(self, failed: _Failed) -> float:
+        if not failed.model:
+            return failed.due
+        return self._away[failed.model].due if failed.model in self._away else -math.inf
+
+    def _asked(self) -> set[str]:
+        """Models that are away, of which one is on its way to be tried."""
+        on_the_way = (self._failed[name].model for name in self._known if name in self._failed)
+        return {model for model in on_the_way if model in self._away}
 
     def _add(self, item: Item) -> Item:
         self._known[item.feedback.id] = item

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Literal
 
-from ...errors import CaptureGone, HostError
+from ...errors import CaptureGone, HostAway, HostError, SonaError
 from ...events import AdapterRef, Feedback, FeedbackOutcome, Trajectory
 from ...lora import AdapterRecord
 from ...protocols import Writes
@@ -19,11 +19,19 @@ from .line import Line, in_order
 from .state import State
 from .step import NO_STEP, instant_step
 
-__all__ = ["InstantLoop", "gone"]
+__all__ = ["InstantLoop", "ModelAway", "skipped"]
 
 Status = Literal["queued", "published", "accepted", "gated", "skipped"]
 
 _log = logging.getLogger(__name__)
+
+
+class ModelAway(HostAway):
+    """Something waits for the host of this model."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(reason)
+        self.model = model
 
 
 class InstantLoop:
@@ -40,7 +48,8 @@ class InstantLoop:
     async def process(
         self, feedback: Feedback, *, resumed: bool = False, hurried: bool = False
     ) -> tuple[FeedbackOutcome, tuple[AdapterKey, ...]]:
-        """What became of it, which is recorded, and the levels whose replay it concerns. Raises CaptureGone.
+        """What became of it, which is recorded, and the levels whose replay it concerns. Raises CaptureGone,
+        HostError, ModelAway.
 
         ``resumed``: a crash may have come between its step and its outcome, so look before stepping again.
         ``hurried``: more are waiting than a replay takes. A step would be undone by that replay before anybody
@@ -49,9 +58,17 @@ class InstantLoop:
         trajectory = await self._state.store.trajectory(feedback.request_id, tenant=feedback.tenant)
         reason = self._nothing_to_do(feedback, trajectory)
         if trajectory is None or reason:
-            skipped = _outcome(feedback, "skipped", reason)
-            await self._state.store.record_outcome(skipped)
-            return skipped, ()
+            outcome = _outcome(feedback, "skipped", reason)
+            await self._state.store.record_outcome(outcome)
+            return outcome, ()
+        try:
+            return await self._take(feedback, trajectory, resumed, hurried)
+        except HostAway as error:
+            raise ModelAway(trajectory.model, str(error)) from error
+
+    async def _take(
+        self, feedback: Feedback, trajectory: Trajectory, resumed: bool, hurried: bool
+    ) -> tuple[FeedbackOutcome, tuple[AdapterKey, ...]]:
         keys = chain(trajectory.model, self._whose(trajectory), trajectory.route)
         self._require_same_model(trajectory)
         lesson = await find_lesson(
@@ -66,10 +83,17 @@ class InstantLoop:
         return await self._learn(feedback, keys, lesson, resumed, hurried)
 
     async def _episode(self, feedback: Feedback) -> str:
-        """The episode of the memory that stands for a step; empty when there is none."""
+        """The episode of the memory that stands for a step; empty when there is none, and the lesson is learned all
+        the same.
+        """
         if self._remember is None or feedback.kind not in ("correction", "rating"):
             return ""
-        return await self._remember(feedback)
+        try:
+            return await self._remember(feedback)
+        except HostError as error:
+            self._state.counters["host_errors"] += 1
+            _log.warning("feedback %s is not remembered: %s", feedback.id, error)
+            return ""
 
     async def require_answer(self, feedback: Feedback) -> None:
         """Raises CaptureGone when `process` certainly would."""
@@ -261,6 +285,6 @@ def _ref(key: AdapterKey, version: int) -> AdapterRef:
     return AdapterRef(key=str(key), version=version)
 
 
-def gone(feedback: Feedback, error: CaptureGone) -> FeedbackOutcome:
-    """The outcome of a feedback about an answer that can no longer be reconstructed."""
+def skipped(feedback: Feedback, error: SonaError) -> FeedbackOutcome:
+    """The outcome of a feedback that cannot be learned from, and will never be."""
     return _outcome(feedback, "skipped", str(error))

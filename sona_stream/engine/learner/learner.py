@@ -23,9 +23,9 @@ from ...protocols import Embedder, HiddenStateHost, Store
 from .background import BackgroundLoop
 from .familiar import UNFAMILIAR
 from .guard import Guard
-from .inbox import Inbox, Item
 from .inspection import Inspection
-from .instant import InstantLoop, gone
+from .instant import InstantLoop
+from .intake import Intake, queued
 from .keys import AdapterKey, chain, is_pattern
 from .state import Mode, Rates, State
 from .watches import in_share
@@ -62,14 +62,14 @@ class Learner:
         is told of ratings, too, and names nothing for them. `embedder`: the requests'.
         """
         self._state = State(hosts, store, rates, settings or LearningSettings(), mode, expected, embedder)
-        self._inbox = Inbox(self._state.settings.inbox, store)
         self._instant = InstantLoop(self._state, whose or _whose, remember)
         self._background = BackgroundLoop(self._state)
+        self._intake = Intake(self._state, self._instant, self._background)
+        self._inbox = self._intake.inbox
         self._inspection = Inspection(self._state)
         self._guard = Guard(self._state, self._background.forget)
         self._whose = whose or _whose
         self._tasks: TaskGroup | None = None
-        self._progress = anyio.Event()
 
     async def __aenter__(self) -> Learner:
         await self._state.restore()
@@ -78,7 +78,7 @@ class Learner:
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._inbox.look_behind()
-        self._tasks.start_soon(self._work)
+        self._tasks.start_soon(self._intake.run)
         self._tasks.start_soon(self._background.run)
         self._tasks.start_soon(self._guard.run)
         return self
@@ -106,7 +106,7 @@ class Learner:
 
     def retry(self, model: str) -> None:
         """The model's host answers again: try now what waited for it."""
-        self._inbox.retry()
+        self._inbox.retry(model)
         self._background.retry(model)
 
     def resolve(self, request: Request) -> AdapterRef | None:
@@ -171,23 +171,23 @@ class Learner:
         except HostAway:
             return  # that is seen when it is back
         except CaptureGone as error:
-            await self._give_up(feedback, error)
+            await self._intake.give_up(feedback, error)
             raise
 
     async def learn(self, feedback: Feedback, *, wait: bool = False) -> FeedbackOutcome:
         """Takes feedback that the store has committed. Raises CaptureGone only to those who wait."""
         if self._tasks is None:
-            return _queued(feedback, "the learner does not run; the feedback is kept and will be learned later")
+            return queued(feedback, "the learner does not run; the feedback is kept and will be learned later")
         item = self._inbox.offer(feedback)
         if item is None:
-            return _queued(feedback, "the learner is behind; the feedback is kept and will be learned")
+            return queued(feedback, "the learner is behind; the feedback is kept and will be learned")
         if not wait:
-            return _queued(feedback, "")
+            return queued(feedback, "")
         item.awaited = True
         await item.done.wait()
         if item.error is not None:
             raise item.error
-        return item.outcome or _queued(feedback, "it could not be learned now; it is kept")
+        return item.outcome or queued(feedback, "it could not be learned now; it is kept")
 
     async def unlearn(self, model: str, whose: str, feedback_id: str) -> None:
         """Take one lesson of this `pupil` out of replay for good; what was learned with it is fitted anew. Raises
@@ -205,7 +205,7 @@ class Learner:
         """
         while not (self._inbox.idle and self._background.idle):
             with anyio.move_on_after(0.05):
-                await self._progress.wait()
+                await self._intake.progress.wait()
 
     async def tick(self) -> None:
         """Call it as often as you like: replays every key that has learned anything since its last replay, and
@@ -298,44 +298,6 @@ class Learner:
             "budgets": [one.view() for one in self.budgets()],
         }
 
-    async def _work(self) -> None:
-        while True:
-            item = await self._inbox.next()
-            await self._finish(item)
-            self._progress.set()
-            self._progress = anyio.Event()
-
-    async def _finish(self, item: Item) -> None:
-        """One feedback. A failure of ours leaves it pending, to be tried again, and the worker alive."""
-        feedback, store = item.feedback, self._state.store
-        try:
-            known = await store.outcome(feedback.id)
-            if known is not None:
-                self._inbox.finish(item, outcome=known)
-                return
-            try:
-                hurried = not item.awaited and len(self._inbox) > self._state.settings.replay_every
-                outcome, keys = await self._instant.process(feedback, resumed=item.resumed, hurried=hurried)
-            except CaptureGone as error:
-                await self._give_up(feedback, error)
-                self._inbox.finish(item, outcome=None, error=error)
-                return
-            self._inbox.finish(item, outcome=outcome)
-            self._background.note(feedback.id, keys)
-        except HostAway as error:
-            self._state.counters["waited_for_host"] += 1
-            self._inbox.put_off(
-                item, None, _queued(feedback, f"the feedback is kept and will be learned later: {error}")
-            )
-        except Exception as error:
-            self._state.counters["failures"] += 1
-            _log.exception("feedback %s could not be learned now; it is tried again later", feedback.id)
-            self._inbox.put_off(item, error)
-
-    async def _give_up(self, feedback: Feedback, error: CaptureGone) -> None:
-        self._state.counters["capture_gone"] += 1
-        await self._state.store.record_outcome(gone(feedback, error))
-
 
 def _keys(request: Request) -> tuple[AdapterKey, ...]:
     """Not of the route's model: a fallback may have taken its place."""
@@ -344,7 +306,3 @@ def _keys(request: Request) -> tuple[AdapterKey, ...]:
 
 def _whose(trajectory: Trajectory) -> str:
     return pupil(trajectory.tenant, trajectory.user)
-
-
-def _queued(feedback: Feedback, reason: str) -> FeedbackOutcome:
-    return FeedbackOutcome(feedback_id=feedback.id, status="queued", reason=reason)
