@@ -90,7 +90,9 @@ class Backend(Protocol):
         ...
 
     async def embeddings(self, body: bytes, headers: Headers = ()) -> tuple[int, Headers, bytes]:
-        """`/v1/embeddings` with the model's name replaced: (status, headers, body). ``headers``: the client's."""
+        """`/v1/embeddings` with the model's name replaced: (status, headers, body). ``headers``: the client's.
+        Raises UpstreamError, NotReady: then the model's next deployment is asked.
+        """
         ...
 
     @property

@@ -15,7 +15,7 @@ from .. import plugins
 from ..config.folders import state_dir
 from ..config.settings import WILDCARD, Settings
 from ..engine.learner import Learner
-from ..errors import NotFound, NotReady, SonaError
+from ..errors import NotReady, SonaError
 from ..events import AdapterRef, Feedback, FeedbackOutcome, Headers, Principal, Request, Trajectory
 from ..protocols import Backend, Closable, Embedder, Handler, Store
 from ..stages import Meter
@@ -33,6 +33,7 @@ from .assembly import (
 from .auto import AutoFeedback
 from .bringing import Bringing
 from .budget_metrics import BudgetCollector
+from .embedding_calls import EmbeddingCalls
 from .engine_settings import engine_config
 from .gate_metrics import GateCollector
 from .hook_metrics import HookCollector
@@ -80,6 +81,7 @@ class Application(MemoryServices, Bringing):
         self._learner: Learner | SonaError = NotReady("the learner has not begun yet")
         self._adaptable = [name for name, group in self.backends.items() if any(b.adaptable for b in group)]
         self._upstream_models = UpstreamModels(self.backends.get(WILDCARD, ()))
+        self._embedding_calls = EmbeddingCalls(self.backends)
         self._meter = Meter(self.registry)
         self._watch = Watch(self.backends, interval=sona.health.interval)
         self._hosts = Hosts(self._adaptable, self._watch)
@@ -234,10 +236,7 @@ class Application(MemoryServices, Bringing):
         """See `Services`."""
         if model not in self.backends and model in (self.embedder.name, own_embeddings.model_name(self.embedder)):
             return await own_embeddings.embed(self.embedder, body)
-        group = self.backends.get(model) or self.backends.get(WILDCARD)
-        if not group:
-            raise NotFound(f"the model {model[:200]!r} does not exist")
-        return await group[0].embeddings(body, headers)
+        return await self._embedding_calls.ask(model, body, headers)
 
     async def models(self) -> Sequence[str]:
         """See `Services`."""

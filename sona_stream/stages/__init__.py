@@ -11,7 +11,22 @@ from .measure import Meter, measure, overhead
 from .recall import recall
 from .record import record
 from .replica import replica
+from .rota import FAILURES, Rota, may_go_elsewhere
 from .route import route
 from .score import score
 
-__all__ = ["Meter", "adapt", "fallback", "measure", "overhead", "recall", "record", "replica", "route", "score"]
+__all__ = [
+    "FAILURES",
+    "Meter",
+    "Rota",
+    "adapt",
+    "fallback",
+    "may_go_elsewhere",
+    "measure",
+    "overhead",
+    "recall",
+    "record",
+    "replica",
+    "route",
+    "score",
+]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
-from ..errors import ModelUnavailable, NotFound, NotReady, UpstreamError
+from ..errors import NotFound, SonaError
 from ..events import Event, Head, Request, RouteDecision
 from ..protocols import Handler
+from .rota import FAILURES, Rota, may_go_elsewhere
 
 __all__ = ["fallback"]
 
@@ -19,27 +19,6 @@ _log = logging.getLogger(__name__)
 
 WILDCARD = "*"
 """The group that takes every name that no other group has."""
-COOLDOWN_S = 10.0
-"""A deployment that could not be reached is tried last for this long."""
-
-
-class _Group:
-    """The deployments of one model, taken in turn; those that just failed come last."""
-
-    def __init__(self, handlers: Sequence[Handler], clock: Callable[[], float]) -> None:
-        self._handlers = tuple(handlers)
-        self._turn = itertools.count()
-        self._failed_at = [float("-inf")] * len(self._handlers)
-        self._clock = clock
-
-    def in_turn(self) -> Iterator[tuple[int, Handler]]:
-        start, n, now = next(self._turn), len(self._handlers), self._clock()
-        order = [(start + i) % n for i in range(n)]
-        order.sort(key=lambda i: now - self._failed_at[i] < COOLDOWN_S)  # stable: keeps the turn
-        return ((i, self._handlers[i]) for i in order)
-
-    def failed(self, index: int) -> None:
-        self._failed_at[index] = self._clock()
 
 
 def fallback(groups: Mapping[str, Sequence[Handler]], *, clock: Callable[[], float] = time.monotonic) -> Handler:
@@ -49,12 +28,12 @@ def fallback(groups: Mapping[str, Sequence[Handler]], *, clock: Callable[[], flo
     awaited before `Head` goes up. Only errors that another deployment might not have are retried; the last
     one is raised when none is left.
     """
-    table = {name: _Group(handlers, clock) for name, handlers in groups.items()}
+    table = {name: Rota(handlers, clock) for name, handlers in groups.items()}
 
     @asynccontextmanager
     async def handle(request: Request) -> AsyncIterator[AsyncIterator[Event]]:
         decision = request.route or RouteDecision(model=request.model, reason="named")
-        last: UpstreamError | NotReady | ModelUnavailable | None = None
+        last: SonaError | None = None
         async with AsyncExitStack() as stack:
             for name, group, index, handler in _attempts(table, decision):
                 attempt = request if request.model == name else dataclasses.replace(request, model=name)
@@ -62,8 +41,8 @@ def fallback(groups: Mapping[str, Sequence[Handler]], *, clock: Callable[[], flo
                     events = await stack.enter_async_context(
                         _opened(handler, attempt, _stamp(decision, name, last))
                     )
-                except (UpstreamError, NotReady, ModelUnavailable) as error:
-                    if isinstance(error, UpstreamError) and not error.retryable:
+                except FAILURES as error:
+                    if not may_go_elsewhere(error):
                         raise
                     group.failed(index)
                     last = error
@@ -76,7 +55,9 @@ def fallback(groups: Mapping[str, Sequence[Handler]], *, clock: Callable[[], flo
     return handle
 
 
-def _attempts(table: Mapping[str, _Group], decision: RouteDecision) -> Iterator[tuple[str, _Group, int, Handler]]:
+def _attempts(
+    table: Mapping[str, Rota[Handler]], decision: RouteDecision
+) -> Iterator[tuple[str, Rota[Handler], int, Handler]]:
     for name in dict.fromkeys((decision.model, *decision.fallbacks)):
         group = table.get(name) or table.get(WILDCARD)
         if group is not None:

@@ -39,6 +39,7 @@ def event(content=None, reason=None, **fields):
 
 ROLE = b'data: {"id":"c1","choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
 ERROR = b'{"error": {"message": "engine died", "code": 503}}'
+REFUSED = b'{"error": {"message": "no"}}'
 STREAM = [b": ping\n\n", ROLE, event("你好"), event("🙂"), event(None, "stop", x_vendor={"a": 1}), DONE]
 
 
@@ -684,6 +685,26 @@ async def test_embeddings():
         asked_for = upstream.asked[0]
         assert (asked_for.target, asked_for.body) == ("/v1/embeddings", b'{"input": "x", "model": "up"}')
         assert asked_for.headers["authorization"] == "Bearer sk"
+
+
+@pytest.mark.parametrize(
+    ("status", "own_key", "told", "retryable"),
+    [
+        (400, True, (400, REFUSED), False),
+        (401, False, (401, REFUSED), False),
+        (401, True, (502, b""), True),
+        (403, True, (403, REFUSED), True),
+        (429, False, (429, REFUSED), True),
+        (503, True, (503, REFUSED), True),
+        (302, True, (502, b""), True),
+    ],
+)
+async def test_a_refusal_of_embeddings_is_one_as_of_answers(status, own_key, told, retryable):
+    fields = {"api_key": "sk"} if own_key else {}
+    async with backed(replying(sized(REFUSED, status=f"{status} X")), **fields) as (backend, _):
+        with pytest.raises(UpstreamError) as caught:
+            await backend.embeddings(b'{"input": "x", "model": "pub"}')
+        assert (caught.value.status, caught.value.body, caught.value.retryable) == (*told, retryable)
 
 
 async def test_embeddings_without_end_are_cut_off(monkeypatch):

@@ -10,7 +10,7 @@ from program import QUICK, until
 from sona_stream.config.load import hash_key
 
 TEXT = "hello"
-SOON = {"sona_stream.stages.fallback.COOLDOWN_S": 1.0}
+SOON = {"sona_stream.stages.rota.COOLDOWN_S": 1.0}
 """One that could not be reached comes last for a second, not for ten."""
 
 

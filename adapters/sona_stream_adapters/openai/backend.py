@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 
 from sona_stream.config.settings import WILDCARD, Deployment, SonaSettings
-from sona_stream.errors import ConfigError
+from sona_stream.errors import ConfigError, UpstreamError
 from sona_stream.events import Event, Head, Headers, Request
 from sona_stream.protocols import HiddenStateHost
 from sona_stream.transport import Client, Timeouts, parse_url
@@ -102,10 +102,16 @@ class OpenAIBackend:
         return await self._control.list_models()
 
     async def embeddings(self, body: bytes, headers: Headers = ()) -> tuple[int, Headers, bytes]:
-        """Status, headers and body of the upstream's `/embeddings`, whatever the status is."""
+        """Status, headers and body of the upstream's `/embeddings`. Raises UpstreamError for a refusal."""
         if self._model != WILDCARD:
             body = replace_model(body, self._model)
-        return await self._control.embeddings(body, self._rules.upstream(headers))
+        status, kept, answer = await self._control.embeddings(body, self._rules.upstream(headers))
+        if not 200 <= status < 300:
+            raise self._refusal(self.name, status, kept, answer)
+        return status, kept, answer
+
+    def _refusal(self, name: str, status: int, headers: Headers, body: bytes) -> UpstreamError:
+        return refusal(name, status, headers, body, own_key=bool(self._deployment.api_key))
 
     def _named(self, request: Request) -> str:
         """The name that this answer goes by."""
@@ -114,13 +120,7 @@ class OpenAIBackend:
     async def _events(self, response: UpstreamResponse, name: str) -> AsyncGenerator[Event, None]:
         headers = self._answer_headers(response.headers)
         if not 200 <= response.status < 300:
-            raise refusal(
-                name,
-                response.status,
-                headers,
-                await response.read(MAX_ERROR_BYTES),
-                own_key=bool(self._deployment.api_key),
-            )
+            raise self._refusal(name, response.status, headers, await response.read(MAX_ERROR_BYTES))
         head = Head(model=name, status=response.status, headers=headers)
         kind, compressed = content_type(response.headers)
         if compressed:
