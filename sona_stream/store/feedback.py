@@ -44,10 +44,16 @@ def pending(connection: sqlite3.Connection) -> list[Feedback]:
     return [_feedback(row) for row in connection.execute(_SELECT + "WHERE status IS NULL ORDER BY seq")]
 
 
-def latest(connection: sqlite3.Connection, tenant: str | None, limit: int) -> list[Feedback]:
-    """The newest `limit`, oldest first."""
+def latest(
+    connection: sqlite3.Connection, tenant: str | None, limit: int, person: str | None = None
+) -> list[Feedback]:
+    """The newest `limit`, oldest first. `person`: what that person (`person_of`) said, automatic scores left out."""
+    kind, _, name = (person or "").partition(":")
+    who = {"user": "user = ?2", "key": "user IS NULL AND key_id = ?2"}.get(kind)
+    theirs = f" AND kind <> 'score' AND {who}" if who else ""
     rows = connection.execute(
-        _SELECT + "WHERE ?1 IS NULL OR tenant = ?1 ORDER BY seq DESC LIMIT ?2", (tenant, limit)
+        f"{_SELECT} WHERE (?1 IS NULL OR tenant = ?1){theirs} ORDER BY seq DESC LIMIT ?3",
+        (tenant, text_bytes(name) if kind == "user" else name, limit),
     ).fetchall()
     return [_feedback(row) for row in reversed(rows)]
 
