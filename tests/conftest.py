@@ -105,6 +105,17 @@ def shared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session")
+def encoder() -> Path:
+    """The folder of the real encoder that tells paraphrases apart (extra `memory`)."""
+    from sona_stream_adapters.embedders.onnx import pull_encoder
+
+    try:
+        return pull_encoder("all-minilm-l6-v2")
+    except ModelUnavailable as error:
+        pytest.skip(f"the encoder cannot be had: {error}")
+
+
+@pytest.fixture(scope="session")
 def default_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """`sona-stream serve` with no options, as the README starts it: SmolLM2, which takes seconds to load."""
     from sona_stream_adapters.local import pull_model

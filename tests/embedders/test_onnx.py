@@ -8,11 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sona_stream.config.folders import cache_dir
 from sona_stream.errors import ConfigError, ModelUnavailable, PluginError
 from sona_stream_adapters.embedders.onnx import OnnxEmbedder, create_embedder
-
-REAL = cache_dir() / "all-minilm-l6-v2-int8" / "model.onnx"
 
 
 class Tensor:
@@ -107,10 +104,9 @@ def test_wrong_options_are_named(options: dict[str, object]) -> None:
         create_embedder(options)
 
 
-@pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is not there")
-def test_the_real_model_tells_near_misses_apart() -> None:
-    pytest.importorskip("onnxruntime")
-    embedder = create_embedder({"download": False})
+@pytest.mark.model
+def test_the_real_model_tells_near_misses_apart(encoder: Path) -> None:
+    embedder = create_embedder({"path": str(encoder / "model.onnx")})
     capital, same, other = embedder.embed_many(
         ["What is the capital of France?", "Which city is France's capital?", "What is the capital of Italy?"]
     )
