@@ -7,11 +7,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from sona_stream.config.folders import cache_dir
 
-__all__ = ["VARIABLE", "VllmUnavailable", "vllm_python"]
+__all__ = ["VARIABLE", "VllmUnavailable", "vllm_python", "vllm_version"]
 
 VARIABLE = "SONA_STREAM_VLLM_ENV"
 _SCRIPT = Path(__file__).parents[1] / ".ci" / "vllm-env"
@@ -21,10 +22,20 @@ class VllmUnavailable(RuntimeError):
     """There is no such environment and none can be made; the message says why."""
 
 
+def _folder() -> Path:
+    named = os.environ.get(VARIABLE)
+    return Path(named).expanduser() if named else cache_dir() / "vllm-env"
+
+
+def vllm_version() -> str | None:
+    """The one in it; None before it is made."""
+    libraries = map(str, _folder().glob("lib/python*/site-packages"))
+    return next((found.version for found in metadata.distributions(name="vllm", path=[*libraries])), None)
+
+
 def vllm_python() -> Path:
     """Its interpreter. An environment that the variable names is used as it is."""
-    named = os.environ.get(VARIABLE)
-    folder = Path(named).expanduser() if named else cache_dir() / "vllm-env"
+    named, folder = os.environ.get(VARIABLE), _folder()
     python = folder.absolute() / "bin" / "python"
     if named:
         if not python.exists():

@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     left = [number for number in numbers if number not in seeds]
     if left:
         with both_servers(left, args) as (vllm, proxy, keys):
+            code = state_of_code()  # vLLM's environment may have been made just now
             for number in left:
                 seeds[number] = asyncio.run(measure(vllm, proxy, keys[number], keys["B"], number))
                 if args.json:

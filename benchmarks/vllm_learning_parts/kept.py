@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from live_adaptation import FEEDBACKS, MAX_TOKENS, QUESTIONS, SAMPLES, TEMPERATURE, Answer, Outcome
+from vllm_env import vllm_version
 
 from .tenants import Greedy
 
@@ -15,7 +16,12 @@ __all__ = ["Seed", "kept_file", "load", "save", "state_of_code"]
 
 _ROOT = Path(__file__).parents[2]
 _DECIDES = ("sona_stream", "adapters", "benchmarks/vllm_learning_parts")
-_ALSO = (QUESTIONS, _ROOT / "examples/live_adaptation.py", _ROOT / "benchmarks/vllm_learning.py")
+_ALSO = (
+    QUESTIONS,
+    _ROOT / "examples/live_adaptation.py",
+    _ROOT / "examples/served.py",
+    _ROOT / "benchmarks/vllm_learning.py",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +39,10 @@ class Seed:
 
 
 def state_of_code() -> str:
-    """A digest of everything that decides what is measured: a seed of other code is measured again."""
-    digest = hashlib.sha256(repr((FEEDBACKS, SAMPLES, MAX_TOKENS, TEMPERATURE)).encode())
+    """A digest of everything that decides what is measured, with vLLM's version: a seed of other code is measured
+    again.
+    """
+    digest = hashlib.sha256(repr((FEEDBACKS, SAMPLES, MAX_TOKENS, TEMPERATURE, vllm_version())).encode())
     files = [path for folder in _DECIDES for path in sorted((_ROOT / folder).rglob("*.py"))]
     for path in [*files, *_ALSO]:
         digest.update(path.read_bytes())

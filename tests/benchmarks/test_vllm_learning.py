@@ -11,6 +11,7 @@ from report import Report
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
 import live_adaptation as live
+import vllm_env
 import vllm_learning
 from vllm_learning_parts import kept, verdict
 from vllm_learning_parts.kept import Seed
@@ -87,6 +88,20 @@ def test_a_kept_seed_comes_back_and_one_of_other_code_does_not(tmp_path):
     assert kept.load(file, "other") is None
     assert [path.name for path in file.parent.iterdir()] == ["out.seed3.json"]
     assert len(kept.state_of_code()) == 16
+
+
+def test_a_seed_of_another_vllm_or_another_launcher_is_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setenv(vllm_env.VARIABLE, str(tmp_path))
+    found = {kept.state_of_code()}
+    assert vllm_env.vllm_version() is None
+    for version in ("0.27.0", "0.32.0+cpu"):
+        folder = tmp_path / "lib" / "python3.12" / "site-packages" / "vllm.dist-info"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+        assert vllm_env.vllm_version() == version
+        found.add(kept.state_of_code())
+    assert len(found) == 3
+    assert "served.py" in {file.name for file in kept._ALSO}
 
 
 def test_a_whole_run_of_kept_seeds_starts_no_server(tmp_path, capsys, monkeypatch):
