@@ -5,7 +5,9 @@
 Each part of `learning_parts` says in its docstring what it measures; formulas of the rewards are in
 `learning_parts/rewards.py`, and the prompts are in `learning_data`. Everything runs on SmolLM2-135M-Instruct.
 Measurements are kept in OUT's folder by part and seed: a run that was cut off goes on where it was, as long as the
-code is the same.
+code, the libraries, the texts and the encoder of the memory are the same.
+
+Without --data or without the extra `memory`, what needs them has rows without values: they miss their goals.
 
 On two cores without other work the full run is expected to take six hours, added up from what its parts cost:
 reward 2.5, correction 1.5, profiles .6, collapse .5, streams .4, forgetting .4, the others .1. ``--quick`` is

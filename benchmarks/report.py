@@ -3,7 +3,8 @@
     {"benchmark", "commit", "machine", "rows": [{"id", "value", "unit", "spread": [lo, hi], "n",
      "compared": {name: value}, "goal", "ok"}]}
 
-``compared["remark"]`` is a sentence; the table prints it under its row.
+``compared["remark"]`` is a sentence; the table prints it under its row. Where ``ok`` needs more than the goal, what
+it needs is in ``compared`` as well.
 
 A benchmark makes a `Report`, adds rows, and ends with `finish(report, args)`, which prints the table, writes
 ``--json`` and, under ``--check``, exits with 1 naming the rows whose goal is missed.
@@ -40,12 +41,14 @@ class Row:
     compared: Mapping[str, float | str | None] = dataclasses.field(default_factory=dict)
     goal: float | None = None
     direction: Direction = "<="
+    also: bool | None = None
+    """whether what `ok` needs besides the goal holds; None: it needs nothing else"""
 
     @property
     def ok(self) -> bool | None:
         """None without a goal; a row that could not be measured misses its goal."""
-        if self.goal is None:
-            return None
+        if self.goal is None or self.also is False:
+            return self.also
         if self.value is None:
             return False
         if self.direction == "<=":

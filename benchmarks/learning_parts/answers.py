@@ -20,7 +20,17 @@ from .serving import Answer
 if TYPE_CHECKING:
     from .segments import FrozenModel
 
-__all__ = ["Judge", "Judged", "bootstrap", "by_prompt", "distinct2_ratio", "mean_reward", "noise", "relevance"]
+__all__ = [
+    "UNRELATED",
+    "Judge",
+    "Judged",
+    "bootstrap",
+    "by_prompt",
+    "distinct2_ratio",
+    "mean_reward",
+    "noise",
+    "relevance",
+]
 
 F64 = NDArray[np.float64]
 RESAMPLES = 10_000
@@ -105,11 +115,12 @@ class Judge:
 
     def __init__(self, frozen: FrozenModel, data: Path | None, segments: int) -> None:
         self.frozen = frozen
-        self._unrelated = lambda: (
-            frozen.segments("stdlib", Path(), segments)
-            if data is None
-            else frozen.segments(UNRELATED, data, segments)
-        )
+        self.text = "stdlib" if data is None else UNRELATED
+        """which text that is"""
+        self._data, self._count = data or Path(), segments
+
+    def _unrelated(self) -> list[Capture]:
+        return self.frozen.segments(self.text, self._data, self._count)
 
     def unrelated_texts(self) -> list[str]:
         """Of what no family is about."""

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from .plan import ROOT, say
+from .rewards import families
 from .serving import ADMIN, Answer, Client, Server
 
-__all__ = ["DATA", "Counts", "Protocol", "lines"]
+__all__ = ["DATA", "PARAPHRASES", "Counts", "Protocol", "lines"]
 
 DATA = ROOT / "benchmarks" / "learning_data"
 WARM = 0.7
+PARAPHRASES = "paraphrases"
+"""what a server with the contextual encoder recognises, in its own words"""
 
 Row = Mapping[str, Any]
 Turns = Sequence[Mapping[str, str]]
@@ -43,7 +46,7 @@ class Counts:
     """long answers and conversations of each half; None: as many as ``each``"""
     undone: int = 20
     stored: int = 1000
-    """corrections of one user when the other one asks for the last time"""
+    """corrections of one user in use when the other one asks for the last time"""
     warm: int = 50
     """corrected prompts that are asked at a temperature"""
     warm_samples: int = 4
@@ -94,11 +97,17 @@ class Protocol:
         return some(lines(name), each, self.counts.halves)
 
     async def run(self) -> dict[str, Any]:
-        """-> for each set of prompts, a list of records with ``id``, ``split`` and the texts that it needs."""
+        """-> for each set of prompts, a list of records with ``id``, ``split`` and the texts that it needs; and
+        what the server ``recognises``: unless that is paraphrases, nothing else.
+        """
         keys, url = self.serving.keys, self.serving.base_url
         async with Client(url, keys["a"]) as a, Client(url, keys["b"]) as b, Client(url, keys[ADMIN]) as operator:
+            memory = (await operator.get("/v1/sona/stats"))["memory"]
+            told: dict[str, Any] = {"recognises": memory["recognises"]}
+            if told["recognises"] != PARAPHRASES:
+                return told
             await operator.post("/v1/sona/freeze")
-            told: dict[str, Any] = {"before": await self._glances(a)}
+            told["before"] = await self._glances(a)
             told["own_before"] = await self._ask_all(a, self.corrections)
             say("correction: all prompts asked without corrections")
             told["next"] = await self._correct_all(a)
@@ -117,7 +126,7 @@ class Protocol:
             told["long"] = await self._long(a)
             told["turns"] = await self._turns(a)
             say("correction: undone, contradicted, long answers, conversations")
-            told["crowd"] = await self._crowd(a, b)
+            told["crowd"] = await self._crowd(a, b, operator)
         return told
 
     async def _ask(
@@ -143,14 +152,18 @@ class Protocol:
 
     async def _correct(
         self, client: Client, messages: str | Turns, answer: str, tokens: int | None = None
-    ) -> Answer:
-        """Asks, corrects, and asks the same at once."""
+    ) -> tuple[Answer, Answer]:
+        """Asks, corrects, and asks the same at once -> both answers."""
         said = await self._ask(client, messages, tokens)
         await client.feedback(said.request_id, correction=answer)
-        return await self._ask(client, messages, tokens)
+        return said, await self._ask(client, messages, tokens)
 
     async def _correct_all(self, client: Client) -> list[dict[str, Any]]:
-        return [_record(row, await self._correct(client, row["prompt"], row["answer"])) for row in self.corrections]
+        told = []
+        for row in self.corrections:
+            before, after = await self._correct(client, row["prompt"], row["answer"])
+            told.append({**_record(row, after), "before": before.text})
+        return told
 
     async def _warm(self, client: Client) -> list[dict[str, Any]]:
         """Corrected prompts at a temperature."""
@@ -177,7 +190,7 @@ class Protocol:
         prompts, told = {row["id"]: row["prompt"] for row in self.corrections}, []
         for row in self.newer:
             prompt = prompts[row["correction"]]
-            newer = await self._correct(client, prompt, row["answer"])
+            _, newer = await self._correct(client, prompt, row["answer"])
             await client.post("/v1/feedback/undo")
             told.append({**_record(row, newer), "back": (await self._ask(client, prompt)).text})
         return told
@@ -185,7 +198,7 @@ class Protocol:
     async def _long(self, client: Client) -> list[dict[str, Any]]:
         told = []
         for row in self.long:
-            said = await self._correct(client, row["prompt"], row["answer"], self.counts.long)
+            _, said = await self._correct(client, row["prompt"], row["answer"], self.counts.long)
             others = [(await self._ask(client, text, self.counts.long)).text for text in row["paraphrases"]]
             told.append({**_record(row, said), "paraphrases": others})
         return told
@@ -194,7 +207,7 @@ class Protocol:
         told = []
         for row in self.turns:
             before = await self._ask(client, row["other"], self.counts.glance)
-            said = await self._correct(client, row["messages"], row["answer"])
+            _, said = await self._correct(client, row["messages"], row["answer"])
             reworded, other = [
                 await self._ask(client, row[part], tokens)
                 for part, tokens in (("reworded", None), ("other", self.counts.glance))
@@ -203,15 +216,35 @@ class Protocol:
             told.append({**_record(row, said), "reworded": reworded.text, "other_kept": kept})
         return told
 
-    async def _crowd(self, a: Client, b: Client) -> list[dict[str, Any]]:
-        """A corrects until `Counts.stored` corrections are there, on prompts that B then asks."""
-        rows = [*self.corrections, *self.same_form]
+    async def _crowd(self, a: Client, b: Client, operator: Client) -> dict[str, Any]:
+        """A corrects until `Counts.stored` corrections are in use, first on prompts that B then asks and on others
+        that mean the same -> how many are ``stored`` and ``in_use``, how many were ``wanted``, and what B was told,
+        at the lengths of before.
+        """
+        texts, wanted, given = self._crowded(), self.counts.stored, 0
+        while (missing := wanted - (in_use := await self._in_use(operator))) > 0 and given < len(texts):
+            some = texts[given : given + missing]
+            for number, text in enumerate(some, start=given):
+                said = await self._ask(a, text, 1)
+                await a.feedback(said.request_id, correction=f"That is what note {number} of user A says.")
+            given += len(some)
+        stored = (await operator.get("/v1/sona/stats"))["memory"]["episodes"]
+        asked = await self._ask_all(b, self.corrections)
+        asked += [_record(row, await self._ask(b, row["prompt"], self.counts.glance)) for row in self.same_form]
+        return {"wanted": wanted, "stored": stored, "in_use": in_use, "asked": asked}
+
+    def _crowded(self) -> list[str]:
+        """What A corrects at last: first what is near B's prompts, then what there is besides."""
         texts = [row["prompt"] for row in self.same_form]
         texts += [text for row in self.corrections for part in ("paraphrases", "situations") for text in row[part]]
-        for number, text in enumerate(texts[: max(0, self.counts.stored - len(self.corrections))]):
-            said = await self._ask(a, text, 1)
-            await a.feedback(said.request_id, correction=f"That is what note {number} of user A says.")
-        return [_record(row, await self._ask(b, row["prompt"], self.counts.glance)) for row in rows]
+        texts += [row["prompt"] for name in ("near_miss", "unrelated") for row in lines(name)]
+        texts += [prompt for family in families().values() for prompt in (*family.train, *family.unseen)]
+        return list(dict.fromkeys(texts))
+
+    async def _in_use(self, operator: Client) -> int:
+        """Episodes that no newer one stands for."""
+        listed = await operator.get("/v1/sona/memory?limit=100000")
+        return sum(row["used"] for row in listed["data"])
 
     def go(self) -> dict[str, Any]:
         """`run` to its end."""

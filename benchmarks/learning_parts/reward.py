@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from report import Report, Row
 
-from .answers import Judge, bootstrap, by_prompt, distinct2_ratio, noise, relevance
+from .answers import UNRELATED, Judge, bootstrap, by_prompt, distinct2_ratio, noise, relevance
 from .arms import RESEARCH, Arm, answers_of, measure
 from .plan import Run
 from .plots import curves
@@ -52,6 +52,10 @@ Told = Mapping[str, Any]
 def add_rows(report: Report, run: Run) -> None:
     """All families, seed by seed."""
     judge = Judge(FrozenModel(), run.data, segments=4 if run.quick else 16)
+    if run.data is None:
+        report.note(
+            f"unrelated_*: --data names no folder, so the standard library's source stands in for {UNRELATED}"
+        )
     told = {
         family.name: [
             run.kept(f"reward.{family.name}.{seed}", _measure(family, seed, run, judge)) for seed in run.seeds
@@ -63,7 +67,8 @@ def add_rows(report: Report, run: Run) -> None:
     for row, part, goal in (("unrelated_ppl", "with", 0.5), ("unrelated_forced", "forced", None)):
         found = {name: [_unrelated(one, part) for one in seeds] for name, seeds in told.items()}
         worst = max(found.values(), key=statistics.median)
-        compared = {name: statistics.median(each) for name, each in found.items()}
+        compared: dict[str, float | str] = {name: statistics.median(each) for name, each in found.items()}
+        compared["text"] = judge.text
         if part == "with":
             alone = [one["unrelated"]["left_alone"] / one["unrelated"]["texts"] for one in chain(*told.values())]
             compared["left alone, %"] = 100 * statistics.mean(alone)

@@ -130,6 +130,12 @@ class Client:
                 return
             await asyncio.sleep(0.5)
 
+    async def get(self, path: str) -> Any:
+        """Any page -> its JSON. Raises httpx.HTTPStatusError."""
+        response = await self.http.get(path)
+        response.raise_for_status()
+        return response.json()
+
     async def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Any other call -> its JSON. Raises httpx.HTTPStatusError."""
         response = await self.http.post(path, json=dict(body or {}))

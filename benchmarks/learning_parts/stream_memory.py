@@ -1,5 +1,9 @@
 """A tenant's last tokens as a memory without a gate on queries, mixed in as far as it has been right so far.
 
+This is the benchmark's own: what a memory over a stream can reach at the last layer. The product's memory is
+another one (answers to questions, behind a gate on the question, `sona_stream.engine.memory`); it has neither a
+match model nor gates that are learned online, and does not serve running text.
+
 Experts on the next token, beside the adapted model:
 
 * exact nearest neighbours (k-nearest-neighbour language models: Khandelwal et al. 2020,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DOMAINS", "SHIFT", "DataMissing", "texts"]
+__all__ = ["DOMAINS", "SHIFT", "DataMissing", "file_of", "texts"]
 
 DOMAINS = ("gsm8k_style", "shakespeare", "code_anyio", "pubmedqa", "wikitext2", "stdlib")
 SHIFT = ("wikitext2", "pubmedqa", "legalbench", "code_anyio", "shakespeare")
@@ -26,12 +26,17 @@ class DataMissing(RuntimeError):
     """A domain's file is not there; the message names it and the option."""
 
 
+def file_of(domain: str, data: Path) -> Path:
+    """Where a domain's text is; that of `stdlib` is nowhere in ``data``."""
+    return data / "stream_text" / f"{domain}.jsonl.gz"
+
+
 def texts(domain: str, data: Path) -> Iterator[str]:
     """Documents of one domain. Raises DataMissing."""
     if domain == "stdlib":
         yield from _standard_library()
         return
-    file = data / "stream_text" / f"{domain}.jsonl.gz"
+    file = file_of(domain, data)
     if not file.is_file():
         raise DataMissing(f"{file} is not there (--data names the folder that holds stream_text)")
     with gzip.open(file, "rt", encoding="utf-8") as lines:

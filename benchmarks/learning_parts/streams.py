@@ -6,7 +6,9 @@ of its own and is predicted with what was learned from those before it. Arms:
 - `adam`: dynamic evaluation of the micro pair by Adam, the published reference
 - `micro2`: the learner's micro pair of rank 2
 - `base16`: with a base pair of rank 16
-- `memory`: base16 with the tenant's last 65,536 tokens as a memory that no query gates (`stream_memory`)
+- `memory`: base16 with the tenant's last 65,536 tokens as a memory that no query gates. It is `stream_memory`, a
+  mixture of this benchmark, and shows what such a memory can reach; the product remembers answers, behind a gate on
+  the question, and ships nothing of the kind
 
 Rows are medians over seeds (they decide the random rows of A); memory's spread is that of base16 below it. The
 curve over segments is written beside the report.
@@ -39,11 +41,19 @@ from .stream_text import DOMAINS
 __all__ = ["ARMS", "add_rows", "stream"]
 
 ARMS = ("adam", "micro2", "base16", "memory")
-GOALS = {"micro2": -5.0, "base16": -8.0, "memory": -24.0}
-DOMAIN_GOALS = {("memory", "code_anyio"): -40.0}
+GOALS = {
+    ("micro2", "mean"): -5.0,
+    ("base16", "mean"): -8.0,
+    ("memory", "mean"): -24.0,
+    ("memory", "code_anyio"): -40.0,
+}
 SEGMENTS, QUICK_SEGMENTS, LONG_SEGMENTS = 60, 8, 400
 _LONG = ("gsm8k_style", "code_anyio", "wikitext2")
 """domains whose curve goes on to 400 segments in a full run"""
+_REMARK = (
+    "memory is this benchmark's own ungated mixture (nearest neighbours at three sharpnesses, a match model, gates "
+    "learned online); the product ships none"
+)
 
 Told = Mapping[str, Sequence[float]]
 """arm -> mean log-likelihood per token of each segment; "frozen" among them"""
@@ -52,7 +62,10 @@ Told = Mapping[str, Sequence[float]]
 def add_rows(report: Report, run: Run) -> None:
     """``stream_ppl.<arm>.<domain>`` and ``.mean``."""
     if run.data is None:
-        report.note("streams are left out: --data names no folder")
+        report.note("streams are not measured: --data names no folder")
+        for arm in ARMS:
+            for domain in (*DOMAINS, "mean"):
+                _row(report, arm, domain, ())
         return
     torch.set_num_threads(run.threads)
     model, count = FrozenModel(), QUICK_SEGMENTS if run.quick else SEGMENTS
@@ -65,9 +78,8 @@ def add_rows(report: Report, run: Run) -> None:
     for arm in ARMS:
         gains = {domain: [change(told[domain, seed], arm) for seed in run.seeds] for domain in DOMAINS}
         for domain in DOMAINS:
-            _row(report, f"{arm}.{domain}", gains[domain], DOMAIN_GOALS.get((arm, domain)))
-        means = [statistics.mean(each) for each in zip(*gains.values(), strict=True)]
-        _row(report, f"{arm}.mean", means, GOALS.get(arm))
+            _row(report, arm, domain, gains[domain])
+        _row(report, arm, "mean", [statistics.mean(each) for each in zip(*gains.values(), strict=True)])
     if not run.quick:
         for domain in _LONG:
             name = f"streams.{domain}.long"
@@ -111,9 +123,12 @@ def change(told: Told, arm: str) -> float:
     return 100.0 * (float(np.exp(-gain)) - 1.0)
 
 
-def _row(report: Report, name: str, values: Sequence[float], goal: float | None) -> None:
-    value, spread = statistics.median(values), (min(values), max(values))
-    report.add(Row(f"stream_ppl.{name}", value, "%", spread, len(values), goal=goal))
+def _row(report: Report, arm: str, domain: str, values: Sequence[float]) -> None:
+    """Without ``values``: it could not be measured."""
+    compared = {"remark": _REMARK} if (arm, domain) == ("memory", "mean") else {}
+    value, spread = (statistics.median(values), (min(values), max(values))) if values else (None, None)
+    goal = GOALS.get((arm, domain))
+    report.add(Row(f"stream_ppl.{arm}.{domain}", value, "%", spread, len(values), compared, goal))
 
 
 def _listed(told: Told) -> str:

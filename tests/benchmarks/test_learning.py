@@ -10,6 +10,7 @@ import types
 import xml.etree.ElementTree as ET
 
 import learning
+import msgspec
 import numpy as np
 import pytest
 from learning_parts import (
@@ -29,6 +30,10 @@ from learning_parts import (
 from learning_parts.serving import Answer
 from report import Report, Row
 from served import stopped
+
+from sona_stream.config.settings import CanarySettings, LearningSettings
+from sona_stream.engine.learner.watch import Watch
+from sona_stream.events import Score, Trajectory
 
 FAMILY = rewards.families()["concise"]
 
@@ -80,6 +85,44 @@ def test_every_file_that_decides_is_in_the_digest(tmp_path, monkeypatch):
     before = plan.state_of_code()
     (tmp_path / "benchmarks/learning_data/x.jsonl").write_text("{ }")
     assert plan.state_of_code() != before
+    for name in ("benchmarks/guide_parts/rounds.py", "examples/served.py"):
+        before = plan.state_of_code()
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("pass")
+        assert plan.state_of_code() != before, name
+
+
+def test_what_was_measured_under_other_circumstances_is_measured_again(tmp_path, monkeypatch):
+    """The texts that there are, the contextual encoder, versions of libraries; not the number of threads."""
+    calls, data = [], tmp_path / "data"
+    (data / "stream_text").mkdir(parents=True)
+
+    def measured(**given):
+        before = len(calls)
+        plan.Run(out=tmp_path / "out.json", code="one", **given).kept("a", lambda: calls.append(given))
+        return len(calls) > before
+
+    assert measured(data=data)
+    assert not measured(data=data, threads=7)
+    assert not measured(data=None), "a folder without texts is as good as none"
+    text = data / "stream_text" / "wikitext2.jsonl.gz"
+    for content in (b"1", b"22"):
+        text.write_bytes(content)
+        assert measured(data=data)
+        assert not measured(data=data)
+    assert measured(data=None)
+    there = plan._reads_paraphrases()
+    monkeypatch.setattr(plan, "_reads_paraphrases", lambda: not there)
+    assert measured()
+    monkeypatch.setattr(plan.metadata, "version", lambda library: "99" if library == "torch" else "1")
+    assert measured()
+    assert not measured()
+    (kept,) = (tmp_path / "out.kept").iterdir()
+    told = json.loads(kept.read_text())
+    assert told["circumstances"]["libraries"]["torch"] == "99"
+    del told["circumstances"]
+    kept.write_text(json.dumps(told))
+    assert measured(), "kept by a benchmark that did not say"
 
 
 def test_the_command_runs_the_parts_that_are_named(tmp_path, monkeypatch):
@@ -171,6 +214,7 @@ def test_a_quick_run_has_the_ids_of_a_full_one(monkeypatch, capsys):
             *(f"frontier.anchor.{anchor:g}" for anchor in reward.ANCHORS),
         }
     assert ids[0] == ids[1]
+    assert any("stands in for wikitext2" in note for note in report.notes)
     assert {f"{row}.{name}" for row in ("reward_gain", "distinct2") for name in rewards.FAMILIES} <= set(ids[0])
     assert {
         "unrelated_ppl",
@@ -233,6 +277,53 @@ def test_avoiding_the_word():
     assert collapse.GATES_OFF["anchor"] == 0
 
 
+def test_with_gates_off_nothing_is_taken_back():
+    """A thousand answers that are loops and rated 0, after a hundred good ones."""
+    off = msgspec.convert({**collapse.GATES_OFF}, LearningSettings)
+    assert off.familiar == 0
+    found = []
+    for canary in (CanarySettings(), off.canary):
+        watch = Watch(canary)
+        for version, ids, quality, count in ((0, range(30), 1.0, 100), (1, [7] * 30, 0.0, 1000)):
+            for number in range(count):
+                shown = [number * 100 + i for i in ids] if version == 0 else list(ids)
+                watch.answered(version, answered_with(shown, quality))
+                watch.rated(version, quality)
+        found.append(watch.finding())
+    assert found[0] is not None
+    assert found[1] is None
+
+
+def answered_with(token_ids, score):
+    return Trajectory(request_id="r", tenant="t", key_id="k", score=Score(value=score), token_ids=tuple(token_ids))
+
+
+def collapse_row(kl, adapter, monkeypatch):
+    def measured(arm, run, judge):
+        varied = [
+            answer(prompt, f"Answer {i} is like none of {i * i}.") for i, prompt in enumerate(arm.family.unseen)
+        ]
+        loops = [answer(prompt, "and " * 30) for prompt in arm.family.unseen]
+        after = loops if arm.name == "gates off" else [dataclasses.replace(one, adapter=adapter) for one in varied]
+        points = {"0": {"reward": 0.5, "kl": 0.0}, str(arm.full): {"reward": 0.5, "kl": kl}}
+        plain = [[dataclasses.asdict(one) for one in part] for part in (varied, after)]
+        return {"before": plain[0], "after": plain[1], "points": points}
+
+    monkeypatch.setattr(collapse, "measure", measured)
+    report = Report("test")
+    collapse.add_rows(report, plan.Run())
+    return report.rows[-1]
+
+
+def test_what_stopped_a_collapse_by_serving_nothing_says_so(monkeypatch):
+    held = collapse_row(0.0, "none", monkeypatch)
+    assert (held.value, held.compared["kept back, on"], held.compared["served, %, on"]) == (1.0, 5, 0.0)
+    assert "nothing of the adapter was served" in held.compared["remark"]
+    served = collapse_row(0.2, "m/t/*@3", monkeypatch)
+    assert (served.value, served.compared["kept back, on"], served.compared["kl, on"]) == (1.0, 0, 0.2)
+    assert "remark" not in served.compared
+
+
 # ---- students
 
 
@@ -286,6 +377,8 @@ def test_a_server_that_does_not_end_is_ended():
 class Memory:
     """A server whose memory acts on the prompts that ``hits`` says. Corrections belong to a key."""
 
+    recognises = "paraphrases"
+
     def __init__(self, hits):
         self.hits, self.stored, self.last = hits, [], {}
 
@@ -321,6 +414,13 @@ class MemoryClient:
         else:
             assert path == "/v1/sona/freeze"
 
+    async def get(self, path):
+        if path == "/v1/sona/stats":
+            return {"memory": {"recognises": self.memory.recognises, "episodes": len(self.memory.stored)}}
+        assert path.startswith("/v1/sona/memory?limit=")
+        newest = {(key, prompt): at for at, (key, prompt, _) in enumerate(self.memory.stored)}
+        return {"data": [{"used": at in newest.values()} for at in range(len(self.memory.stored))]}
+
 
 MEANT = {
     row["prompt"]: {row["prompt"], *row["paraphrases"], *row["situations"]}
@@ -333,24 +433,26 @@ for row in correcting.lines("multi_turn"):
     MEANT[said] = {said, again}
 
 
-FEW = correcting.Counts(each=2, stored=8, warm_samples=1)
+FEW = correcting.Counts(each=2, stored=40, warm_samples=1)
 
 
 def shares(hits, monkeypatch, counts=FEW):
-    memory = Memory(hits)
+    return {name: row.value for name, row in protocol_rows(Memory(hits), monkeypatch, counts).items()}
+
+
+def protocol_rows(memory, monkeypatch, counts=FEW):
     monkeypatch.setattr(correcting, "Client", memory.client)
     server = types.SimpleNamespace(base_url="", keys={"a": "a", "b": "b", "operator": "operator"})
     told = json.loads(json.dumps(correcting.Protocol(server, counts).go()))
     report = Report("test")
     correction.rows(report, told)
-    return {row.id.removeprefix("correction."): row.value for row in report.rows}
+    return {row.id.removeprefix("correction."): row for row in report.rows}
 
 
 def test_an_ideal_memory_gets_everything(monkeypatch, capsys):
     found = shares(lambda prompt, asked: asked in MEANT.get(prompt, {prompt}), monkeypatch)
     assert {name: value for name, value in found.items() if value not in (100, None)} == {}
-    named = "moved next paraphrase situation undo_exact newest other_user_kept long_fact turns_other_kept warm"
-    assert {*named.split(), *(f"{kind}_kept" for kind in ("same_form", "unrelated", "near_miss"))} <= set(found)
+    assert set(found) == set(correction.GOALS)
 
 
 def test_a_quick_protocol_gives_every_row_of_the_report_half(monkeypatch, capsys):
@@ -365,8 +467,64 @@ def test_a_memory_that_acts_on_everything_keeps_nothing(monkeypatch, capsys):
     assert found["next"] == 100
     assert max(found[f"{name}_kept"] for name in ("same_form", "unrelated", "near_miss")) == 0
     assert found["moved"] <= 50
-    assert found["undo_exact"] == 0
+    assert found["undo_exact"] == 0, "what acts then is another correction"
+    assert found["undo_restores"] == 100, "and so it did before"
     assert found["other_user_kept"] == 100
+
+
+class Deaf(MemoryClient):
+    async def post(self, path, body=None):
+        """Undoes nothing."""
+
+
+class Mute(MemoryClient):
+    """Says nothing to B once there is a crowd."""
+
+    async def chat(self, messages, max_tokens, **options):
+        said = await super().chat(messages, max_tokens, **options)
+        crowded = self.key == "b" and len(self.memory.stored) > 20
+        return dataclasses.replace(said, text="") if crowded else said
+
+
+def with_clients(kind):
+    ideal = lambda prompt, asked: asked in MEANT.get(prompt, {prompt})  # noqa: E731
+    memory = Memory(ideal)
+    memory.client = lambda url, key: kind(memory, key)
+    return memory
+
+
+def test_an_undo_that_does_nothing_restores_nothing(monkeypatch, capsys):
+    found = protocol_rows(with_clients(Deaf), monkeypatch)
+    assert found["undo_restores"].value == found["undo_exact"].value == 0
+    assert found["undo_restores"].ok is False
+
+
+def test_an_empty_answer_is_not_the_old_one(monkeypatch, capsys):
+    assert protocol_rows(with_clients(Mute), monkeypatch)["other_user_kept"].value < 60
+
+
+def test_a_crowd_is_as_many_as_act(monkeypatch, capsys):
+    row = protocol_rows(with_clients(MemoryClient), monkeypatch)["other_user_kept"]
+    assert row.ok
+    assert row.compared["in use"] == 40
+    assert row.compared["stored"] >= 40
+    texts = correcting.Protocol._crowded
+    monkeypatch.setattr(correcting.Protocol, "_crowded", lambda self: texts(self)[:5])
+    row = protocol_rows(with_clients(MemoryClient), monkeypatch)["other_user_kept"]
+    assert (row.value, row.ok) == (100, False), "too few were in use"
+    assert row.compared["in use"] < 40
+
+
+def test_a_server_that_tells_no_paraphrases_gives_rows_without_values(monkeypatch, capsys):
+    memory = with_clients(MemoryClient)
+    memory.recognises = "nearly the same words only"
+    found = protocol_rows(memory, monkeypatch)
+    assert memory.stored == []
+    assert set(found) == set(correction.GOALS)
+    assert {row.value for row in found.values()} == {None}
+    assert {name for name, row in found.items() if row.ok is False} == {
+        name for name, goal in correction.GOALS.items() if goal is not None
+    }
 
 
 def test_no_memory_moves_nothing_and_spoils_nothing(monkeypatch, capsys):
@@ -413,3 +571,30 @@ def test_rows_against_a_partner_that_does_nothing(monkeypatch, capsys):
     assert rows["original.regression.theirs"].compared["rate"] == 500
     assert rows["original.ewc.theirs"].value == 1.0
     assert rows["original.direction.ours"].ok is False
+    assert rows["original.direction.theirs"].compared["rate"] == original.DIRECTION_RATE
+
+
+def ewc_row(forgotten, relearned, goal=0.5):
+    """(without, with) of one seed."""
+    without, held = (
+        {"learned": 0.8, "forgotten": f, "relearned": r, "tasks": 1, "outputs": f"{i}"}
+        for i, (f, r) in enumerate(zip(forgotten, relearned, strict=True))
+    )
+    return original._held("id", [(without, held)], goal)
+
+
+def test_who_is_held_too_fast_to_learn_again_misses_the_goal():
+    good = ewc_row((0.4, 0.02), (0.7, 0.65))
+    assert good.ok
+    assert good.value == pytest.approx(0.05)
+    assert good.compared["relearned with, at least"] == pytest.approx(0.56)
+    assert ewc_row((0.4, 0.02), (0.7, 0.5)).ok is False
+    assert ewc_row((0.4, 0.02), (0.0, 0.0)).ok is False
+    assert ewc_row((0.4, 0.3), (0.7, 0.7)).ok is False
+    assert ewc_row((0.4, 0.02), (0.7, 0.5), goal=None).ok is None
+
+
+@pytest.mark.parametrize("forgotten", [(0.0, 0.02), (-0.1, 0.02), (-0.1, -0.2)])
+def test_of_what_was_never_forgotten_there_is_no_share(forgotten):
+    row = ewc_row(forgotten, (0.7, 0.7))
+    assert (row.value, row.ok, row.compared["seeds without a share"]) == (None, False, 1)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from learning_parts import forgetting, stream_memory, streams
+from learning_parts import forgetting, plan, stream_memory, streams
 from learning_parts.head_host import HeadHost
 from learning_parts.segments import as_capture
 from learning_parts.stream_memory import Match, Mixture, StreamMemory
+from report import Report
 
 from sona_stream.lora import HiddenSpace
 from sona_stream_adapters.head import DenseHead
@@ -115,3 +116,75 @@ async def test_what_is_held_changes_less():
         assert list(told["forgot"]) == list(told["learned"]) == list(domains)
         strayed.append(np.mean(np.abs(list(told["forgot"].values()))))
     assert strayed == sorted(strayed, reverse=True)
+
+
+def row_of(id, *measured):
+    """Of the arms (name, forgotten, learned), each of two seeds a little apart."""
+    told = {
+        name: [
+            {"forgot": {"a": forgot, "b": forgot + more}, "learned": {"a": learned, "b": learned}}
+            for more in (0, 0.1)
+        ]
+        for name, forgot, learned in measured
+    }
+    report = Report("test")
+    forgetting.rows(report, told)
+    return next(row for row in report.rows if row.id == f"forgetting.{id}")
+
+
+NONE = ("none", 10.0, -8.0)
+HELD = (("ewc0", 11.0, -8.0), ("ewc500", 1.0, -6.0), ("ewc2000", 0.5, -4.0))
+
+
+def test_who_learns_less_must_also_forget_less_of_it():
+    row = row_of("replay", NONE, ("replay", 1.0, -4.0))
+    assert row.ok
+    assert row.compared["per learned"] == pytest.approx(0.25, abs=0.02)
+    assert row.compared["per learned, at most"] == pytest.approx(0.625, abs=0.02)
+    cautious = row_of("replay", NONE, ("replay", 4.0, -4.0))
+    assert cautious.value <= cautious.goal
+    assert cautious.ok is False
+    for learned in (0.0, 1.0):
+        idle = row_of("replay", NONE, ("replay", 0.0, learned))
+        assert idle.value <= idle.goal
+        assert (idle.ok, idle.compared["per learned"]) == (False, None)
+    assert row_of("none", NONE).compared == pytest.approx({"learned": -8.0, "per learned": 1.25}, abs=0.01)
+
+
+def test_monotone_is_about_the_medians_of_the_three():
+    assert (row_of("monotone", *HELD).value, row_of("monotone", *HELD).ok) == (1.0, True)
+    turned = (HELD[0], ("ewc500", 0.4, -6.0), HELD[2])
+    assert (row_of("monotone", *turned).value, row_of("monotone", *turned).ok) == (0.0, False)
+    assert row_of("monotone", *HELD[:2]).ok is False
+
+
+def test_without_data_the_goals_are_missed(monkeypatch):
+    report = Report("test")
+    for part in (streams, forgetting):
+        part.add_rows(report, plan.Run())
+    assert {row.value for row in report.rows} == {None}
+    missed = {row.id for row in report.rows if row.ok is False}
+    assert missed == {
+        *(f"stream_ppl.{arm}.{domain}" for arm, domain in streams.GOALS),
+        "forgetting.replay",
+        "forgetting.monotone",
+    }
+    ids = {row.id for row in report.rows}
+    assert ids == {
+        *(f"stream_ppl.{arm}.{domain}" for arm in streams.ARMS for domain in (*streams.DOMAINS, "mean")),
+        *(f"forgetting.{name}" for name in (*forgetting.ARMS, "monotone")),
+    }
+    assert "the product ships none" in next(
+        row.compared["remark"] for row in report.rows if row.id == "stream_ppl.memory.mean"
+    )
+
+
+async def test_a_slow_pupil_learns_less():
+    host, domains = world(3, domains=2, count=6, tokens=4)
+    learned = {name: rows[:4] for name, rows in domains.items()}
+    unseen = {name: rows[4:] for name, rows in domains.items()}
+    none, slow = [
+        (await forgetting.sequence(host, forgetting.ARMS[name], learned, unseen, 0))["learned"]["d0"]
+        for name in ("none", "slow")
+    ]
+    assert none < slow < 0

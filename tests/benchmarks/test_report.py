@@ -36,6 +36,15 @@ def test_ok_is_the_goal_in_its_direction_and_the_unmeasured_misses_it(direction,
     assert Row("id", value, "us", goal=2.0, direction=direction).ok is ok
 
 
+@pytest.mark.parametrize(
+    ("goal", "also", "ok"),
+    [(2.0, True, True), (2.0, False, False), (0.5, True, False), (None, False, False), (None, True, True)],
+)
+def test_what_ok_needs_besides_the_goal(goal, also, ok):
+    assert Row("id", 1.0, "us", goal=goal, also=also).ok is ok
+    assert Row("id", None, "us", goal=2.0, also=also).ok is False
+
+
 def test_without_a_goal_there_is_nothing_to_miss():
     assert Row("id", None, "us").ok is None
 
