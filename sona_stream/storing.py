@@ -99,6 +99,9 @@ class Store(Protocol):
 
     async def put_blob(self, name: str, data: bytes) -> None: ...
     async def get_blob(self, name: str) -> bytes | None: ...
+    async def blob_names(self, prefix: str) -> list[str]:
+        """Of every blob whose name begins so."""
+        ...
 
 
 @runtime_checkable

@@ -289,6 +289,11 @@ async def test_blobs(open_store, folder):
         assert await store.get_blob("patterns") is None
         await store.put_blob("patterns", b"\0one")
         await store.put_blob("patterns", b"two")
+        await store.put_blob("learner/a_b/t/*", b"")
+        await store.put_blob("learner/axb/t/*", b"")
+        assert await store.blob_names("learner/a_b/") == ["learner/a_b/t/*"]
+        assert await store.blob_names("p") == ["patterns"]
+        assert await store.blob_names("nothing") == []
     async with open_store() as store:
         assert await store.get_blob("patterns") == b"two"
         with sqlite3.connect(folder / DATABASE) as other:
