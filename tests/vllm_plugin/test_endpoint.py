@@ -1,5 +1,7 @@
 """The routes under /v1/sona, the guard, the tenants' middleware, over fakes of vLLM's client and application."""
 
+import asyncio
+import functools
 import hashlib
 import json
 from types import SimpleNamespace
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 
 from sona_stream.lora import LoraWeights, LowRank, TokenSignal
 from sona_stream_adapters.vllm_plugin import codec, codec_computed
+from sona_stream_adapters.vllm_plugin.encoding import Encoder
 from sona_stream_adapters.vllm_plugin.endpoint import SonaEndpoint, plugin
+from sona_stream_adapters.vllm_plugin.engines import Engines
 from sona_stream_adapters.vllm_plugin.guard import stripped
 from sona_stream_adapters.vllm_plugin.messages import Unanswered
 from sona_stream_adapters.vllm_plugin.middleware import Tenants
@@ -174,6 +178,74 @@ async def test_a_server_without_an_engine_answers_503():
     await endpoint.init_state(None, None, SimpleNamespace(served_model_name=None, model="m"))
     status, _, _ = await call(app, "GET", "/v1/sona/info", b"", control())
     assert status == 503
+
+
+# ---- an answer that is encoded, and does not come to its end
+
+
+def encoder(worker, generate=None):
+    client = Client(worker)
+    if generate is not None:
+        client.generate = functools.partial(generate, client.generate)
+    return Encoder(client, Engines(client), params=dict)
+
+
+ASKED = {"prompt_ids": [1, 2], "answer_ids": [3, 4], "rid": "r"}
+
+
+async def test_nothing_stays_of_an_encoding_that_is_cancelled():
+    worker, reading = Worker(), asyncio.Event()
+
+    async def generate(original, *args):
+        async for one in original(*args):
+            reading.set()
+            await asyncio.Event().wait()
+            yield one
+
+    task = asyncio.create_task(encoder(worker, generate).encode(ASKED, {}))
+    await reading.wait()
+    assert "r" in worker.toy.captures
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert worker.toy.captures == {}
+
+
+async def test_nothing_stays_of_an_encoding_that_fails(monkeypatch):
+    worker = Worker()
+
+    async def refuses(original, *args):
+        async for _ in original(*args):
+            raise ValueError("the engine says no")
+        yield
+
+    with pytest.raises(Unanswered, match="the engine says no"):
+        await encoder(worker, refuses).encode(ASKED, {})
+    assert worker.toy.captures == {}
+    monkeypatch.setattr("sona_stream_adapters.vllm_plugin.encoding._TRIES", 2)
+    worker.capture_ = lambda rid, hidden: {"state": "running", "reason": ""}
+    with pytest.raises(Unanswered, match="was not captured"):
+        await encoder(worker).encode(ASKED, {})
+    assert worker.toy.captures == {}
+
+    def away(rid):
+        raise RuntimeError("the engine is dead")
+
+    async def dies(original, *args):
+        async for _ in original(*args):
+            worker.release_ = away
+            raise KeyError("what went wrong first")
+        yield
+
+    with pytest.raises(KeyError, match="what went wrong first"):
+        await encoder(worker, dies).encode(ASKED, {})
+
+
+async def test_the_warm_up_leaves_nothing_and_stops_nobody():
+    worker = Worker()
+    await encoder(worker).warm_up()
+    assert worker.toy.captures == {}
+    assert worker.calls == ["sona_release"]
 
 
 # ---- the guard

@@ -53,19 +53,22 @@ class Encoder:
         self._client, self._engines, self._context, self._params = client, engines, max_tokens, params
         self._numbers = itertools.count()
         self._start = secrets.token_hex(4)
+        self._releasing: set[asyncio.Task[None]] = set()
 
     async def warm_up(self) -> None:
         """The first prompt whose log-probabilities are asked for takes seconds: not at a lesson."""
         rid = f"sona-warm-up-{self._start}"
         try:
             await self._prefill([0, 0], [0, 0], rid, 1.0)
-            await self._engines.all("sona_release", rid)
         except Exception as error:
             _log.warning("sona: the first encoded answer will be slow: %s", error or type(error).__name__)
+        finally:
+            await self._released(rid)
 
     async def encode(self, asked: Facts, info: Result) -> bytes:
         """Fields: ``prompt_ids``, ``answer_ids`` or ``answer`` (a text, which gets the end token), ``temperature``,
-        ``rid``, ``hidden``. Raises Unanswered naming the field and its limit.
+        ``rid``, ``hidden``. Raises Unanswered naming the field and its limit. Where it fails or is cancelled, the
+        engines keep nothing of ``rid``.
         """
         vocabulary = int(info.get("vocab_size") or 1 << 31)
         prompt = _ids(asked, "prompt_ids", vocabulary)
@@ -78,8 +81,13 @@ class Encoder:
                 param="answer",
             )
         rid = str(asked.get("rid") or f"sona-encode-{self._start}-{next(self._numbers)}")
-        await self._prefill(prompt, answer, rid, _temperature(asked))
-        return await self._captured(rid, bool(asked.get("hidden")))
+        temperature = _temperature(asked)
+        try:
+            await self._prefill(prompt, answer, rid, temperature)
+            return await self._captured(rid, bool(asked.get("hidden")))
+        except BaseException:
+            await self._released(rid)
+            raise
 
     async def reference(self, info: Result) -> tuple[bytes, str]:
         """(the capture of the reference text, which version of it). Raises Unanswered."""
@@ -120,6 +128,19 @@ class Encoder:
             "the encoded answer was not captured; /v1/sona/stats says whether the hook runs",
             kind="not_captured",
         )
+
+    async def _released(self, rid: str) -> None:
+        """Told to the engines, whatever becomes of the caller."""
+        task = asyncio.create_task(self._release(rid))
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+        await asyncio.shield(task)
+
+    async def _release(self, rid: str) -> None:
+        try:
+            await self._engines.all("sona_release", rid)
+        except Unanswered as error:
+            _log.info("sona: an engine may keep what was read for %s: %s", rid, error)
 
     async def _tokenized(self, asked: Facts) -> list[int]:
         answer = asked.get("answer")
