@@ -109,6 +109,23 @@ async def test_an_evicted_one_is_put_again_when_it_is_wanted(vllm):
         assert list(vllm.worker.episodes) == ["a"]
 
 
+async def test_what_is_forgotten_is_dropped_at_the_server_though_it_is_not_kept_here(vllm):
+    """An answer under way may still draw on it."""
+    async with running(vllm) as backend:
+        host = backend.host
+        await host.put_episode("a", *answer(0), SPACE)
+        host._episodes.max_bytes = 1
+        await host.put_episode("b", *answer(1), SPACE)
+        assert not host.holds_episode("a")
+        assert set(vllm.worker.episodes) == {"a", "b"}
+        await host.drop_episode("a")
+        assert set(vllm.worker.episodes) == {"b"}
+        calls = vllm.worker.calls.count("sona_drop_episode")
+        await host.drop_episode("a")
+        await host.drop_episode("never put")
+        assert vllm.worker.calls.count("sona_drop_episode") == calls
+
+
 async def test_a_refusal_is_told_and_a_request_goes_without(vllm):
     async with running(vllm) as backend:
         host = backend.host

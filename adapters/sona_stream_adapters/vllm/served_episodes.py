@@ -43,6 +43,9 @@ class ServedEpisodes:
     def __init__(self, link: Link, fingerprint: str, *, max_bytes: int = _MAX_BYTES) -> None:
         self._link, self._fingerprint, self.max_bytes = link, fingerprint, max_bytes
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._given: set[str] = set()
+        """keys that this start of the server was given and not told to drop: answers under way may draw on them,
+        whether or not they are kept here, or still there for others"""
         self.nbytes = self.evictions = 0
         self._putting = asyncio.Lock()
 
@@ -65,20 +68,20 @@ class ServedEpisodes:
             await self._ensure(key, known)
         except HostError:
             if self._entries.get(key) is known:
-                self.drop(key)
+                self._forget(key)
             raise
 
     def drop(self, key: str) -> bool:
-        """No longer meant to be there. Whether it was."""
-        gone = self._entries.pop(key, None)
-        if gone is not None:
-            self.nbytes -= len(gone.blob)
-        return gone is not None
+        """No longer meant to be there. Whether the server has to be told."""
+        known = self._forget(key) or key in self._given
+        self._given.discard(key)
+        return known
 
     def lost(self) -> None:
         """The server was started again: nothing of it is there."""
         for entry in self._entries.values():
             entry.there = False
+        self._given.clear()
 
     async def bind(self, refs: Sequence[EpisodeRef]) -> dict[str, list[Any]]:
         """The arguments that name those that are there; a request goes without the others."""
@@ -111,6 +114,7 @@ class ServedEpisodes:
         async with self._putting:
             if entry.there or self._entries.get(key) is not entry:
                 return
+            self._given.add(key)
             told = await self._link.tensors("PUT", "episodes", entry.blob, key=key)
             for evicted in codec.names_in(told, "evicted"):
                 if evicted in self._entries:
@@ -128,9 +132,16 @@ class ServedEpisodes:
         return codec.pack(arrays, {**facts, "fingerprint": self._fingerprint})
 
     def _keep(self, key: str, entry: _Entry) -> None:
-        self.drop(key)
+        self._forget(key)
         self._entries[key] = entry
         self.nbytes += len(entry.blob)
         while self.nbytes > self.max_bytes and len(self._entries) > 1:
-            self.drop(next(iter(self._entries)))
+            self._forget(next(iter(self._entries)))
             self.evictions += 1
+
+    def _forget(self, key: str) -> bool:
+        """Of what is kept here. Whether it was."""
+        gone = self._entries.pop(key, None)
+        if gone is not None:
+            self.nbytes -= len(gone.blob)
+        return gone is not None
