@@ -71,12 +71,45 @@ def test_what_a_request_draws_on_is_made_anew_only_when_it_changes():
     assert here.activate(["b"], [float("nan")]) is None
 
 
-def test_an_answer_in_use_outlives_its_place_in_the_store():
+def test_an_answer_under_way_keeps_what_had_to_make_room():
+    here = store(2)
+    here.put("a", *answer(0), SPACE)
+    here.put("b", *answer(1), SPACE)
+    active = here.activate(["a", "b"], [1.0, 0.5])
+    assert here.put("c", *answer(2), SPACE) == ["a"]
+    assert here.put("d", *answer(3), SPACE) == ["b"]
+    assert here.activate(["a", "b"], [1.0, 0.5], active) is active
+    assert here.activate(["a", "b"], [1.0, 0.5]) is None  # who comes later finds nothing
+    assert "a" not in here
+    assert not here.holds("a", answer(0)[1], SPACE)
+    before = here.generation
+    assert here.drop("a")  # forgotten: it decides nothing any more, not even here
+    assert here.generation > before
+    assert not here.drop("a")
+    active = here.activate(["a", "b"], [1.0, 0.5], active)
+    assert active.token_ids.tolist() == answer(1)[1].tolist()
+    here.put("b", *answer(4), SPACE)  # what is put again counts for all
+    active = here.activate(["a", "b"], [1.0, 0.5], active)
+    assert active.token_ids.tolist() == answer(4)[1].tolist()
+    here.clear()
+    assert here.activate(["b"], [0.5], active) is None
+
+
+def test_what_answers_hold_beside_the_store_is_counted_until_they_end():
     here = store(1)
     here.put("a", *answer(0), SPACE)
-    active = here.activate(["a"], [1.0])
+    assert here.held_bytes == 0
+    first = here.activate(["a"], [1.0])
+    own = T * (4 * D + 8 * 5 + 4)  # states in float32, tokens with those before them, gates
+    assert (here.nbytes, here.held_bytes) == (ONE, own)
+    second = here.activate(["a"], [0.5], shares=[0.5])
+    assert here.held_bytes == 2 * own + 4 * T
     here.put("b", *answer(1), SPACE)
-    assert torch.isfinite(active.similarities(torch.randn(2, D))).all()
+    assert (here.nbytes, here.held_bytes) == (ONE, 2 * own + 4 * T + ONE)  # the evicted one itself, once
+    del second
+    assert here.held_bytes == own + ONE
+    del first
+    assert here.held_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -116,6 +149,7 @@ def test_bytes_are_counted_whatever_happens(steps):
         else:
             active = here.activate([key], [1.0])
             assert (active is not None) == (key in known)
+            del active  # else it would keep what it found
         assert here.nbytes == sum(known.values()) * (2 * D + 8) <= 3 * ONE
 
 

@@ -152,6 +152,27 @@ async def test_episodes_come_and_go_between_tokens(backend):
     assert (await collect(backend, recalling(ask(max_tokens=4), ("e", 1.0)))).ids() == [5] * 4
 
 
+async def test_an_answer_goes_on_as_it_began_though_its_episode_had_to_make_room(tiny_folder):
+    async with running(tiny_folder, episode_mb=1) as backend:
+        host = backend.host
+        await remember(backend, "e", ask(), [5] * 120)
+        space, ids = await host.hidden_space(), []
+        tokens = (1 << 20) // (2 * D + 8)
+        large = np.ones((tokens, D), np.float32), np.full(tokens, 9, np.int32)
+        async with backend(recalling(ask(max_tokens=120), ("e", 1.0))) as events:
+            async for event in events:
+                for piece in getattr(event, "pieces", ()):
+                    ids += piece.token_ids
+                if len(ids) >= 4 and host.holds_episode("e"):
+                    made = len(ids)
+                    await host.put_episode("large", *large, space)
+        assert made < 120
+        assert not host.holds_episode("e")
+        assert ids == [5] * 120
+        assert (await host.capture("r")).memory.min() > 0.5
+        assert (await collect(backend, recalling(ask(max_tokens=4), ("e", 1.0)))).ids() != [5] * 4
+
+
 async def test_who_leaves_is_gone_whatever_they_remember(backend):
     await remember(backend, "e", ask())
     async with backend(recalling(ask(max_tokens=400), ("e", 0.2))) as events:

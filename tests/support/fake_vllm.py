@@ -81,6 +81,13 @@ class RunnerV1:
     def step(self, output, ids=None):
         self.ids = ids
         self.input_batch.req_ids = list(output.num_scheduled_tokens)
+        stops = np.cumsum([0, *output.num_scheduled_tokens.values()])
+        inputs = torch.zeros(int(stops[-1]) + 8, dtype=torch.int32)
+        for name, stop in zip(output.num_scheduled_tokens, stops[1:].tolist(), strict=True):
+            drafts = output.scheduled_spec_decode_tokens.get(name, ())
+            inputs[stop - len(drafts) : stop] = torch.tensor(drafts, dtype=torch.int32)
+        self.query_start_loc = types.SimpleNamespace(np=stops)
+        self.input_ids = types.SimpleNamespace(gpu=inputs)
         self.execute_model(output)
         self.drawn_from = self.logits.clone()
         return self._sample(self.logits, None)

@@ -6,66 +6,12 @@ import numpy as np
 import pytest
 import torch
 from fake_vllm import RunnerV1, new_request, scheduled, weights
+from hook_stand import D, Stand, V
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sona_stream.lora import HiddenSpace
-from sona_stream_adapters.episodes import EpisodeStore
-from sona_stream_adapters.vllm_plugin.adapters import AdapterTable
-from sona_stream_adapters.vllm_plugin.captures import CaptureStore, Kept
-from sona_stream_adapters.vllm_plugin.counters import Counters
-from sona_stream_adapters.vllm_plugin.hook import Hook
-from sona_stream_adapters.vllm_plugin.ring import CaptureRing
-from sona_stream_adapters.vllm_plugin.runners import RunnerWraps, problems_of
-from sona_stream_adapters.vllm_plugin.scoring import Scoring
-from sona_stream_adapters.vllm_plugin.settings import PluginSettings
-
-D, V = 12, 40
-
-
-class Stand:
-    def __init__(self, ring=64, max_delta=1e3, dtype=torch.float32, seed=0, native=True):
-        limits = PluginSettings(max_delta=max_delta)
-        self.counters = Counters()
-        self.table = AdapterTable(max_bytes=1 << 20)
-        self.episodes = EpisodeStore(max_bytes=1 << 20, limit="limit", hidden_dim=D, vocab_size=V)
-        self.ring = CaptureRing(ring, D, dtype)
-        self.captures = CaptureStore(self.ring, self.counters, max_bytes=1 << 20)
-        self.hook = Hook(
-            limits, self.counters, self.table, self.episodes, self.ring, self.captures, torch.device("cpu")
-        )
-        assert self.hook.planner.native is not None
-        if not native:
-            self.hook.planner.native = None
-        self.runner = RunnerV1(torch.randn(V, D, generator=torch.Generator().manual_seed(seed)), seed)
-        self.changed = 0
-        self.wraps = RunnerWraps(self.runner, self.hook, self._model_changed)
-        self.wraps.install()
-
-    def _model_changed(self):
-        self.changed += self.wraps.refresh()
-
-    def logprobs(self, name, rows, temperature, tokens=3):
-        """As a capture of `name` that is asked for now would have them, `tokens` of them a call."""
-        tracked, n = self.hook.requests.live[name], len(rows.token_ids)
-        zeros = torch.zeros(n)
-        marks = (rows.versions, rows.memory, rows.capped)
-        kept = Kept("h", name, zeros.int(), rows.token_ids, rows.hidden, rows.logprobs, *marks, None, temperature)
-        scoring, calls = Scoring(tracked, kept, rows.served, rows.scored), 1
-        while not scoring.advance(self.wraps.original_logits, tokens):
-            calls += 1
-        assert calls == max(1, -(-int((~rows.scored).sum()) // tokens))
-        return kept.logprobs
-
-    def expected(self, factors):
-        """Logits of the last step, row i through factors[i]."""
-        hidden = self.runner.hidden.double().numpy()
-        moved = hidden.copy()
-        for i, own in enumerate(factors):
-            for pair in () if own is None else (own.micro, own.base):
-                if pair is not None:
-                    moved[i] += pair.scaling * pair.lora_B.astype(float) @ (pair.lora_A.astype(float) @ hidden[i])
-        return moved @ self.runner.model.W.double().numpy().T
+from sona_stream_adapters.vllm_plugin.hook import Layout
+from sona_stream_adapters.vllm_plugin.runners import problems_of
 
 
 @settings(deadline=None, max_examples=25)
@@ -153,56 +99,6 @@ def test_several_answers_of_one_id_and_what_the_ring_has_overwritten():
     assert stand.captures.waiting("r") is None
     assert stand.counters.lost_rows == 2
     assert stand.ring.lost(stand.captures.waiting("b").rows) == 5
-
-
-def test_episode_rows_and_their_share():
-    stand = Stand()
-    rng = np.random.default_rng(0)
-    keys = rng.standard_normal((4, D)).astype(np.float32)
-    mean, spread = np.full(D, 0.2, np.float32), np.full(D, 1.5, np.float32)
-    stand.episodes.put("e", keys, np.array([7, 8, 7, 9], np.int32), HiddenSpace(mean, spread, "v"))
-    new = [
-        new_request("a", sona_rid="a", sona_episodes=["e"], sona_gates=[0.9]),
-        new_request("b", sona_rid="b", sona_episodes=["none"]),
-    ]
-    stand.runner.step(scheduled({"a": 3, "b": 3}, new=new), torch.tensor([[7], [7]], dtype=torch.int32))
-    plain = stand.runner.hidden @ stand.runner.model.W.T
-    assert torch.equal(stand.runner.drawn_from[1], plain[1])
-
-    def mixture(row, followed):
-        h = ((stand.runner.hidden[row].numpy() - mean) / spread).astype(float)
-        k = ((keys - mean) / spread).astype(float)
-        cosine = (k @ h) / np.linalg.norm(k, axis=1) / np.linalg.norm(h)
-        s = 0.9 * (cosine + np.array(followed) / 20)
-        w = np.exp(60 * s) / np.exp(60 * s).sum()
-        share = 0.998 / (1 + np.exp(-25 * (s.max() - 0.3)))
-        model = torch.softmax((stand.runner.hidden[row] @ stand.runner.model.W.T).double(), 0).numpy()
-        memory = np.zeros(V)
-        np.add.at(memory, [7, 8, 7, 9], w)
-        expected = (1 - share) * model + share * memory
-        assert np.allclose(torch.softmax(stand.runner.drawn_from[row].double(), 0).numpy(), expected, atol=5e-3)
-        return share * memory[7] / expected[7]
-
-    part = mixture(0, [4, 0, 0, 0])
-    rows = stand.ring.read([stand.hook.requests.live[name].rows[0] for name in "ab"])
-    assert rows.memory[1] == 0
-    assert float(rows.memory[0]) == pytest.approx(part, abs=5e-3)
-
-    def step(made, drawn, drafts=()):
-        tokens = {"a": 1 + len(drafts), "b": 1}
-        at = {"a": 2 + made, "b": 2 + made}
-        more = {"drafts": {"a": list(drafts)}} if drafts else {}
-        stand.runner.step(
-            scheduled(tokens, computed=at, outputs={"a": made, "b": made}, **more), torch.tensor(drawn)
-        )
-
-    step(1, [[8], [5]])  # 7 was said
-    mixture(0, [0, 4, 0, 1])
-    step(2, [[7, 9, -1], [5, -1, -1]], drafts=[7, 9])  # 7 8 was said; then two of three rows are tokens
-    mixture(0, [0, 0, 4, 0])
-    mixture(1, [0, 0, 0, 0])
-    step(4, [[3], [5]])  # 7 8 7 9 was said
-    mixture(0, [0, 0, 0, 0])
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -311,12 +207,45 @@ def test_states_that_lie_in_a_buffer_are_kept_before_the_next_step_writes_to_it(
         output = scheduled({"r": 1 if step else 3}, **begins)
         buffer[0] = float(step + 1)
         stand.hook.begin(output)
-        stand.hook.armed = lambda: (["r"], None)
+        stand.hook.armed = lambda: Layout(["r"])
         stand.hook.compute_logits(lambda hidden: hidden @ stand.runner.model.W.T, buffer[:1])
         stand.hook.sampled(torch.tensor([[step]], dtype=torch.int32))
     rows = stand.ring.read(stand.hook.requests.live["r"].rows)
     assert rows.hidden[:, 0].tolist() == [1.0, 2.0, 3.0, 4.0]
     assert rows.token_ids.tolist() == [0, 1, 2, 3]
+
+
+def test_who_left_nothing_does_not_keep_others_from_being_cleared():
+    """A client went while its prompt was read; another's answer was read to the model and not fetched."""
+    stand = Stand(ring=16)
+    gone, taught = new_request("g", range(10), sona_rid="g"), new_request("t", sona_rid="t", sona_teach=1)
+    stand.runner.step(scheduled({"g": 4, "t": 3}, new=[gone, taught]))
+    stand.hook.read_prompts(torch.randn(7, D), {"g": 0, "t": 4}.get)
+    new = [new_request("a", sona_rid="a"), new_request("b", sona_rid="b")]
+    stand.runner.step(scheduled({"a": 3, "b": 3}, new=new, finished=["g", "t"]))
+    assert stand.captures.waiting("g") is None
+    for i in range(20):
+        ended = ["a"] if i == 0 else []
+        stand.runner.step(scheduled({"b": 1}, computed={"b": 3 + i}, outputs={"b": 1 + i}, finished=ended))
+    assert stand.captures.waiting("a") is not None
+    stand.runner.step(scheduled({}, finished=["b"]))
+    assert stand.captures.waiting("a") is None
+    assert stand.captures.waiting("b") is not None
+    assert len(stand.captures.waiting("t").taught[0]) == 2
+
+
+def test_what_is_released_while_it_runs_leaves_nothing():
+    stand = Stand()
+    new = [new_request("r", sona_rid="r"), new_request("t", sona_rid="t", sona_teach=1)]
+    stand.runner.step(scheduled({"r": 3, "t": 3}, new=new))
+    stand.hook.read_prompts(torch.randn(6, D), {"r": 0, "t": 3}.get)
+    for name in "rt":
+        stand.hook.requests.release(name)
+    stand.runner.step(scheduled({"r": 1}, computed={"r": 3}, outputs={"r": 1}, finished=["t"]))
+    assert len(stand.hook.requests.live["r"].rows) == 1
+    stand.runner.step(scheduled({}, finished=["r"]))
+    assert stand.captures.waiting("r") is stand.captures.waiting("t") is None
+    assert not stand.hook.requests.live
 
 
 def test_who_is_answered_without_the_hook_is_known(monkeypatch):
@@ -357,7 +286,7 @@ def test_what_does_not_lie_as_the_kernel_reads_it_is_left_to_torch():
     stand.table.put("x", 1, weights(D, scale=0.5))
     new = [new_request("a", sona="x", sona_rid="a"), new_request("b", sona_rid="b")]
     stand.hook.begin(scheduled({"a": 3, "b": 3}, new=new))
-    stand.hook.armed = lambda: (["a", "b"], None)
+    stand.hook.armed = lambda: Layout(["a", "b"])
     hidden, seen = torch.randn(D, 2).T, []
     stand.hook.compute_logits(lambda states: seen.append(states) or states @ stand.runner.model.W.T, hidden)
     stand.hook.sampled(torch.tensor([[3], [4]], dtype=torch.int32))
@@ -389,7 +318,7 @@ def test_logits_that_were_never_drawn_from_leave_no_row():
     for step in range(3):
         begins = {"new": new} if step == 0 else {"computed": {"r": 2 + step}, "outputs": {"r": step}}
         stand.hook.begin(scheduled({"r": 1 if step else 3}, **begins))
-        stand.hook.armed = lambda: (["r"], None)
+        stand.hook.armed = lambda: Layout(["r"])
         stand.hook.compute_logits(lambda hidden: hidden @ stand.runner.model.W.T, torch.full((1, D), float(step)))
         if step != 1:
             stand.hook.sampled(torch.tensor([[step]], dtype=torch.int32))

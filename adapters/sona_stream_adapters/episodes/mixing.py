@@ -36,13 +36,14 @@ START, UNKNOWN = -1, -2
 """what stands before the first token; what is like no token"""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Episode:
     """One remembered answer."""
 
+    key: str
     space: Space | None
     """None: states are compared as they are"""
-    keys: torch.Tensor
+    states: torch.Tensor
     """(T, d) float16 of length 1"""
     token_ids: torch.Tensor
     """(T,) int64"""
@@ -52,12 +53,12 @@ class Episode:
     @property
     def nbytes(self) -> int:
         """On the device."""
-        return self.keys.numel() * 2 + self.token_ids.numel() * 8
+        return self.states.numel() * 2 + self.token_ids.numel() * 8
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ActiveEpisodes:
-    """Those that one request names, by the space they were standardised in."""
+    """Those that one request names, by the space they were standardised in. Whoever holds it keeps them."""
 
     named: tuple[tuple[Episode, float, float], ...]
     """with their gates and shares, in the request's order"""
@@ -80,7 +81,7 @@ class ActiveEpisodes:
             by_space.setdefault(id(one[0].space), []).append(one)
         parts, ids, gates, before, shares = [], [], [], [], []
         for group in by_space.values():
-            parts.append((group[0][0].space, torch.cat([e.keys for e, *_ in group]).float()))
+            parts.append((group[0][0].space, torch.cat([e.states for e, *_ in group]).float()))
             ids += [e.token_ids for e, *_ in group]
             gates += [_each(e, gate) for e, gate, _ in group]
             before += [_before(e.token_ids) for e, *_ in group]
@@ -88,6 +89,12 @@ class ActiveEpisodes:
         whole = all(share == 1.0 for *_, share in named)
         weights = None if whole else torch.cat(shares)
         return cls(named, tuple(parts), torch.cat(ids), torch.cat(gates), torch.cat(before), weights)
+
+    @property
+    def nbytes(self) -> int:
+        """On the device, beside the episodes themselves: twice these and a little more."""
+        states = sum(keys.numel() for _, keys in self.parts)
+        return 4 * states + (8 * (1 + RECENT) + 4 + 4 * (self.shares is not None)) * self.token_ids.numel()
 
     def is_of(self, named: tuple[tuple[Episode, float, float], ...]) -> bool:
         """Whether it was made of these very episodes."""
@@ -166,7 +173,7 @@ def mix(
 
 def _each(episode: Episode, value: float) -> torch.Tensor:
     """`value` for each of its tokens."""
-    return torch.full((len(episode.token_ids),), value, device=episode.keys.device)
+    return torch.full((len(episode.token_ids),), value, device=episode.states.device)
 
 
 def newest(recent: torch.Tensor, drawn: torch.Tensor, accepted: torch.Tensor | None = None) -> torch.Tensor:

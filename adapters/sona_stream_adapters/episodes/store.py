@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -24,7 +25,13 @@ _log = logging.getLogger(__name__)
 
 
 class EpisodeStore:
-    """Key -> Episode; the least recently used goes first. Safe between threads."""
+    """Key -> Episode; the least recently used goes first. Safe between threads.
+
+    An answer under way goes on with what it found, also when that has to make room, until it ends or the key is
+    dropped: it would else begin as the correction and end as the model's own. So `max_bytes` bounds `nbytes`, what
+    is here for requests to come. Beside it stand `held_bytes`: for each answer under way its episodes once more,
+    in float32 (twice their `nbytes`), and of those that it outlived here the episodes themselves, once for all.
+    """
 
     def __init__(
         self,
@@ -42,6 +49,9 @@ class EpisodeStore:
         self.max_bytes, self.limit = max_bytes, limit
         self._hidden_dim, self._vocab_size, self._device = hidden_dim, vocab_size, torch.device(device)
         self._episodes: OrderedDict[str, Episode] = OrderedDict()
+        self._evicted: weakref.WeakSet[Episode] = weakref.WeakSet()
+        """those that answers under way still hold"""
+        self._active: weakref.WeakSet[ActiveEpisodes] = weakref.WeakSet()
         self._spaces: dict[bytes, Space] = {}
         self._bytes = 0
         self._lock = threading.Lock()
@@ -54,8 +64,14 @@ class EpisodeStore:
 
     @property
     def nbytes(self) -> int:
-        """On the device."""
+        """On the device, for requests to come."""
         return self._bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """On the device, for the answers under way."""
+        with self._lock:
+            return sum(one.nbytes for one in self._active) + sum(one.nbytes for one in self._evicted)
 
     def holds(self, key: str, token_ids: NDArray[np.int32], space: HiddenSpace) -> bool:
         """Whether an episode of this key, these tokens and this space is here; it counts as used."""
@@ -78,7 +94,7 @@ class EpisodeStore:
         """
         self._check(key, hidden, token_ids, space)
         with self._lock:
-            episode = self._made(hidden, token_ids, space)
+            episode = self._made(key, hidden, token_ids, space)
             if episode.nbytes > self.max_bytes:
                 raise HostError(
                     f"episode {key!r} needs {episode.nbytes} bytes; {self.limit} allows {self.max_bytes}"
@@ -89,8 +105,10 @@ class EpisodeStore:
             self.generation += 1
             evicted = []
             while self._bytes > self.max_bytes:
-                evicted.append(next(iter(self._episodes)))
-                self._forget(evicted[-1])
+                oldest, gone = next(iter(self._episodes.items()))
+                self._forget(oldest)
+                self._evicted.add(gone)
+                evicted.append(oldest)
             if evicted and not self.evictions:
                 _log.warning(
                     "%s is full: of %d episodes the least recently used make room and are put again when they are "
@@ -102,14 +120,20 @@ class EpisodeStore:
         return evicted
 
     def drop(self, key: str) -> bool:
-        """Whether it was here."""
+        """Whether it was here, or is yet with an answer under way; these go on without it, too."""
         with self._lock:
-            return self._forget(key)
+            gone = [episode for episode in self._evicted if episode.key == key]
+            self._evicted.difference_update(gone)
+            if self._forget(key):
+                return True
+            self.generation += bool(gone)
+            return bool(gone)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._episodes.clear()
+            self._evicted.clear()
             self._spaces.clear()
             self._bytes = 0
             self.generation += 1
@@ -122,34 +146,44 @@ class EpisodeStore:
         *,
         shares: Sequence[float] = (),
     ) -> ActiveEpisodes | None:
-        """Those of them that are here with a gate above 0; None when there is none, `known` when it is of the same
-        ones. `shares`: of each, how much it may decide; none given: all of it.
+        """Those of them that are here with a gate above 0; None when there is none. `known`: what this answer drew
+        on so far; of that it keeps what had to make room, and the very object when nothing changed. `shares`: of
+        each, how much it may decide; none given: all of it.
         """
-        asked = zip(keys, gates, shares or (1.0,) * len(keys), strict=True)
+        named = []
         with self._lock:
-            here = [(key, min(gate, 1.0), min(share, 1.0)) for key, gate, share in asked if key in self._episodes]
-            named = tuple((self._episodes[key], gate, share) for key, gate, share in here if gate > 0 and share > 0)
-            for key, *_ in here:
-                self._episodes.move_to_end(key)
+            kept = {} if known is None else {one.key: one for one, *_ in known.named if one in self._evicted}
+            for key, gate, share in zip(keys, gates, shares or (1.0,) * len(keys), strict=True):
+                episode = self._episodes.get(key)
+                if episode is not None:
+                    self._episodes.move_to_end(key)
+                episode = episode or kept.get(key)
+                if episode is not None and gate > 0 and share > 0:
+                    named.append((episode, min(gate, 1.0), min(share, 1.0)))
         if not named:
             return None
-        return known if known is not None and known.is_of(named) else ActiveEpisodes.of(named)
+        if known is not None and known.is_of(tuple(named)):
+            return known
+        active = ActiveEpisodes.of(tuple(named))
+        with self._lock:
+            self._active.add(active)
+        return active
 
     def _made(
-        self, hidden: NDArray[np.float32], token_ids: NDArray[np.int32], space: HiddenSpace | None
+        self, key: str, hidden: NDArray[np.float32], token_ids: NDArray[np.int32], space: HiddenSpace | None
     ) -> Episode:
         states = torch.from_numpy(np.array(hidden, np.float32)).to(self._device)
         ids = torch.from_numpy(token_ids.astype(np.int64)).to(self._device)
         if space is None:
-            return Episode(None, torch.nn.functional.normalize(states, dim=1).half(), ids)
+            return Episode(key, None, torch.nn.functional.normalize(states, dim=1).half(), ids)
         held = self._space(space)
-        return Episode(held, held.unit(states).half(), ids, space.version)
+        return Episode(key, held, held.unit(states).half(), ids, space.version)
 
     def _space(self, space: HiddenSpace) -> Space:
         """One object a space, so that episodes of one space are compared at once."""
         name = space.mean.tobytes() + space.spread.tobytes()
         if name not in self._spaces:
-            used = {id(episode.space) for episode in self._episodes.values()}
+            used = {id(episode.space) for episode in (*self._episodes.values(), *self._evicted)}
             self._spaces = {known: one for known, one in self._spaces.items() if id(one) in used}
             self._spaces[name] = Space.of(space, self._device)
         return self._spaces[name]

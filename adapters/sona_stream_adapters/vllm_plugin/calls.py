@@ -146,7 +146,8 @@ class Calls:
         if reason := hook.unserved.reason(rid):
             return {"state": "unknown", "reason": reason, "unserved": True}
         told = f"; the hook has switched itself off ({off}) and captures nothing now" if off else ""
-        return {"state": "unknown", "reason": f"no request of this id is remembered{told}"}
+        reason = f"no request of this id is remembered, or no token of it was captured{told}"
+        return {"state": "unknown", "reason": reason}
 
     def keep(self, blob: bytes) -> Answer:
         """A capture that comes back with its hidden states: it can be asked about by ``handle`` again."""
@@ -180,8 +181,10 @@ class Calls:
         return {"handle": handle}
 
     def release(self, rid: str) -> Answer:
-        """Forget the capture of this id or handle."""
-        self._working().captures.release(checked_name(rid, "rid"))
+        """Forget the capture of this id or handle. A request of it that is being answered leaves none."""
+        service = self._working()
+        service.captures.release(checked_name(rid, "rid"))
+        service.hook.requests.release(rid)
         return {}
 
     def gradient(self, handles: Sequence[str], blob: bytes, options: Answer | None = None) -> Answer:
@@ -252,8 +255,6 @@ class Calls:
         if lost := service.ring.lost(tracked.rows):
             service.counters.lost_rows += lost
             return None, f"{lost} of its rows were overwritten; SONA_VLLM_RING_TOKENS bounds the ring"
-        if not tracked.rows:
-            return None, "no token of it was captured"
         return _from_ring(rid, tracked, service), ""
 
 

@@ -92,8 +92,12 @@ class CaptureStore:
         return len(self._kept)
 
     def finish(self, tracked: Iterable[Tracked]) -> None:
-        """These requests ended. Several of one capture id (n > 1) become ``id``, ``id#1``, ..."""
+        """These requests ended. Several of one capture id (n > 1) become ``id``, ``id#1``, ... Those that left
+        nothing (their client went while the prompt was read) are not kept.
+        """
         for one in tracked:
+            if not one.rows and not one.taught:
+                continue
             rid = name = str(one.binding.rid)
             again = 0
             while name in self._finished:
@@ -102,9 +106,8 @@ class CaptureStore:
             self._finished[name] = one
             if again == 0:
                 self._forget_name(rid)
-        while len(self._finished) > MAX_FINISHED or self._oldest_is_lost():
-            _, gone = self._finished.popitem(last=False)
-            self._counters.lost_rows += self._ring.lost(gone.rows)
+        while (oldest := self._to_forget()) is not None:
+            self._counters.lost_rows += self._ring.lost(self._finished.pop(oldest).rows)
 
     def waiting(self, rid: str) -> Tracked | None:
         """The finished request of this id that was not fetched yet."""
@@ -161,10 +164,14 @@ class CaptureStore:
         self._handles.clear()
         self._bytes = 0
 
-    def _oldest_is_lost(self) -> bool:
-        for tracked in self._finished.values():
-            return bool(tracked.rows) and self._ring.lost(tracked.rows) == len(tracked.rows)
-        return False
+    def _to_forget(self) -> str | None:
+        """Where there are too many, the oldest; else the oldest that had rows, when the ring has lost them all."""
+        if len(self._finished) > MAX_FINISHED:
+            return next(iter(self._finished))
+        for name, tracked in self._finished.items():
+            if rows := tracked.rows:
+                return name if self._ring.lost(rows) == len(rows) else None
+        return None
 
     def _forget_name(self, rid: str) -> None:
         handle = self._handles.pop(rid, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,8 +31,18 @@ __all__ = ["Hook", "Layout"]
 logger = logging.getLogger("sona_stream.vllm_plugin")
 
 Logits = torch.Tensor | None
-Layout = tuple[Sequence[str], Sequence[int] | None]
-"""request ids in the batch's order, and their numbers of rows (None: one each)"""
+
+
+class Layout(NamedTuple):
+    """Whose rows a step's logits are."""
+
+    request_ids: Sequence[str]
+    """in the batch's order"""
+    counts: Sequence[int] | None = None
+    """their numbers of rows; None: one each"""
+    drafts_of: Callable[[int, int], torch.Tensor] | None = None
+    """(place in the batch, n) -> (n,) whole numbers on the device: the drafts that the request's last n rows were
+    given, below 0 where there was none; None: they are not known"""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -118,6 +128,8 @@ class Hook:
         self.armed = self._pending = None
         self._mixed = ()
         self.requests.follow(scheduled)
+        if not self.requests.live:
+            self.planner.forget()  # it holds what ended answers drew on
         if self.requests.finished:
             self._captures.finish(self.requests.finished)
             self.requests.finished.clear()
@@ -126,14 +138,16 @@ class Hook:
         self, original: Callable[..., Logits], hidden_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> Logits:
         """In place of the model's own."""
-        layout = self.armed
-        if layout is None or self.counters.disabled:
+        armed = self.armed
+        if armed is None or self.counters.disabled:
             return original(hidden_states, *args, **kwargs)
-        self.armed = plan = None
+        self.armed = plan = layout = None
         changed = hidden_states
         try:
-            request_ids, counts = layout()
-            plan = self.planner.plan(self.requests.live, request_ids, counts, changed=self.requests.changed)
+            layout = armed()
+            plan = self.planner.plan(
+                self.requests.live, layout.request_ids, layout.counts, changed=self.requests.changed
+            )
             if plan.rows == hidden_states.size(0):
                 changed = self._change(plan, hidden_states)
             else:
@@ -145,9 +159,9 @@ class Hook:
         logits = original(changed, *args, **kwargs)
         if logits is None:
             self._pending = None
-        elif plan is not None and plan.reads_logits:
+        elif plan is not None and layout is not None and plan.reads_logits:
             try:
-                self._after(plan, hidden_states, logits)
+                self._after(plan, layout, hidden_states, logits)
             except Exception as error:
                 self.fail("logits", error)
         return logits
@@ -189,7 +203,7 @@ class Hook:
         self.planner.native = None
         return self._change(self.planner.again(self.requests.live), hidden)
 
-    def _after(self, plan: Plan, hidden: torch.Tensor, logits: torch.Tensor) -> None:
+    def _after(self, plan: Plan, layout: Layout, hidden: torch.Tensor, logits: torch.Tensor) -> None:
         """Where episodes are mixed in, or the logits say what cannot be asked later."""
         pending, self._mixed = self._pending, plan.mixed
         for one in plan.mixed:
@@ -199,7 +213,7 @@ class Hook:
                 one.episodes,
                 share=self._settings.episode_share,
                 threshold=self._settings.episode_threshold,
-                recent=_recent(one, logits.device),
+                recent=_recent(one, layout, logits.device),
             )
             mixture.write(logits, one.rows)
             self.counters.mixed_rows += len(one.places)
@@ -213,9 +227,11 @@ class Hook:
         row's are tokens, where the runner says so. The caller fails the hook on an exception.
         """
         for one in self._mixed:
-            if one.tracked.settled and one.tracked.said is not None:
+            tracked = one.tracked
+            if tracked.settled and tracked.said is not None:
                 some = None if accepted is None else accepted[one.index]
-                one.tracked.said = newest(one.tracked.said, token_ids[one.index], some)
+                tracked.said = newest(tracked.said, token_ids[one.index], some)
+                tracked.said_after = tracked.draws
         self._mixed = ()
         pending = self._pending
         if pending is None:
@@ -254,13 +270,23 @@ class Hook:
         tracked.taught_by = None if adapter is None else (adapter.A, adapter.B, adapter.version)
 
 
-def _recent(one: Mixed, device: torch.device) -> torch.Tensor:
-    """(m, RECENT) for each of its rows. What a draft would have said before the next one is not looked at."""
+def _recent(one: Mixed, layout: Layout, device: torch.device) -> torch.Tensor:
+    """(m, RECENT) int64: what the answer says last where each of the request's rows begins, drafts included."""
     tracked, drafts = one.tracked, len(one.places) - 1
-    if tracked.said is None:
-        tracked.said = torch.full((RECENT,), START, device=device)
-    row = tracked.said[None]
-    return torch.cat([row, torch.full((drafts, RECENT), UNKNOWN, device=device)]) if drafts else row
+    if not tracked.settled:  # chunks of a prompt: what they would say is not looked at
+        return torch.full((1 + drafts, RECENT), UNKNOWN, device=device)
+    if tracked.said is None or tracked.said_after != tracked.draws - 1:
+        # Nothing was drawn yet, or tokens were that nobody told us: its episode was away, or the step passed by.
+        before = START if tracked.draws == 1 else UNKNOWN
+        tracked.said, tracked.said_after = torch.full((RECENT,), before, device=device), tracked.draws - 1
+    if not drafts:
+        return tracked.said[None]
+    if layout.drafts_of is None:
+        ids = torch.full((drafts,), UNKNOWN, device=device)
+    else:
+        ids = layout.drafts_of(one.index, drafts).long()
+        ids = torch.where(ids < 0, UNKNOWN, ids)
+    return torch.cat([tracked.said, ids]).unfold(0, RECENT, 1)
 
 
 def _scored(pending: _Pending, token_ids: torch.Tensor) -> Scored:

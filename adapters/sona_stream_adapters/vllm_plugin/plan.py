@@ -181,7 +181,9 @@ class Planner:
                     users.append((adapter, rows))
             remembers = False
             if binding.episodes:
-                active = self._episodes.activate(binding.episodes, binding.gates, shares=binding.shares)
+                active = tracked.active = self._episodes.activate(
+                    binding.episodes, binding.gates, tracked.active, shares=binding.shares
+                )
                 if active is not None:
                     mixed.append(Mixed(self._index(list(rows)), list(rows), active, tracked, index))
                     remembers = True

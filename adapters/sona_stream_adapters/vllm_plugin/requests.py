@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..episodes import ActiveEpisodes
 from .adapters import AdapterTable
 from .counters import Counters
 
@@ -55,8 +56,13 @@ class Tracked:
     """its rows are tokens by now, not a prompt's chunks"""
     stretches: list[tuple[Stretch, range]] = dataclasses.field(default_factory=list)
     """where its rows lie in the ring, and which of each step's are its own; see `rows`"""
+    active: ActiveEpisodes | None = None
+    """what it found of the episodes that it names; stays with it until it ends"""
+    draws: int = 0
+    """of one that names episodes: the steps that drew tokens of it, this one included"""
     said: torch.Tensor | None = None
-    """(RECENT,) int64 on the device: the newest tokens of an answer that draws on episodes; None: none yet"""
+    """(RECENT,) int64 on the device: its newest tokens, as they were after so many of these steps:"""
+    said_after: int = 0
     chunk: tuple[int, int] | None = None
     """teacher forcing: (first position, tokens) of this step"""
     taught: list[torch.Tensor] = dataclasses.field(default_factory=list)
@@ -153,6 +159,8 @@ class Requests:
         """whether this step's tracked requests differ from the last one's, or some of them still read a prompt"""
         self._reading: dict[str, Tracked] = {}
         """those of the live ones whose rows are no tokens yet"""
+        self._recalling: dict[str, Tracked] = {}
+        """those that name episodes"""
         self._table = table
         self._counters = counters
 
@@ -167,6 +175,15 @@ class Requests:
                 self._go_on(cached, scheduled)
         for new in scheduled.scheduled_new_reqs:
             self._begin(new, scheduled)
+        for request_id, tracked in self._recalling.items():
+            tracked.draws += tracked.settled and scheduled.num_scheduled_tokens.get(request_id, 0) > 0
+
+    def release(self, rid: str) -> None:
+        """What the live ones of this capture id leave is not wanted."""
+        for tracked in self.live.values():
+            if tracked.binding.rid == rid:
+                tracked.binding = dataclasses.replace(tracked.binding, rid=None)
+                self.changed = True
 
     def end_all(self) -> None:
         """Forget them: what they were bound to is gone."""
@@ -180,18 +197,21 @@ class Requests:
         known = self.live.get(new.req_id)
         if known is None and binding is None:
             return
+        # A resumed request may come as a new one, its answer so far being part of what is read.
+        read = getattr(new, "prefill_token_ids", None) or new.prompt_token_ids or ()
         if known is None:
             assert binding is not None
             known = Tracked(new.req_id, binding, float(params.temperature), list(new.prompt_token_ids or ()))
             known.foreign = getattr(new, "lora_request", None) is not None
             self.live[new.req_id] = known
+            if binding.episodes:
+                known.draws = int(len(read) > len(known.prompt_ids))  # what was said before we came is not known
+                self._recalling[new.req_id] = known
             if binding.teach is not None:
                 known.taught_next = max(binding.teach - 1, 0)
                 self.teaching += 1
             if binding.key is not None:
                 self._table.hold(binding.key, binding.version)
-        # A resumed request may come as a new one, its answer so far being part of what is read.
-        read = getattr(new, "prefill_token_ids", None) or new.prompt_token_ids or ()
         self._advance(known, new.num_computed_tokens, scheduled, len(read))
 
     def _go_on(self, cached: Any, scheduled: Any) -> None:
@@ -222,6 +242,8 @@ class Requests:
             return
         self.changed = True
         self._reading.pop(request_id, None)
+        self._recalling.pop(request_id, None)
+        tracked.active = tracked.said = None
         binding = tracked.binding
         self.teaching -= binding.teach is not None
         if binding.key is not None:

@@ -153,8 +153,18 @@ class RunnerWraps:
     def _layout_v1(self, scheduled: Any) -> Layout:
         request_ids = self._runner.input_batch.req_ids
         drafts = scheduled.scheduled_spec_decode_tokens
-        counts = [1 + len(drafts.get(request_id, ())) for request_id in request_ids] if drafts else None
-        return request_ids, counts
+        if not drafts:
+            return Layout(request_ids)
+        counts = [1 + len(drafts.get(request_id, ())) for request_id in request_ids]
+        known = hasattr(self._runner, "input_ids") and hasattr(self._runner, "query_start_loc")
+        return Layout(request_ids, counts, self._drafts_v1 if known else None)
+
+    def _drafts_v1(self, index: int, count: int) -> Any:
+        """A request's drafts are the last tokens that it gave to the model. With asynchronous scheduling the
+        scheduler's own are placeholders.
+        """
+        stop = int(self._runner.query_start_loc.np[index + 1])
+        return self._runner.input_ids.gpu[stop - count : stop]
 
     def _offset_v1(self, request_id: str) -> int | None:
         index = self._runner.input_batch.req_id_to_index.get(request_id)
@@ -190,9 +200,17 @@ class RunnerWraps:
 
 def _layout_v2(batch: Any) -> Layout:
     if not batch.num_draft_tokens:
-        return batch.req_ids, None
+        return Layout(batch.req_ids)
     bounds = batch.cu_num_logits_np.tolist()
-    return batch.req_ids, [stop - start for start, stop in itertools.pairwise(bounds)]
+    counts = [stop - start for start, stop in itertools.pairwise(bounds)]
+    known = hasattr(batch, "input_ids") and hasattr(batch, "logits_indices")
+    return Layout(batch.req_ids, counts, functools.partial(_drafts_v2, batch, bounds) if known else None)
+
+
+def _drafts_v2(batch: Any, bounds: list[int], index: int, count: int) -> Any:
+    """Each row's own token: the first is what was said last, the others are drafts."""
+    stop = bounds[index + 1]
+    return batch.input_ids[batch.logits_indices[stop - count : stop]]
 
 
 def _offset_v2(batch: Any, request_id: str) -> int | None:

@@ -152,6 +152,7 @@ class Service:
             "adapter_bytes": self.table.nbytes,
             "episodes": len(self.episodes),
             "episode_bytes": self.episodes.nbytes,
+            "episode_held_bytes": self.episodes.held_bytes,
             "captures": len(self.captures),
             "capture_bytes": self.captures.nbytes,
             "ring_bytes": self.ring.nbytes,
