@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Collection
 from typing import Protocol, runtime_checkable
 
 from .events import Feedback, FeedbackOutcome, Trajectory
 from .lora import AdapterRecord, Capture
 
-__all__ = ["AdapterLister", "Store", "Writes"]
+__all__ = ["AdapterLister", "CaptureHead", "Store", "Writes"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CaptureHead:
+    """A kept answer without its arrays."""
+
+    seq: int
+    """Rises with every answer that is kept, whatever the clock says; the same one kept again gets a new one."""
+    key: str
+    feedback_id: str
+    fingerprint: str
+    stored_at: float
+    """`time.time()`"""
 
 
 class Writes(Protocol):
@@ -74,6 +89,14 @@ class Store(Protocol):
         """(capture, quality signal, feedback_id), newest `limit`, oldest first."""
         ...
 
+    async def newest_captures(
+        self, keys: Collection[str], wanted: Callable[[CaptureHead], bool], *, limit: int
+    ) -> list[tuple[CaptureHead, Capture, float]]:
+        """(head, capture, quality signal) of all these keys together, of those that are `wanted`: the newest
+        `limit`, oldest first. `wanted` may be called in another thread, the newest first.
+        """
+        ...
+
     async def put_adapter(self, record: AdapterRecord) -> None: ...
     async def adapter(self, key: str, version: int) -> AdapterRecord | None: ...
     async def adapters(self, key: str | None = None) -> list[AdapterRecord]:
@@ -99,9 +122,6 @@ class Store(Protocol):
 
     async def put_blob(self, name: str, data: bytes) -> None: ...
     async def get_blob(self, name: str) -> bytes | None: ...
-    async def blob_names(self, prefix: str) -> list[str]:
-        """Of every blob whose name begins so."""
-        ...
 
 
 @runtime_checkable

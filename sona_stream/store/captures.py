@@ -6,13 +6,16 @@ import json
 import logging
 import sqlite3
 import time
+from collections.abc import Callable, Collection
+from typing import Any
 
 from ..lora import Capture
+from ..storing import CaptureHead
 from .adapters import tenant_of
 from .files import DamagedFile, StateFiles
 from .tensors import capture_from, capture_stem, tensors_from
 
-__all__ = ["newest", "put"]
+__all__ = ["newest", "newest_of", "put"]
 
 _log = logging.getLogger("sona_stream.store")
 
@@ -77,14 +80,46 @@ def newest(
     ).fetchall()
     found = []
     for request_id, facts, advantage, feedback_id, file, digest in reversed(rows):
-        try:
-            tensors = tensors_from(files.read(file, digest), file)
-            capture = capture_from(tensors, request_id, json.loads(facts))
-        except (DamagedFile, KeyError) as error:
-            _log.error("a capture of adapter %s cannot be read: %s", key, error)
-            continue
-        found.append((capture, advantage, feedback_id))
+        capture = _read(files, key, request_id, json.loads(facts), file, digest)
+        if capture is not None:
+            found.append((capture, advantage, feedback_id))
     return found
+
+
+def newest_of(
+    connection: sqlite3.Connection,
+    files: StateFiles,
+    keys: Collection[str],
+    wanted: Callable[[CaptureHead], bool],
+    limit: int,
+) -> list[tuple[CaptureHead, Capture, float]]:
+    """See `Store.newest_captures`; only files of what is wanted are read, damaged ones are left out (logged)."""
+    rows = connection.execute(
+        "SELECT seq, key, feedback_id, facts, stored_at, request_id, advantage, file, sha256 FROM captures "
+        "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY seq DESC",
+        (json.dumps(list(keys)),),
+    )
+    found: list[tuple[CaptureHead, Capture, float]] = []
+    for seq, key, feedback_id, told, stored_at, request_id, advantage, file, digest in rows:
+        if len(found) == limit:
+            break
+        facts = json.loads(told)
+        head = CaptureHead(seq, key, feedback_id, facts.get("fingerprint", ""), stored_at)
+        capture = _read(files, key, request_id, facts, file, digest) if wanted(head) else None
+        if capture is not None:
+            found.append((head, capture, advantage))
+    return found[::-1]
+
+
+def _read(
+    files: StateFiles, key: str, request_id: str, facts: dict[str, Any], file: str, digest: bytes
+) -> Capture | None:
+    """None: it is damaged (logged)."""
+    try:
+        return capture_from(tensors_from(files.read(file, digest), file), request_id, facts)
+    except (DamagedFile, KeyError) as error:
+        _log.error("a capture of adapter %s cannot be read: %s", key, error)
+        return None
 
 
 def _user(connection: sqlite3.Connection, tenant: str, request_id: str, feedback_id: str) -> bytes | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from sqlite3 import Connection
 
@@ -14,7 +15,8 @@ from ..config.settings import SonaSettings
 from ..errors import StateError
 from ..events import Feedback, FeedbackOutcome, Trajectory
 from ..lora import AdapterRecord, Capture
-from . import adapters, blobs, captures, retention, trajectories
+from ..storing import CaptureHead
+from . import adapters, captures, retention, trajectories
 from . import feedback as judgements
 from .episode_store import SqliteEpisodes
 from .forgetting import erase
@@ -176,6 +178,12 @@ class SqliteStore:
         files = self._open().files
         return await self._open().read(lambda c: captures.newest(c, files, key, limit))
 
+    async def newest_captures(
+        self, keys: Collection[str], wanted: Callable[[CaptureHead], bool], *, limit: int
+    ) -> list[tuple[CaptureHead, Capture, float]]:
+        files = self._open().files
+        return await self._open().read(lambda c: captures.newest_of(c, files, keys, wanted, limit))
+
     async def put_adapter(self, record: AdapterRecord) -> None:
         """Durable when it returns: the file first, then the row. The same version again replaces its row."""
         writes = self._writes()
@@ -227,10 +235,15 @@ class SqliteStore:
 
     async def get_blob(self, name: str) -> bytes | None:
         """None when there is none, or it is damaged (logged)."""
-        return await self._open().read(lambda c: blobs.get(c, name))
-
-    async def blob_names(self, prefix: str) -> list[str]:
-        return await self._open().read(lambda c: blobs.names(c, prefix))
+        row = await self._open().read(
+            lambda c: c.execute("SELECT data, sha256 FROM blobs WHERE name = ?", (name,)).fetchone()
+        )
+        if row is None:
+            return None
+        if hashlib.sha256(row[0]).digest() != row[1]:
+            _log.error("stored blob %r does not match its sha256", name)
+            return None
+        return bytes(row[0])
 
     # -- beyond the contract ----------------------------------------------------------------------------------
 

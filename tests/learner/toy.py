@@ -6,6 +6,7 @@ Written from the formulas alone: nothing here is shared with the product but its
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import defaultdict
 
 import numpy as np
@@ -14,6 +15,7 @@ from sona_stream.errors import CaptureGone, HostError
 from sona_stream.events import Feedback, FeedbackOutcome, RouteDecision, Sampling, Trajectory
 from sona_stream.lora import Capture, Curvature, Evaluation, LoraGradient, LoraWeights, Spectrum
 from sona_stream.reference import REFERENCE_TEXT
+from sona_stream.storing import CaptureHead
 
 V, D, T = 13, 8, 6
 
@@ -291,6 +293,8 @@ class MemoryStore:
         self.feedbacks: dict[str, Feedback] = {}
         self.outcomes: dict[str, FeedbackOutcome] = {}
         self.kept = defaultdict(dict)
+        self.heads: dict[tuple[str, str], CaptureHead] = {}
+        self.seq = 0
         self.records: dict[tuple[str, int], object] = {}
         self.current: dict[str, int] = {}
         self.blobs: dict[str, bytes] = {}
@@ -316,10 +320,18 @@ class MemoryStore:
 
     async def put_capture(self, key, capture, advantage, *, feedback_id):
         self._step("put_capture")
+        self.kept[key].pop(feedback_id, None)
         self.kept[key][feedback_id] = (capture, advantage, feedback_id)
+        self.seq += 1
+        self.heads[key, feedback_id] = CaptureHead(self.seq, key, feedback_id, capture.fingerprint, time.time())
 
     async def captures(self, key, *, limit):
         return list(self.kept[key].values())[-limit:]
+
+    async def newest_captures(self, keys, wanted, *, limit):
+        rows = [(self.heads[key, one[2]], one[0], one[1]) for key in keys for one in self.kept[key].values()]
+        rows = sorted((row for row in rows if wanted(row[0])), key=lambda row: row[0].seq)
+        return rows[-limit:]
 
     async def put_adapter(self, record):
         self._step("put_adapter")
@@ -353,9 +365,6 @@ class MemoryStore:
 
     async def get_blob(self, name):
         return self.blobs.get(name)
-
-    async def blob_names(self, prefix):
-        return [name for name in self.blobs if name.startswith(prefix)]
 
 
 @dataclasses.dataclass

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import sqlite3
+import time
+
 import numpy as np
 import pytest
 
@@ -168,6 +173,42 @@ async def test_captures_are_bounded_and_shared_along_the_key_chain(open_store, m
             assert [id for _, _, id in found] == ["f3", "f4", "f5"]
         assert (await store.captures("m/acme/*", limit=1))[0][1] == -1.0
         assert len(tensor_files(folder, "captures")) == 3
+
+
+async def test_the_newest_of_several_keys_come_in_the_order_they_were_kept(open_store, make, folder, caplog):
+    async with open_store() as store:
+        for number in range(12):
+            capture = make.capture(f"r{number}", seed=number)
+            if number % 4 == 3:
+                capture = dataclasses.replace(capture, fingerprint="another model")
+            key = f"m/acme/{'ab'[number % 2] if number < 8 else 'b'}"
+            await store.put_capture(key, capture, number / 12, feedback_id=f"f{number}")
+        await store.put_capture("m/acme/a", make.capture("r4", seed=4), 1.0, feedback_id="f4")
+        await store.put_capture("m/other/a", make.capture("r0", seed=4), 1.0, feedback_id="theirs")
+        both, seen = ["m/acme/a", "m/acme/b"], []
+
+        def wanted(head):
+            seen.append(head)
+            return head.fingerprint != "another model"
+
+        found = await store.newest_captures(both, wanted, limit=5)
+        assert [head.feedback_id for head, _, _ in found] == ["f6", "f8", "f9", "f10", "f4"]
+        assert [capture.request_id for _, capture, _ in found] == ["r6", "r8", "r9", "r10", "r4"]
+        assert [signal for *_, signal in found] == [6 / 12, 8 / 12, 9 / 12, 10 / 12, 1.0]
+        assert [head.feedback_id for head in seen] == ["f4", "f11", "f10", "f9", "f8", "f7", "f6"]
+        assert [head.seq for head in seen] == sorted((head.seq for head in seen), reverse=True)
+        assert all(abs(head.stored_at - time.time()) < 60 for head in seen)
+        assert {head.key for head in seen} == set(both)
+        assert await store.newest_captures([], wanted, limit=5) == []
+        (folder / _file_of(folder, "f10")).write_bytes(b"no")
+        found = await store.newest_captures(both, wanted, limit=5)
+        assert [head.feedback_id for head, _, _ in found] == ["f5", "f6", "f8", "f9", "f4"]
+    assert "cannot be read" in caplog.text
+
+
+def _file_of(folder, feedback_id):
+    with contextlib.closing(sqlite3.connect(folder / "state.sqlite3")) as connection:
+        return connection.execute("SELECT file FROM captures WHERE feedback_id = ?", (feedback_id,)).fetchone()[0]
 
 
 async def test_a_damaged_capture_is_left_out(open_store, make, folder, caplog):

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from ...budgets import Budget
 from ...lora import F32
 from ...protocols import Store
+from ...storing import CaptureHead
 from .domains import Domains
 from .keys import AdapterKey
 from .ledger import Ledger
 from .lessons import DEMONSTRATION, Lesson, LessonBook
 from .measurements import Measurements
 
-__all__ = ["Books", "read_book"]
+__all__ = ["Books", "clear", "read_book"]
 
 _log = logging.getLogger(__name__)
 
@@ -86,15 +87,26 @@ class Books:
 
 
 async def read_book(store: Store, ledger: Ledger, fingerprint: str, capacity: int) -> LessonBook:
-    """What the store kept of the lessons of the ledger's model and tenant."""
+    """What the store kept of the lessons of the ledger's model and tenant: the newest of all, in order of time."""
     book, root = LessonBook(capacity), ledger.root
-    for finest, groups in ledger.chains.items():
-        for capture, signal, feedback_id in await store.captures(str(root.at(finest)), limit=capacity):
-            if capture.fingerprint == fingerprint and not ledger.withdrawn(feedback_id):
-                quality = None if signal == DEMONSTRATION else signal
-                question = await _question(store, root, capture.request_id)
-                book.add(Lesson(capture, quality, groups, feedback_id, question))
+    chains = {str(root.at(finest)): groups for finest, groups in ledger.chains.items()}
+
+    def wanted(head: CaptureHead) -> bool:
+        return head.fingerprint == fingerprint and ledger.teaches(head, chains[head.key])
+
+    for head, capture, signal in await store.newest_captures(chains, wanted, limit=capacity):
+        quality = None if signal == DEMONSTRATION else signal
+        question = await _question(store, root, capture.request_id)
+        book.add(Lesson(capture, quality, chains[head.key], head.feedback_id, question))
     return book
+
+
+async def clear(store: Store, ledger: Ledger, group: str) -> None:
+    """Nothing that the store has kept so far teaches this group any more, whether it is in a book or not."""
+    keys = [str(ledger.root.at(finest)) for finest, groups in ledger.chains.items() if group in groups]
+    newest = await store.newest_captures(keys, lambda head: True, limit=1)
+    for head, _, _ in newest:
+        ledger.begin_after(group, head.seq)
 
 
 async def _question(store: Store, root: AdapterKey, captured: str) -> F32 | None:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from ...protocols import Store
+from ...storing import CaptureHead
 from .baseline import Baseline
 from .keys import AdapterKey
 
@@ -33,6 +34,8 @@ class Ledger:
         """Groups whose coarser level serves in their place"""
         self._counted: OrderedDict[str, None] = OrderedDict()
         self._withdrawn: OrderedDict[str, None] = OrderedDict()
+        self._begins: OrderedDict[str, int] = OrderedDict()
+        """Group -> the `CaptureHead.seq` up to which nothing teaches it any more"""
 
     def counted(self, feedback_id: str) -> bool:
         """Whether this feedback, whose outcome is not recorded, is already in the numbers."""
@@ -41,6 +44,18 @@ class Ledger:
     def withdrawn(self, feedback_id: str) -> bool:
         """Whether a rollback took this feedback out of replay."""
         return feedback_id in self._withdrawn
+
+    def teaches(self, head: CaptureHead, groups: Iterable[str]) -> bool:
+        """Whether a kept answer with this chain is still for replay."""
+        begins = max((self._begins.get(group, 0) for group in groups), default=0)
+        return head.seq > begins and not self.withdrawn(head.feedback_id)
+
+    def begin_after(self, group: str, seq: int) -> None:
+        """Keep all that was kept of this group up to here out of every later replay."""
+        self._begins[group] = seq
+        self._begins.move_to_end(group)
+        while len(self._begins) > _GROUPS:
+            self._begins.popitem(last=False)
 
     def count(self, feedback_id: str, groups: Sequence[str], quality: float | None) -> None:
         """One accepted feedback; a correction (None) moves no baseline."""
@@ -82,6 +97,7 @@ class Ledger:
             "chains": dict(self.chains),
             "counted": [one for one in self._counted if one != settled],
             "withdrawn": list(self._withdrawn),
+            "begins": self._begins,
         }
         return _blob(self.root), json.dumps(data).encode()
 
@@ -103,6 +119,7 @@ class Ledger:
             waiting = {one.id for one in await store.pending_feedback()}
             _remember(ledger._counted, (one for one in data["counted"] if one in waiting))
         _remember(ledger._withdrawn, data["withdrawn"])
+        ledger._begins = OrderedDict((group, int(seq)) for group, seq in data.get("begins", {}).items())
         return ledger
 
 

@@ -13,7 +13,7 @@ from ...config.settings import LearningSettings
 from ...errors import HostAway, HostError
 from ...lora import AdapterRecord, Curvature, LoraWeights
 from ...protocols import Embedder, HiddenStateHost, Store, Writes
-from .books import Books, read_book
+from .books import Books, clear, read_book
 from .domains import Domains, domain_of
 from .evidence import Evidence, dependence, trust_of
 from .ewc import Elastic
@@ -204,6 +204,8 @@ class State:
         """Take these lessons out of replay for good; `everything`: all that the key ever learned from."""
         book, ledger = await self.book(key), await self.ledger(key)
         ids = book.ids(key) if everything else feedback_ids
+        if everything:
+            await clear(self.store, ledger, key.group)
         book.forget(ids)
         ledger.withdraw(ids)
         await ledger.save(self.store)
