@@ -79,7 +79,13 @@ class Store(Protocol):
 
     async def record_outcome(self, outcome: FeedbackOutcome) -> None: ...
     async def outcome(self, feedback_id: str) -> FeedbackOutcome | None: ...
-    async def feedback(self, *, tenant: str | None = None, limit: int = 1000) -> list[Feedback]: ...
+    async def feedback(
+        self, *, tenant: str | None = None, person: str | None = None, limit: int = 1000
+    ) -> list[Feedback]:
+        """The newest `limit`, oldest first. `person`: what that person of the tenant (`episodes.person_of`) said,
+        without automatic scores; where `sona.storage` is "none" nobody's name is kept.
+        """
+        ...
 
     async def put_capture(self, key: str, capture: Capture, advantage: float, *, feedback_id: str) -> None:
         """Keep a judged answer for replay under an adapter key. Storage "none" keeps nothing."""
@@ -122,6 +128,9 @@ class Store(Protocol):
 
     async def put_blob(self, name: str, data: bytes) -> None: ...
     async def get_blob(self, name: str) -> bytes | None: ...
+    async def blob_names(self, prefix: str) -> list[str]:
+        """Of every blob whose name begins so."""
+        ...
 
 
 @runtime_checkable

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -16,7 +15,7 @@ from ..errors import StateError
 from ..events import Feedback, FeedbackOutcome, Trajectory
 from ..lora import AdapterRecord, Capture
 from ..storing import CaptureHead
-from . import adapters, captures, retention, trajectories
+from . import adapters, blobs, captures, retention, trajectories
 from . import feedback as judgements
 from .episode_store import SqliteEpisodes
 from .forgetting import erase
@@ -161,9 +160,10 @@ class SqliteStore:
         """What was recorded last; None while it is queued."""
         return await self._open().read(lambda c: judgements.outcome(c, feedback_id))
 
-    async def feedback(self, *, tenant: str | None = None, limit: int = 1000) -> list[Feedback]:
-        """The newest `limit`, oldest first."""
-        return await self._open().read(lambda c: judgements.latest(c, tenant, limit))
+    async def feedback(
+        self, *, tenant: str | None = None, person: str | None = None, limit: int = 1000
+    ) -> list[Feedback]:
+        return await self._open().read(lambda c: judgements.latest(c, tenant, limit, person))
 
     # -- captures and adapters --------------------------------------------------------------------------------
 
@@ -235,15 +235,10 @@ class SqliteStore:
 
     async def get_blob(self, name: str) -> bytes | None:
         """None when there is none, or it is damaged (logged)."""
-        row = await self._open().read(
-            lambda c: c.execute("SELECT data, sha256 FROM blobs WHERE name = ?", (name,)).fetchone()
-        )
-        if row is None:
-            return None
-        if hashlib.sha256(row[0]).digest() != row[1]:
-            _log.error("stored blob %r does not match its sha256", name)
-            return None
-        return bytes(row[0])
+        return await self._open().read(lambda c: blobs.get(c, name))
+
+    async def blob_names(self, prefix: str) -> list[str]:
+        return await self._open().read(lambda c: blobs.names(c, prefix))
 
     # -- beyond the contract ----------------------------------------------------------------------------------
 

@@ -366,6 +366,9 @@ class MemoryStore:
     async def get_blob(self, name):
         return self.blobs.get(name)
 
+    async def blob_names(self, prefix):
+        return [name for name in self.blobs if name.startswith(prefix)]
+
 
 @dataclasses.dataclass
 class Rates:
