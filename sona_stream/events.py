@@ -156,6 +156,10 @@ class Request:
     stream: bool = False
     include_usage: bool = False
     sampling: Sampling = Sampling()
+    objections: tuple[tuple[str, str], ...] = ()
+    """(field, what is wrong with it) by OpenAI's reference. Upstreams judge for themselves; a backend that samples
+    itself raises the first as InvalidRequest, for then ``sampling`` may hold anything.
+    """
     constrained: bool = False
     """Tools or a JSON schema were given."""
     principal: Principal = Principal()
@@ -324,7 +328,8 @@ class Feedback:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackOutcome:
     """What became of a feedback: ``published`` a new version, ``accepted`` (waits for replay or only moved
-    statistics), ``gated`` (a gate said no), ``skipped`` (learning is off or there is nothing to adapt).
+    statistics), ``gated`` (a gate said no), ``skipped`` (learning is off, nothing is to be adapted, or it was taken
+    back).
     """
 
     feedback_id: str

@@ -193,6 +193,7 @@ def _request(name: str, episode: Episode) -> Request:
         prompt=decoded.prompt,
         query=decoded.query,
         sampling=decoded.sampling,
+        objections=decoded.objections,
         constrained=decoded.constrained,
         adapt=False,
         received_at=time.time(),

@@ -70,6 +70,7 @@ async def _request(call: Call, endpoint: Endpoint) -> Request:
         stream=decoded.stream,
         include_usage=decoded.include_usage,
         sampling=decoded.sampling,
+        objections=decoded.objections,
         constrained=decoded.constrained,
         principal=principal,
         headers=for_upstream(call.raw_headers, keyed=bool(settings.keys)),

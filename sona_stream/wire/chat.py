@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from .decoded_request import DecodedRequest
+from .objections import Objections
 from .request_fields import (
     RequestFields,
     client_ids,
@@ -15,6 +16,7 @@ from .request_fields import (
     include_usage,
     is_constrained,
     is_given,
+    named_user,
     refuse,
     sampling,
 )
@@ -27,9 +29,9 @@ _MAX_TOP_LOGPROBS = 20
 
 class _ChatFields(RequestFields):
     messages: list[dict[str, Any]] | None = None
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
+    max_completion_tokens: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
     tools: msgspec.Raw = msgspec.Raw()
     functions: msgspec.Raw = msgspec.Raw()
 
@@ -38,11 +40,12 @@ _decoder = msgspec.json.Decoder(_ChatFields)
 
 
 def decode_chat_request(body: bytes) -> DecodedRequest:
-    """Decode and check one request; raises `InvalidRequest` naming the field and its limit."""
-    fields = decode_as(_decoder, body)
-    messages = tuple(_checked(fields.messages or ()))
+    """Decode one request; raises `InvalidRequest` naming the field for one that cannot be routed."""
+    fields, objections = decode_as(_decoder, body), Objections()
+    messages: tuple[Mapping[str, Any], ...] = tuple(fields.messages or ())
     if not messages:
         refuse("messages", "must hold at least one message")
+    _look_over(messages, objections)
     newer = fields.max_completion_tokens is not None
     return DecodedRequest(
         endpoint="chat.completions",
@@ -53,14 +56,16 @@ def decode_chat_request(body: bytes) -> DecodedRequest:
         include_usage=include_usage(fields),
         sampling=sampling(
             fields,
+            objections,
             max_tokens=fields.max_completion_tokens if newer else fields.max_tokens,
             max_tokens_name="max_completion_tokens" if newer else "max_tokens",
             least=1,
-            logprobs=_logprobs(fields),
+            logprobs=_logprobs(fields, objections),
         ),
         constrained=is_constrained(fields) or is_given(fields.tools) or is_given(fields.functions),
-        user=fields.user,
+        user=named_user(fields),
         client_ids=client_ids(fields.metadata),
+        objections=objections.all,
     )
 
 
@@ -76,31 +81,31 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 def _query(messages: tuple[Mapping[str, Any], ...]) -> str:
-    last_user = next((m for m in reversed(messages) if m["role"] == "user"), messages[-1])
+    last_user = next((m for m in reversed(messages) if m.get("role") == "user"), messages[-1])
     return message_text(last_user)
 
 
-def _checked(messages: Iterable[dict[str, Any]]) -> Iterable[Mapping[str, Any]]:
+def _look_over(messages: Iterable[Mapping[str, Any]], objections: Objections) -> None:
     for i, message in enumerate(messages):
         role = message.get("role")
         if not isinstance(role, str) or role not in ROLES:
-            refuse(f"messages[{i}].role", f"must be one of {', '.join(ROLES)}", role if role else "none")
+            objections.note(f"messages[{i}].role", f"must be one of {', '.join(ROLES)}", role if role else "none")
         content = message.get("content")
         if isinstance(content, list):
             for j, part in enumerate(content):
                 if not isinstance(part, dict | str):
-                    refuse(f"messages[{i}].content[{j}]", "must be an object", type(part).__name__)
+                    objections.note(f"messages[{i}].content[{j}]", "must be an object", type(part).__name__)
         elif content is not None and not isinstance(content, str):
-            refuse(f"messages[{i}].content", "must be a string, a list of parts, or null", type(content).__name__)
-        yield message
+            must = "must be a string, a list of parts, or null"
+            objections.note(f"messages[{i}].content", must, type(content).__name__)
 
 
-def _logprobs(fields: _ChatFields) -> int | None:
-    top = fields.top_logprobs
-    if top is not None and not 0 <= top <= _MAX_TOP_LOGPROBS:
-        refuse("top_logprobs", f"must be between 0 and {_MAX_TOP_LOGPROBS}", top)
-    if fields.logprobs:
+def _logprobs(fields: _ChatFields, objections: Objections) -> int | None:
+    wanted = objections.read("logprobs", fields.logprobs, bool)
+    top = objections.read("top_logprobs", fields.top_logprobs, int)
+    objections.within("top_logprobs", top, 0, _MAX_TOP_LOGPROBS)
+    if wanted:
         return top or 0
     if top:
-        refuse("top_logprobs", "needs logprobs to be true")
+        objections.note("top_logprobs", "needs logprobs to be true")
     return None

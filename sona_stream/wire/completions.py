@@ -7,12 +7,14 @@ from typing import Any
 import msgspec
 
 from .decoded_request import DecodedRequest
+from .objections import Objections
 from .request_fields import (
     RequestFields,
     client_ids,
     decode_as,
     include_usage,
     is_constrained,
+    named_user,
     refuse,
     sampling,
 )
@@ -24,18 +26,17 @@ _MAX_LOGPROBS = 20
 
 class _CompletionFields(RequestFields):
     prompt: Any = None
-    logprobs: int | None = None
+    logprobs: Any = None
 
 
 _decoder = msgspec.json.Decoder(_CompletionFields)
 
 
 def decode_completion_request(body: bytes) -> DecodedRequest:
-    """Decode and check one request; raises `InvalidRequest` naming the field and its limit."""
-    fields = decode_as(_decoder, body)
-    top = fields.logprobs
-    if top is not None and not 0 <= top <= _MAX_LOGPROBS:
-        refuse("logprobs", f"must be between 0 and {_MAX_LOGPROBS}", top)
+    """Decode one request; raises `InvalidRequest` naming the field for one that cannot be routed."""
+    fields, objections = decode_as(_decoder, body), Objections()
+    top = objections.read("logprobs", fields.logprobs, int)
+    objections.within("logprobs", top, 0, _MAX_LOGPROBS)
     prompt, query = _prompt(fields.prompt)
     return DecodedRequest(
         endpoint="completions",
@@ -46,11 +47,12 @@ def decode_completion_request(body: bytes) -> DecodedRequest:
         include_usage=include_usage(fields),
         # OpenAI allows 0 here: only the prompt's log-probabilities are wanted then.
         sampling=sampling(
-            fields, max_tokens=fields.max_tokens, max_tokens_name="max_tokens", least=0, logprobs=top
+            fields, objections, max_tokens=fields.max_tokens, max_tokens_name="max_tokens", least=0, logprobs=top
         ),
         constrained=is_constrained(fields),
-        user=fields.user,
+        user=named_user(fields),
         client_ids=client_ids(fields.metadata),
+        objections=objections.all,
     )
 
 

@@ -27,3 +27,4 @@ class DecodedRequest:
     constrained: bool = False
     user: str | None = None
     client_ids: tuple[str, ...] = ()
+    objections: tuple[tuple[str, str], ...] = ()

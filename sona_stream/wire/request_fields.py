@@ -1,6 +1,7 @@
 """Fields that both endpoints' requests share: their types, their limits, and the errors that name them.
 
-Only what this program reads is declared; every other field stays in the body and reaches the upstream untouched.
+Only what this program reads is declared; every other field stays in the body and reaches the upstream untouched. An
+error is what leaves nothing to route, or nobody to learn for; about the rest see `Objections`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 from ..errors import InvalidRequest
 from ..events import Sampling
 from .model_name import check_model
+from .objections import Objections, complaint
 
 __all__ = [
     "RequestFields",
@@ -22,6 +24,7 @@ __all__ = [
     "include_usage",
     "is_constrained",
     "is_given",
+    "named_user",
     "refuse",
     "sampling",
 ]
@@ -46,15 +49,15 @@ class RequestFields(msgspec.Struct):
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    n: int | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    max_tokens: int | None = None
-    user: str | None = None
+    temperature: Any = None
+    top_p: Any = None
+    n: Any = None
+    stop: Any = None
+    seed: Any = None
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    max_tokens: Any = None
+    user: str | int | None = None
     metadata: Any = None
     response_format: Any = None
     guided_json: msgspec.Raw = _ABSENT
@@ -94,38 +97,53 @@ def _invalid(message: str) -> InvalidRequest:
 
 def refuse(param: str, must: str, got: object = None) -> NoReturn:
     """Raise the error for one field: ``<param> <must>, got <got>``."""
-    suffix = "" if got is None else f", got {got!r}"
-    raise InvalidRequest(f"{param} {must}{suffix}", param=param)
+    raise InvalidRequest(complaint(param, must, got), param=param)
 
 
 def sampling(
-    fields: RequestFields, *, max_tokens: int | None, max_tokens_name: str, least: int, logprobs: int | None
+    fields: RequestFields,
+    objections: Objections,
+    *,
+    max_tokens: Any,
+    max_tokens_name: str,
+    least: int,
+    logprobs: int | None,
 ) -> Sampling:
-    """Checks every limit of OpenAI's reference and gathers the values."""
-    _within("temperature", fields.temperature, 0, 2)
-    _within("top_p", fields.top_p, 0, 1)
-    _within("presence_penalty", fields.presence_penalty, -2, 2)
-    _within("frequency_penalty", fields.frequency_penalty, -2, 2)
-    _within("n", fields.n, 1, 128)
-    _within("seed", fields.seed, -(1 << 63), (1 << 63) - 1)
-    _within(max_tokens_name, max_tokens, least, _MAX_TOKENS)
-    stop = fields.stop
+    """Gathers what can be read; what is beyond a limit of OpenAI's reference is noted."""
+    temperature = objections.read("temperature", fields.temperature, float)
+    top_p = objections.read("top_p", fields.top_p, float)
+    presence = objections.read("presence_penalty", fields.presence_penalty, float)
+    frequency = objections.read("frequency_penalty", fields.frequency_penalty, float)
+    n = objections.read("n", fields.n, int)
+    limit = objections.read(max_tokens_name, max_tokens, int)
+    objections.within("temperature", temperature, 0, 2)
+    objections.within("top_p", top_p, 0, 1)
+    objections.within("presence_penalty", presence, -2, 2)
+    objections.within("frequency_penalty", frequency, -2, 2)
+    objections.within("n", n, 1, 128)
+    objections.within(max_tokens_name, limit, least, _MAX_TOKENS)
     return Sampling(
-        temperature=fields.temperature,
-        top_p=fields.top_p,
-        max_tokens=max_tokens,
-        stop=() if not stop else (stop,) if isinstance(stop, str) else tuple(stop),
-        seed=fields.seed,
-        n=1 if fields.n is None else fields.n,
-        presence_penalty=fields.presence_penalty or 0.0,
-        frequency_penalty=fields.frequency_penalty or 0.0,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=limit,
+        stop=_stops(fields.stop, objections),
+        seed=objections.read("seed", fields.seed, int),
+        n=1 if n is None else n,
+        presence_penalty=presence or 0.0,
+        frequency_penalty=frequency or 0.0,
         logprobs=logprobs,
     )
 
 
-def _within(param: str, value: float | None, low: int, high: int) -> None:
-    if value is not None and not low <= value <= high:
-        refuse(param, f"must be between {low} and {high}", value)
+def _stops(stop: Any, objections: Objections) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        return (stop,) if stop else ()
+    return tuple(objections.read("stop", stop, list[str]) or ())
+
+
+def named_user(fields: RequestFields) -> str | None:
+    """The body's `user`; some count theirs."""
+    return None if fields.user is None else str(fields.user)
 
 
 def include_usage(fields: RequestFields) -> bool:

@@ -2,8 +2,10 @@
 
 import random
 
+import pytest
 from dataplane_scripts import (
     END,
+    OK,
     RICH,
     STREAM_HEAD,
     USAGE,
@@ -48,6 +50,24 @@ async def test_behind_a_wildcard_the_question_passes_byte_for_byte(proxy):
             assert (reply.status, reply.body) == (200, WHOLE)
             assert questions(upstream)[0].body == data
             assert reply.headers["x-sona-model"] == "m"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": -1},
+        {"max_tokens": 100.0, "n": "2"},
+        {"temperature": 2.5, "top_p": 7, "seed": 1 << 70},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "ipython", "content": {"output": 5}}]},
+        {"top_logprobs": 25},
+        {"user": 12, "stop": 5},
+    ],
+)
+async def test_an_upstreams_own_limits_are_its_own(proxy, fields):
+    async with serving(sends(OK)) as upstream, proxy(upstream.url) as it:
+        data = body(False, **fields)
+        assert (await ask(it.url, data)).status == 200
+        assert questions(upstream)[0].body == data
 
 
 async def test_usage_is_neither_asked_for_nor_changed(proxy):

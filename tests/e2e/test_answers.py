@@ -56,6 +56,26 @@ def test_completions_and_several_choices(tenant):
     assert several.usage.completion_tokens == 24
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"max_tokens": -1}, "max_tokens must be between 1 and"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens must be between 1 and"),
+        ({"temperature": 2.5}, "temperature must be between 0 and 2, got 2.5"),
+        ({"temperature": "hot"}, "temperature: Expected `float`"),
+        ({"logprobs": True, "top_logprobs": 25}, "top_logprobs must be between 0 and 20"),
+        ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
+        ({"messages": [{"role": "ipython", "content": "x"}]}, "messages[0].role must be one of"),
+    ],
+)
+def test_a_model_that_runs_here_says_which_limit_it_has(tenant, fields, says):
+    refused = tenant.ask(**fields)
+    assert refused.status == 400
+    error = refused.body["error"]
+    assert says in error["message"]
+    assert error["message"].startswith(error["param"])
+
+
 def test_stop_ends_before_the_stop_string(tenant):
     whole = tenant.ask().text
     stop = whole[len(whole) // 2 :][:3]

@@ -48,7 +48,7 @@ async def test_head_is_get_without_its_body(app, path):
         (b"[]", None),
         (b'{"model": "m1"}', "messages"),
         (b'{"messages": [{"role": "user", "content": "x"}]}', "model"),
-        (chat_bytes(temperature=9), "temperature"),
+        (chat_bytes(user={"id": 9}), "user"),
         (b'{"model": "\xff"}', None),
     ],
 )
@@ -59,6 +59,14 @@ async def test_bad_bodies_name_their_field(app, body, param):
     assert found["type"] == "invalid_request_error"
     if param:
         assert param in (found["param"] or "") or param in found["message"]
+
+
+async def test_what_a_backend_may_take_is_left_to_it(app, services):
+    body = chat_bytes(temperature=9, max_tokens=-1)
+    assert (await ask(app, "POST", CHAT, body)).status == 200
+    (request,) = services.pipeline.requests
+    assert (request.body, request.sampling.temperature) == (body, 9)
+    assert [param for param, _ in request.objections] == ["temperature", "max_tokens"]
 
 
 async def test_bodies_have_a_limit():

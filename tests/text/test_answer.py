@@ -79,6 +79,14 @@ def test_what_cannot_be_sampled_is_named(sampling, param):
     assert caught.value.param == param
 
 
+def test_what_the_reference_has_against_a_request_is_raised_where_it_is_sampled():
+    said = (("max_tokens", "max_tokens must be between 1 and 9, got -1"), ("n", "n is odd"))
+    request = Request(id="r", endpoint="completions", model="m", body=b"{}", objections=said)
+    with pytest.raises(InvalidRequest, match="must be between 1 and 9, got -1") as caught:
+        check_sampling(request, name="m", max_choices=4)
+    assert caught.value.param == "max_tokens"
+
+
 async def events(*items):
     queue = asyncio.Queue()
     for item in items:

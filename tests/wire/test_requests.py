@@ -149,33 +149,92 @@ def test_constrained(fields, constrained):
     [
         ({"temperature": 2.1}, "temperature", "between 0 and 2, got 2.1"),
         ({"temperature": -0.1}, "temperature", "between 0 and 2"),
-        ({"temperature": "hot"}, "temperature", "Expected `float | null`, got `str`"),
+        ({"temperature": "hot"}, "temperature", "Expected `float`, got `str`"),
+        ({"temperature": "nan"}, "temperature", "between"),
+        ({"temperature": 1e300}, "temperature", "between"),
         ({"top_p": 1.5}, "top_p", "between 0 and 1"),
         ({"n": 0}, "n", "between 1 and 128"),
         ({"n": 129}, "n", "between 1 and 128"),
         ({"n": True}, "n", "got `bool`"),
         ({"seed": 1 << 64}, "seed", "between"),
+        ({"max_tokens": -1}, "max_tokens", "between 1 and"),
         ({"max_tokens": 0}, "max_tokens", "between 1 and"),
+        ({"max_tokens": 9.5}, "max_tokens", "Expected `int`"),
         ({"max_completion_tokens": -1}, "max_completion_tokens", "between 1 and"),
         ({"presence_penalty": 3}, "presence_penalty", "between -2 and 2"),
         ({"frequency_penalty": -3}, "frequency_penalty", "between -2 and 2"),
-        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "between 0 and 20"),
+        ({"logprobs": 5}, "logprobs", "Expected `bool`, got `int`"),
+        ({"top_logprobs": 25, "logprobs": True}, "top_logprobs", "between 0 and 20"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
         ({"stop": [1]}, "stop[0]", "got `int`"),
+        ({"stop": {"a": 1}}, "stop", "Expected `array`"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role", "must be one of system"),
+        ({"messages": [{"role": "ipython"}]}, "messages[0].role", "got 'ipython'"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "got 'int'"),
+        ({"messages": [{"role": "user", "content": [5]}]}, "messages[0].content[0]", "got 'int'"),
+    ],
+)
+def test_what_an_upstream_may_take_is_noted_with_the_field_and_its_limit(fields, param, says):
+    (objection,) = chat(**fields).objections
+    assert objection[0] == param
+    assert says in objection[1]
+    assert param in objection[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampling"),
+    [
+        ({"max_tokens": -1}, Sampling(max_tokens=-1)),
+        ({"max_tokens": 100.0}, Sampling(max_tokens=100)),
+        ({"max_tokens": "100", "temperature": "0.5"}, Sampling(max_tokens=100, temperature=0.5)),
+        ({"temperature": 2.5}, Sampling(temperature=2.5)),
+        ({"temperature": "hot", "stop": [1], "n": True, "seed": 1 << 64}, Sampling()),
+        ({"n": "3", "stop": ""}, Sampling(n=3)),
+        ({"logprobs": True, "top_logprobs": 25}, Sampling(logprobs=25)),
+        ({"top_logprobs": 5}, Sampling()),
+    ],
+)
+def test_values_are_read_as_generously_as_servers_do(fields, sampling):
+    assert chat(**fields).sampling == sampling
+
+
+def test_what_openai_would_take_meets_no_objection():
+    got = chat(
+        temperature=2, top_p=0, n=1, max_tokens=1, seed=-1, logprobs=True, top_logprobs=20, stop=["a"], user="u"
+    )
+    assert got.objections == ()
+    assert chat(max_tokens=100.0).objections == ()
+    assert text(max_tokens=0, logprobs=20).objections == ()
+
+
+def test_a_user_may_be_a_number():
+    assert chat(user=12).user == "12"
+
+
+def test_a_role_of_the_templates_own_is_not_the_users():
+    said = [{"role": "user", "content": "q"}, {"role": "ipython", "content": "out"}, {"content": "x"}]
+    assert chat(messages=said).query == "q"
+
+
+def test_a_long_value_is_not_quoted_whole():
+    (objection,) = chat(messages=[{"role": "x" * 9999}]).objections
+    assert len(objection[1]) < 250
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
         ({"stream": "yes"}, "stream", "got `str`"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "got `int`"),
         ({"messages": []}, "messages", "at least one"),
         ({"messages": "hi"}, "messages", "got `str`"),
-        ({"messages": [{"content": "x"}]}, "messages[0].role", "must be one of system"),
-        ({"messages": [{"role": "wizard"}]}, "messages[0].role", "got 'wizard'"),
-        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "got 'int'"),
-        ({"messages": [{"role": "user", "content": [5]}]}, "messages[0].content[0]", "got 'int'"),
         ({"model": ""}, "model", "1 to 256 printable"),
         ({"model": None}, "model", "Expected `str`"),
-        ({"user": 5}, "user", "got `int`"),
+        ({"user": {"id": 5}}, "user", "got `object`"),
+        ({"user": True}, "user", "got `bool`"),
     ],
 )
-def test_chat_errors_name_the_field_and_its_limit(fields, param, says):
+def test_what_cannot_be_routed_or_learned_for_is_refused_by_the_fields_name(fields, param, says):
     with pytest.raises(InvalidRequest) as caught:
         chat(**fields)
     assert caught.value.param == param
@@ -219,8 +278,7 @@ def test_bad_prompts(prompt):
 
 def test_completion_limits():
     assert text(max_tokens=0, logprobs=5).sampling == Sampling(max_tokens=0, logprobs=5)
-    with pytest.raises(InvalidRequest, match="logprobs must be between 0 and 20"):
-        text(logprobs=21)
+    assert text(logprobs=21).objections == (("logprobs", "logprobs must be between 0 and 20, got 21"),)
 
 
 # --- the model's name

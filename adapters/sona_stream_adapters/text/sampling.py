@@ -18,6 +18,9 @@ _RANGES = (
 def check_sampling(request: Request, *, name: str, max_choices: int) -> None:
     """Raises InvalidRequest naming the field and its range. ``name``: the model's."""
     sampling = request.sampling
+    if request.objections:
+        param, said = request.objections[0]
+        raise InvalidRequest(said, param=param)
     if request.constrained:
         raise InvalidRequest(f"{name} runs here, with neither tools nor structured outputs", param="tools")
     if not 1 <= sampling.n <= max_choices:
