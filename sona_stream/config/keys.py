@@ -27,6 +27,7 @@ def key_name(key: KeySettings) -> str:
 def check_keys(keys: tuple[KeySettings, ...]) -> None:
     """Raises `ConfigError` without ever repeating what may be a plain key."""
     seen: dict[str, int] = {}
+    called: dict[tuple[str, str], int] = {}
     for index, key in enumerate(keys):
         where = f"sona.keys[{index}]"
         if not _HASH.fullmatch(key.key):
@@ -44,3 +45,9 @@ def check_keys(keys: tuple[KeySettings, ...]) -> None:
         if not key.roles:
             raise ConfigError(f"{where}.roles is empty: give at least one of use, teach, admin")
         seen[key.key] = index
+        first = called.setdefault((key.tenant, key_name(key)), index)
+        if first != index:
+            raise ConfigError(
+                f"{where} is called the same as sona.keys[{first}], both of the tenant {key.tenant!r}: each "
+                "key is one person to what is learned and remembered, so give it a `name` of its own"
+            )

@@ -316,10 +316,20 @@ def test_keys_are_checked():
         ((KeySettings(key=a, tenant=""),), "tenant"),
         ((KeySettings(key=a, roles=()),), "roles"),
         ((KeySettings(key=a.upper()),), "not a hash"),
+        (
+            (KeySettings(key=a, name="eve"), KeySettings(key=hash_key("c")), KeySettings(key=b, name="eve")),
+            "sona.keys[2] is called the same as sona.keys[0], both of the tenant 'default'",
+        ),
+        (
+            (KeySettings(key=a), KeySettings(key=b, name="ca978112")),
+            "sona.keys[1] is called the same as sona.keys[0]",
+        ),
     ):
         with pytest.raises(ConfigError) as raised:
             check_keys(keys)
         assert word in str(raised.value)
+    check_keys((KeySettings(key=a, name="eve"), KeySettings(key=b, name="eve", tenant="other")))
+    check_keys((KeySettings(key=a), KeySettings(key=b), KeySettings(key=hash_key("c"), name="")))
     assert (key_name(KeySettings(key=a)), key_name(KeySettings(key=a, name="n"))) == ("ca978112", "n")
 
 
