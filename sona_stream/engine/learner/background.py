@@ -15,6 +15,7 @@ import numpy as np
 
 from ...errors import HostAway, HostError
 from ...lora import AdapterRecord, LoraWeights
+from .appraisal import evidence_of, stands
 from .cycle import Cycle
 from .evidence import Evidence
 from .gates import Verdict
@@ -199,7 +200,7 @@ class BackgroundLoop:
         if key.group == EVERYTHING:
             await state.familiar.learn(key, [one.question for one in lessons])
         start = await self._start(line, lessons)
-        evidence, stands = await state.evidence(key, lessons), await state.stands(key, lessons)
+        evidence, serves = await evidence_of(state, key, lessons), await stands(state, key, lessons)
         pace = state.pace(await state.curvature(key, lessons), evidence, len(lessons))
         elastic = await state.elastic(key, lessons)
         host = state.host(key.model)
@@ -210,7 +211,7 @@ class BackgroundLoop:
             if line.epoch != epoch or state.versions.frozen:
                 return None
             published = await self._publish(line, start[0], result, before, evidence)
-        await state.replayed(key, stands=stands)
+        await state.replayed(key, stands=serves)
         return published
 
     async def _start(self, line: Line, lessons: Sequence[Lesson]) -> tuple[LoraWeights, Moments]:

@@ -15,7 +15,7 @@ from ...lora import AdapterRecord, Curvature, LoraWeights
 from ...protocols import Embedder, HiddenStateHost, Store, Writes
 from .books import Books, clear, read_book
 from .domains import Domains, domain_of
-from .evidence import Evidence, dependence, trust_of
+from .evidence import Evidence, trust_of
 from .ewc import Elastic
 from .familiar import Familiar
 from .gates import Limits, Verdict, judge, sample
@@ -25,9 +25,8 @@ from .ledger import Ledger
 from .lessons import Lesson, LessonBook, joined
 from .line import Line, in_order
 from .measurements import Measurements
-from .optimiser import RIDGE, Moments, Pace, contracted
+from .optimiser import Moments, Pace, contracted
 from .refusals import Refusals
-from .standing import FEWEST, foretold
 from .tenure import answering_since
 from .turns import TakingTurns
 from .versions import Versions
@@ -244,30 +243,6 @@ class State:
     async def metric(self, key: AdapterKey, lesson: Lesson) -> Curvature:
         """The same as it is known, measured only when it is not."""
         return await self.measurements.metric(self.host(key.model), key.at(EVERYTHING), lesson)
-
-    async def evidence(self, key: AdapterKey, lessons: Sequence[Lesson]) -> Evidence:
-        """What the ratings among these lessons say by now."""
-        root, metric = key.at(EVERYTHING), (await self.curvature(key, lessons)).outputs
-        self.measurements.keep(root, {one.answer for one in await self.book(key)})
-        judged, values, rows = self.measurements.judged(root, lessons, self.settings.baseline_shrinkage)
-        tokens = [one.capture.token_ids for one in judged]
-        corrections = sum(one.quality is None for one in lessons)
-        return Evidence(
-            dependence(values, rows, tokens, metric, RIDGE), float(len(lessons) - corrections), float(corrections)
-        )
-
-    async def stands(self, key: AdapterKey, lessons: Sequence[Lesson]) -> bool:
-        """Whether the key's own lessons tell more of it than those of every coarser level (see `standing`)."""
-        groups, root, shrinkage = lessons[-1].groups, key.at(EVERYTHING), self.settings.baseline_shrinkage
-        book, metric = await self.book(key), (await self.metric(key, lessons[-1])).outputs
-        for group in groups[: groups.index(key.group)]:
-            judged, values, rows = self.measurements.judged(root, book.of(key.at(group)), shrinkage)
-            own = [key.group in one.groups for one in judged]
-            if sum(own) >= FEWEST:
-                by_own, by_all = foretold(values, rows, own, metric, RIDGE)
-                if by_all >= by_own:
-                    return False
-        return True
 
     async def elastic(self, key: AdapterKey, lessons: Sequence[Lesson]) -> Elastic | None:
         """What holds the key's adapter on text from elsewhere, and on the domains that these lessons, the newest
