@@ -39,3 +39,28 @@ def test_the_same_tokens_as_without(engine, speculating, reference):
         logits = reference.logits(PROMPTS[i], ids, weights)
         logp = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
         assert np.abs(found_logp - logp[np.arange(24), ids]).max() < 2e-4
+
+
+def test_memory_says_of_each_draft_what_it_says_without(engine, speculating, reference):
+    """Gate and threshold lie so that its share tells how much of what was said it knew."""
+    from sona_stream_adapters.vllm_plugin.codec import pack
+
+    prompt, answer = PROMPTS[0], [100, 101, 102, 103] * 6
+    states = reference.states(prompt, answer).astype(np.float32)
+    blob = pack({"hidden": states, "token_ids": np.array(answer, np.int32)})
+    found, before = [], speculating.call("stats")
+    for one in (engine, speculating):
+        one.call("put_episode", "e", blob)
+        extra = {"sona_episodes": ["e"], "sona_gates": [0.3], "sona_rid": "memory"}
+        (made,) = one.generate([prompt], [extra], tokens=len(answer), logits=False)
+        assert made.ids == answer
+        found.append(capture(one, "memory"))
+        one.call("drop_episode", "e")
+    stats = speculating.call("stats")
+    assert stats["mixed_rows"] - before["mixed_rows"] > len(answer), "no draft was ever offered"
+    assert stats["steps"] - before["steps"] < len(answer), "no draft was ever accepted"
+    assert (stats["mismatch"], stats["disabled"]) == (0, "")
+    n = len(answer)
+    np.testing.assert_allclose(found[1].memory[:n], found[0].memory[:n], atol=2e-3)
+    np.testing.assert_allclose(found[1].logprobs[:n], found[0].logprobs[:n], atol=5e-3)
+    assert found[0].memory.min() > 0.75  # with nothing known of what was said it would be a half

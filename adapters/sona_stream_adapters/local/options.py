@@ -33,7 +33,8 @@ class LocalOptions:
     """memory of adapters at hand; one that had to leave is read again when a request names it. One of rank 2 and
     base rank 8 takes 46 kB of a model 576 wide"""
     episode_mb: int = 64
-    """memory of remembered answers at hand; 64 tokens of a model 576 wide take 74 kB"""
+    """memory of remembered answers at hand; 64 tokens of a model 576 wide take 74 kB. Answers under way keep those
+    that they draw on until they end, beside this bound"""
     episode_share: float = 0.998
     """the most that memory may say of a token's probability"""
     episode_threshold: float = 0.3

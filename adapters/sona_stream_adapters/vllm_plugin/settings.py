@@ -33,7 +33,7 @@ class PluginSettings:
     max_delta: float = 1.0
     """SONA_VLLM_MAX_DELTA: |h' - h| is cut to this times |h|"""
     episode_bytes: int = 64 * MIB
-    """SONA_VLLM_EPISODE_MB: all episodes together, on the device"""
+    """SONA_VLLM_EPISODE_MB: all episodes together, on the device; what answers under way hold stands beside it"""
     gradient_tokens: int = 256
     """SONA_VLLM_GRADIENT_TOKENS: tokens that one call may hold up decoding for"""
     episode_share: float = 0.998
