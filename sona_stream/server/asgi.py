@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import NotFound, SonaError
+from ..events import Principal
 from ..wire import error_body
 from .auth import Authenticator
 from .headers import answer_headers
@@ -45,7 +46,7 @@ class App:
         self.created = int(time.time())
         self.startup_error: BaseException | None = None
         self._authenticator = Authenticator(settings.sona)
-        self._running: set[str] = set()
+        self._running: dict[str, Principal | None] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -58,19 +59,19 @@ class App:
         else:
             raise NotImplementedError(f"no {scope['type']} here")
 
-    def is_running(self, request_id: str) -> bool:
-        """Whether this request is still being answered."""
-        return request_id in self._running
+    def answering(self, request_id: str) -> Principal | None:
+        """Who is being answered, while this request is; None also for what nobody can judge."""
+        return self._running.get(request_id)
 
-    def begin(self, request_id: str) -> None:
-        """The answering of a request begins; `end` belongs in a ``finally``."""
-        self._running.add(request_id)
+    def begin(self, request_id: str, principal: Principal | None = None) -> None:
+        """The answering of a request begins; `end` belongs in a ``finally``. ``principal``: who may judge it."""
+        self._running[request_id] = principal
         self._idle.clear()
         self.metrics.in_flight.inc()
 
     def end(self, request_id: str) -> None:
         """It has ended, in whatever way."""
-        self._running.discard(request_id)
+        self._running.pop(request_id, None)
         if not self._running:
             self._idle.set()
         self.metrics.in_flight.dec()

@@ -49,7 +49,7 @@ async def post_feedback(call: Call) -> Response:
 
 async def _judged(call: Call, named: str, principal: Principal) -> Trajectory:
     """The one answer of this tenant that the id names. What is somebody else's looks like what never was."""
-    found = await _find(call, named, principal.tenant)
+    found = await _find(call, named, principal)
     if len(found) > 1:
         raise FeedbackConflict(
             "this id names more than one request: use x-sona-request-id or the completion's id instead"
@@ -66,24 +66,28 @@ async def _judged(call: Call, named: str, principal: Principal) -> Trajectory:
     return trajectory
 
 
-async def _find(call: Call, named: str, tenant: str) -> list[str]:
-    store = call.app.services.store
+async def _find(call: Call, named: str, principal: Principal) -> list[str]:
+    """Raises FeedbackConflict for an answer of theirs that goes on for longer than is waited here."""
+    store, tenant = call.app.services.store, principal.tenant
     bare = named.removeprefix("chatcmpl-").removeprefix("cmpl-")
     deadline = time.monotonic() + _STILL_ANSWERING_S
     while True:
         # Asked before the search: an answer that ends in between has then been recorded.
-        running = call.app.is_running(bare)
+        whose = call.app.answering(bare)
+        running = whose is not None and whose.tenant == tenant and not _is_foreign(whose, principal)
         found = await store.find_requests(named, tenant=tenant)
         if not found and bare != named:
             found = await store.find_requests(bare, tenant=tenant)
-        if found or not running or time.monotonic() > deadline:
+        if found or not running:
             return found
+        if time.monotonic() > deadline:
+            raise FeedbackConflict("this request is still being answered: say so again when its answer has ended")
         await asyncio.sleep(_POLL_S)
 
 
-def _is_foreign(trajectory: Trajectory, principal: Principal) -> bool:
+def _is_foreign(got: Trajectory | Principal, principal: Principal) -> bool:
     """Whether a gateway speaks for another end user than the one who got the answer."""
-    return None not in (trajectory.user, principal.user) and trajectory.user != principal.user
+    return None not in (got.user, principal.user) and got.user != principal.user
 
 
 def _feedback(judgement: Judgement, request_id: str, principal: Principal) -> Feedback:

@@ -41,7 +41,7 @@ async def completions(call: Call) -> None:
 async def _generate(call: Call, endpoint: Endpoint) -> None:
     request = await _request(call, endpoint)
     answer: _Answer = _Stream(call, request) if request.stream else _Body(call, request)
-    call.app.begin(call.id)
+    call.app.begin(call.id, request.principal)
     try:
         with ClientWatch(call.receive) as watch:
             await answer.run(watch)

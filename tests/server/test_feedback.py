@@ -243,6 +243,33 @@ async def test_feedback_waits_for_the_answer_it_judges_to_end(services, app):
     await running
 
 
+async def test_an_answer_that_goes_on_is_a_conflict_and_nobody_elses_business(monkeypatch):
+    monkeypatch.setattr("sona_stream.server.feedback._STILL_ANSWERING_S", 0.05)
+    services = FakeServices(sona=SonaSettings(keys=KEYS))
+    app = create_app(services)
+    let_go = asyncio.Event()
+    services.pipeline.steps = [HEAD, Delta(pieces=(Piece(text="a"),)), let_go.wait, Finish()]
+    bobs = {"authorization": "Bearer sk-gate", "x-sona-user": "bob"}
+    asked = Asked(app, "POST", "/v1/chat/completions", chat_bytes(), bobs)
+    running = asyncio.create_task(asked.run())
+    await asked.wrote.wait()
+    request_id = asked.reply.headers[b"x-sona-request-id"].decode()
+
+    async def told(**headers):
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await ask(app, "POST", PATH, {"request_id": request_id, "rating": 1}, named)
+
+    reply = await told(authorization="Bearer sk-gate", x_sona_user="bob")
+    assert reply.status == 409
+    assert "still being answered" in reply.json()["error"]["message"]
+    assert (await told(authorization="Bearer sk-b")).status == 409, "of the same tenant, and for nobody else"
+    assert (await told(authorization="Bearer sk-gate", x_sona_user="eve")).status == 404
+    assert (await told(authorization="Bearer sk-a")).status == 404
+    assert not services.store.committed
+    let_go.set()
+    await running
+
+
 @pytest.mark.parametrize(
     "body",
     [
