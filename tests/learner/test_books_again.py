@@ -1,6 +1,7 @@
 """A book that comes back from the store is the book that was: after a restart, an eviction, a rollback."""
 
 import dataclasses
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from test_learner_life import learner_of
 from toy import MemoryStore, Rates, World
 
 from sona_stream.config.settings import LearningSettings
+from sona_stream.engine.learner import Learner
 from sona_stream.engine.learner.books import clear, read_book
 from sona_stream.engine.learner.keys import AdapterKey
 from sona_stream.engine.learner.ledger import Ledger
@@ -103,3 +105,23 @@ async def test_whatever_came_and_went_what_was_in_memory_is_read_again(steps, ca
     assert [one.feedback_id for one in found] == list(every)[-capacity:]
     held = [one.feedback_id for one in book]
     assert [one.feedback_id for one in found][len(found) - len(held) :] == held
+
+
+async def test_an_answer_that_the_store_forgets_is_forgotten_here_too():
+    """In memory as its time is over; and what is read back is never older, though the store tidies later."""
+    world = World()
+    async with Learner({"toy": world.host}, world.store, STILL, SMALL, keep_days=30.0) as learner:
+        await taught(world, learner, 8)
+        state, days = learner._state, 86400.0
+        book = await state.book(ROOT)
+        for i, lesson in enumerate(book):
+            head = world.store.heads[str(ROOT.at(lesson.groups[-1])), lesson.feedback_id]
+            at = time.time() - (40 - 2.1 * i) * days
+            book.add(dataclasses.replace(lesson, at=at))
+            world.store.heads[head.key, head.feedback_id] = dataclasses.replace(head, stored_at=at)
+        left = ["f-5", "f-6", "f-7"]
+        assert [one.feedback_id for one in await state.book(ROOT)] == left
+        state.books.forget("toy")
+        assert [(one.feedback_id, one.at > time.time() - 30 * days) for one in await state.book(ROOT)] == [
+            (id, True) for id in left
+        ]

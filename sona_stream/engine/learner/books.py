@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -27,8 +29,15 @@ class Books:
     """
 
     def __init__(
-        self, max_bytes: int, measurements: Measurements, domains: Domains, in_use: Callable[[AdapterKey], bool]
+        self,
+        max_bytes: int,
+        measurements: Measurements,
+        domains: Domains,
+        in_use: Callable[[AdapterKey], bool],
+        keep_s: float = math.inf,
     ) -> None:
+        """`keep_s`: seconds after which a lesson is forgotten, in memory as in the store."""
+        self._keep_s = keep_s
         self._max_bytes, self._measurements, self._domains, self._in_use = max_bytes, measurements, domains, in_use
         self._books: OrderedDict[AdapterKey, LessonBook] = OrderedDict()
         self._sizes: dict[AdapterKey, int] = {}
@@ -39,7 +48,13 @@ class Books:
         if root not in self._books:
             return None
         self._books.move_to_end(root)
+        self._books[root].expire(self.since)
         return self._books[root]
+
+    @property
+    def since(self) -> float:
+        """What was kept earlier (`time.time()`) is forgotten."""
+        return time.time() - self._keep_s
 
     def put(self, root: AdapterKey, book: LessonBook) -> LessonBook:
         """Read from the store; the one that is here when another came first."""
@@ -86,18 +101,23 @@ class Books:
         self.evictions += 1
 
 
-async def read_book(store: Store, ledger: Ledger, fingerprint: str, capacity: int) -> LessonBook:
-    """What the store kept of the lessons of the ledger's model and tenant: the newest of all, in order of time."""
+async def read_book(
+    store: Store, ledger: Ledger, fingerprint: str, capacity: int, since: float = -math.inf
+) -> LessonBook:
+    """What the store kept `since` then of the lessons of the ledger's model and tenant: the newest of all, in order
+    of time.
+    """
     book, root = LessonBook(capacity), ledger.root
     chains = {str(root.at(finest)): groups for finest, groups in ledger.chains.items()}
 
     def wanted(head: CaptureHead) -> bool:
-        return head.fingerprint == fingerprint and ledger.teaches(head, chains[head.key])
+        known = head.fingerprint == fingerprint and head.stored_at >= since
+        return known and ledger.teaches(head, chains[head.key])
 
     for head, capture, signal in await store.newest_captures(chains, wanted, limit=capacity):
         quality = None if signal == DEMONSTRATION else signal
         question = await _question(store, root, capture.request_id)
-        book.add(Lesson(capture, quality, chains[head.key], head.feedback_id, question))
+        book.add(Lesson(capture, quality, chains[head.key], head.feedback_id, question, head.stored_at))
     return book
 
 

@@ -8,6 +8,7 @@ answers point, an entry of A h moves by 2 * micro_lora_lr, and one judgement may
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
@@ -54,14 +55,18 @@ class Learner:
         whose: Callable[[Trajectory], str] | None = None,
         remember: Callable[[Feedback], Awaitable[str]] | None = None,
         embedder: Embedder | None = None,
+        keep_days: float = math.inf,
     ) -> None:
         """`hosts` by ``model_name``; `rates` is a `SonaConfig` or anything with its three learning fields.
         `expected`: models whose hosts `attach` will bring; feedback on their answers waits. `whose`: the `pupil` of
         an answer, by default that of the tenant and end user it was recorded for. `remember` makes a correction an
         episode of the memory, unless it is one, and names it; such a correction takes no step and enters replay. It
-        is told of ratings, too, and names nothing for them. `embedder`: the requests'.
+        is told of ratings, too, and names nothing for them. `embedder`: the requests'. `keep_days`: after which an
+        answer is not learned from again, as the store forgets it (`StorageSettings.features_ttl_days`).
         """
-        self._state = State(hosts, store, rates, settings or LearningSettings(), mode, expected, embedder)
+        self._state = State(
+            hosts, store, rates, settings or LearningSettings(), mode, expected, embedder, keep_days
+        )
         self._instant = InstantLoop(self._state, whose or _whose, remember)
         self._background = BackgroundLoop(self._state)
         self._intake = Intake(self._state, self._instant, self._background)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -27,6 +28,8 @@ class Lesson:
     feedback_id: str
     question: F32 | None = None
     """Embedding (e,) of what was asked; None: it is not known (any more)"""
+    at: float = dataclasses.field(default_factory=time.time)
+    """When it was kept (`time.time()`)"""
 
     @property
     def prompt(self) -> bytes:
@@ -65,6 +68,11 @@ class LessonBook:
         self._lessons.pop(lesson.feedback_id, None)
         self._lessons[lesson.feedback_id] = lesson
         while len(self._lessons) > self._capacity:
+            self._lessons.popitem(last=False)
+
+    def expire(self, before: float) -> None:
+        """Drops what was kept earlier than that (`time.time()`)."""
+        while self._lessons and next(iter(self._lessons.values())).at < before:
             self._lessons.popitem(last=False)
 
     def forget(self, feedback_ids: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -35,6 +36,7 @@ from .watches import Watches
 __all__ = ["Mode", "Rates", "State"]
 
 _MB = 1 << 20
+_DAY_S = 86400.0
 
 DEFAULT_LR = 1e-3
 RATE_PER_LR = 2.0
@@ -83,8 +85,11 @@ class State:
         mode: Mode,
         expected: Collection[str] = (),
         embedder: Embedder | None = None,
+        keep_days: float = math.inf,
     ) -> None:
-        """``expected``: models that will have a host; what is theirs waits for it. ``embedder``: the requests'."""
+        """``expected``: models that will have a host; what is theirs waits for it. ``embedder``: the requests'.
+        ``keep_days``: after which a lesson is forgotten.
+        """
         self._given = dict(hosts)
         self.hosts: dict[str, TakingTurns] = {}
         self.expected = {*expected, *hosts}
@@ -107,7 +112,7 @@ class State:
         self.domains = Domains(store)
         self.familiar = Familiar(store, embedder, settings.familiar)
         in_use = self.versions.shelf.in_use
-        self.books = Books(settings.replay_mb * _MB, self.measurements, self.domains, in_use)
+        self.books = Books(settings.replay_mb * _MB, self.measurements, self.domains, in_use, keep_days * _DAY_S)
         self.counters: Counter[str] = Counter()
         self.refusals = Refusals()
 
@@ -188,7 +193,8 @@ class State:
         if book is not None:
             return book
         ledger, fingerprint = await self.ledger(root), self.host(root.model).fingerprint
-        return self.books.put(root, await read_book(self.store, ledger, fingerprint, self.settings.replay_capacity))
+        capacity, since = self.settings.replay_capacity, self.books.since
+        return self.books.put(root, await read_book(self.store, ledger, fingerprint, capacity, since))
 
     async def remember(self, key: AdapterKey, lesson: Lesson, writes: Writes) -> None:
         """Into the book, and with `writes` into the store. Whole books of other tenants leave memory beyond
