@@ -171,6 +171,7 @@ async def test_an_answer_goes_on_as_it_began_though_its_episode_had_to_make_room
         assert ids == [5] * 120
         assert (await host.capture("r")).memory.min() > 0.5
         assert (await collect(backend, recalling(ask(max_tokens=4), ("e", 1.0)))).ids() != [5] * 4
+        assert backend._engine.episodes.held_bytes == 0
 
 
 async def test_who_leaves_is_gone_whatever_they_remember(backend):
@@ -184,6 +185,7 @@ async def test_who_leaves_is_gone_whatever_they_remember(backend):
             break
         await asyncio.sleep(0.005)
     assert backend._engine.scheduler._batch.rows == 0
+    assert backend._engine.episodes.held_bytes == 0
 
 
 async def test_the_space_is_that_of_the_reference_text(backend, reference, tiny):

@@ -105,7 +105,10 @@ class DecodeBatch:
     def _sweep(self) -> None:
         for row in reversed(range(len(self._rows))):
             choice = self._rows[row]
-            if choice.finished or choice.generation.cancelled:
+            if choice.generation.cancelled:
+                choice.generation.close()
+                self._leave(row)
+            elif choice.finished:
                 choice.remember()
                 self._leave(row)
         if any(generation.cancelled for generation in self._waiting):

@@ -68,8 +68,9 @@ class Generation:
 
     def close(self) -> None:
         """Hand over the captures: before the last event, so that feedback right after it finds them. A cancelled
-        answer leaves what it has.
+        answer leaves what it has. What it held of remembered answers goes.
         """
+        self.recalled = None
         for choice in self.choices:
             choice.remember()
 
