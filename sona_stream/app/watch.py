@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from ..errors import ModelUnavailable, NotReady, SonaError
+from ..errors import HostAway, ModelUnavailable, NotReady, SonaError
 from ..protocols import AnswerAuditor, Backend, HookReporter, HostReporter
 
 __all__ = ["Watch"]
@@ -48,8 +48,10 @@ class _Watched:
 
 
 def _loads(one: _Watched) -> bool:
-    """Whether it is on its way in this process: an upstream that answers with an error is none that loads."""
-    return isinstance(one.problem, NotReady)
+    """Whether it is on its way in this process. An upstream that answers with an error does not load, nor does one
+    whose hidden states are out of reach.
+    """
+    return isinstance(one.problem, NotReady) and not isinstance(one.problem, HostAway)
 
 
 def _is_lost(one: _Watched) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from sona_stream.app.upstream_models import UpstreamModels
 from sona_stream.app.watch import Watch
-from sona_stream.errors import ModelUnavailable, NotReady, UpstreamError
+from sona_stream.errors import HostAway, ModelUnavailable, NotReady, UpstreamError
 
 BUSY = UpstreamError("the upstream answers 429", retryable=True)
 
@@ -61,12 +61,17 @@ async def test_one_that_loads_is_asked_often_and_the_others_are_not(monkeypatch)
             watch.check()
 
 
-async def test_an_ill_upstream_leaves_the_program_ready():
-    async with watching(a=[Asked(BUSY)], b=[Asked()]) as watch:
+@pytest.mark.parametrize("problem", [BUSY, HostAway("its hidden states are out of reach now")])
+async def test_an_ill_upstream_leaves_the_program_ready(monkeypatch, problem):
+    monkeypatch.setattr("sona_stream.app.watch._LOADING_POLL_S", 0.01)
+    ill = Asked(problem)
+    async with watching(a=[ill], b=[Asked()]) as watch:
         await until(lambda: watch.answers("b"))
         watch.check()
         assert not watch.answers("a")
-        assert watch.view() == {"a": [str(BUSY)], "b": ["ready"]}
+        assert watch.view() == {"a": [str(problem)], "b": ["ready"]}
+        await asyncio.sleep(0.05)
+        assert ill.times == 1
 
 
 async def test_with_none_that_answers_it_is_not_ready():
