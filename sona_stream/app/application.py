@@ -176,6 +176,7 @@ class Application(MemoryServices, Bringing):
             whose=self.trajectories.whose,
             remember=None if self._memory is None else self._memory.take,
             embedder=self.embedder,
+            keep_days=sona.storage_options.features_ttl_days,
         )
 
     async def shutdown(self) -> None:
