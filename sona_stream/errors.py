@@ -91,7 +91,7 @@ class NotFound(SonaError, LookupError):
 
 
 class FeedbackConflict(SonaError):
-    """An id is ambiguous, or an idempotency key was used for other content."""
+    """An id is ambiguous, an idempotency key was used for other content, or feedback can't be taken back."""
 
     status = 409
     code = "conflict"

@@ -43,6 +43,8 @@ from .memory_metrics import MemoryCollector
 from .memory_services import MemoryServices
 from .notices import notices
 from .patterns import PatternBanks
+from .said import Said
+from .taking_back import TakingBack
 from .trajectories import TrajectoryFanOut
 from .upstream_models import UpstreamModels
 from .views import pattern_view
@@ -58,7 +60,7 @@ _log = logging.getLogger(__name__)
 View = Mapping[str, Any]
 
 
-class Application(MemoryServices, Bringing):
+class Application(MemoryServices, TakingBack, Bringing):
     """Satisfies `server.services.Services`: build it, `startup`, serve, `shutdown`.
 
     A model in this process loads while the server is already up; its host joins the learner once it answers, and is
@@ -89,6 +91,7 @@ class Application(MemoryServices, Bringing):
         self._budgets = BudgetCollector(self.backends, self._budget_keepers)
         self.registry.register(self._budgets)
         self._memory: Memories | None = None
+        self._said = Said(self.store, names=sona.storage != "none")
         self._stack = AsyncExitStack()
         self._started_at = time.time()
 
@@ -216,6 +219,7 @@ class Application(MemoryServices, Bringing):
             await self.trajectories.judge(feedback)
         except Exception:  # a statistic less; the judgement itself is committed and is learned all the same
             _log.exception("feedback %s could not move routing statistics", feedback.id)
+        self._said.hear(feedback)
         await self._remember(feedback)
         if not wait and self.settings.sona.storage == "none" and isinstance(self._learner, Learner):
             await self._learner.require_answer(feedback)

@@ -17,10 +17,10 @@ import numpy as np
 
 from ..config.settings import SonaSettings
 from ..engine.learner import accepted_capture, correction_capture
-from ..engine.memory import EpisodeMemory, Undone, question_of
+from ..engine.memory import EpisodeMemory, question_of
 from ..episodes import Episode, EpisodeRecord, EpisodeText, Question, Viewer, person_of
 from ..errors import CaptureGone, SonaError
-from ..events import EpisodeRef, Feedback, Principal, Request, Trajectory
+from ..events import EpisodeRef, Feedback, Request, Trajectory
 from ..lora import Capture
 from ..protocols import HiddenStateHost, Store
 from .asked import AskedQuestions
@@ -241,11 +241,6 @@ class Memories:
             self._remembered.popitem(last=False)
         self._drop(remembered.superseded)
         return key
-
-    async def undo(self, principal: Principal, model: str | None) -> Undone | None:
-        """Take back the newest correction that this person gave and that is still the person's own."""
-        person = person_of(principal.user, principal.key_id)
-        return await self.memory.undo(principal.tenant, person, model=model)
 
     def stats(self) -> dict[str, Any]:
         """For `/v1/sona/stats`."""

@@ -6,10 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..engine.learner import Learner
 from ..episodes import Scope
 from ..errors import NotFound, SonaError
-from ..events import Feedback, Principal, pupil
+from ..events import Feedback
 from .memory import Memories
 
 __all__ = ["MemoryServices"]
@@ -22,7 +21,6 @@ View = Mapping[str, Any]
 class MemoryServices:
     """See `server.services.Services` for all but `_remember`."""
 
-    _learner: Learner | SonaError
     _memory: Memories | None
 
     async def _remember(self, feedback: Feedback) -> None:
@@ -34,22 +32,6 @@ class MemoryServices:
                 _log.warning("correction %s is remembered later: %s", feedback.id, error)
             except Exception:  # the correction itself is committed
                 _log.exception("correction %s is remembered later", feedback.id)
-
-    async def undo(self, principal: Principal, model: str | None = None) -> View:
-        """See `Services`."""
-        undone = None if self._memory is None else await self._memory.undo(principal, model)
-        if undone is None:
-            raise NotFound("there is no correction of yours, and no answer that you accepted, to take back")
-        episode = undone.episode
-        if isinstance(self._learner, Learner):
-            whose = pupil(episode.tenant, episode.user)
-            await self._learner.unlearn(episode.model, whose, episode.feedback_id)
-        return {
-            "episode": episode.key,
-            "kind": episode.kind,
-            "request_id": episode.request_id,
-            "returned": list(undone.returned),
-        }
 
     async def episodes(
         self, tenant: str | None, person: str | None, scope: Scope | None, limit: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any
 
 import click
@@ -16,7 +17,8 @@ _HELP = """\
   /good            the last answer was good: more like this
   /bad             the last answer was bad: less like this
   /fix TEXT        the answer should have been TEXT
-  /undo            take back your last /fix or /good
+  /undo            take back what you last said of an answer
+  /undo REQUEST    the same, of this answer (/why shows its request-id)
   /why             which model answered, and why
   /stats           what has been learned so far
   /new             forget this conversation (what was learned stays)
@@ -65,10 +67,17 @@ class _Session:
         if "correction" in verdict and self.messages and self.messages[-1]["role"] == "assistant":
             self.messages[-1]["content"] = verdict["correction"]
 
-    def undo(self) -> None:
-        undone = self.connection.call("POST", "/v1/feedback/undo", {})
-        what = "/fix" if undone["kind"] == "correction" else "/good"
-        click.secho(f"[forgotten: {undone['episode']}, your last {what}]", dim=True)
+    def undo(self, request_id: str) -> None:
+        """Take back the last judgement, or the last of this request, and say which that was."""
+        body = {"request_id": request_id} if request_id else {}
+        undone = self.connection.call("POST", "/v1/feedback/undo", body)
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(undone["created_at"]))
+        said = f"[taken back: your {_judgement(undone)} of {when}"
+        if undone["episode"]:
+            said += f", {undone['episode']} is forgotten"
+        if undone["adapter"]:
+            said += f"; what it moved in {undone['adapter']} goes with the next replay"
+        click.secho(f"{said}]", dim=True)
 
     def why(self) -> None:
         shown = ("model", "pattern", "reason", "similarity", "adapter", "adapter-reason", "episodes", "request-id")
@@ -79,6 +88,14 @@ class _Session:
     def stats(self) -> None:
         for name, value in _flat(self.connection.call("GET", "/v1/sona/stats")):
             click.secho(f"  {name:<40} {value}", dim=True)
+
+
+def _judgement(feedback: Any) -> str:
+    if feedback["kind"] == "correction":
+        return "/fix"
+    if feedback["kind"] == "metric":
+        return f"value of {feedback['metric_name']}"
+    return "/good" if feedback["value"] > 0 else "/bad"
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
@@ -106,7 +123,7 @@ def _obey(session: _Session, line: str) -> bool:
         else:
             click.secho("say what the answer should have been: /fix TEXT", dim=True)
     elif command == "/undo":
-        session.undo()
+        session.undo(rest.strip())
     elif command == "/why":
         session.why()
     elif command == "/stats":

@@ -16,7 +16,7 @@ from .incoming import Call, read_json
 from .judgement import Judgement, parse_judgement
 from .responses import Response, json_response
 
-__all__ = ["post_feedback"]
+__all__ = ["judged", "post_feedback"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ async def post_feedback(call: Call) -> Response:
     settings = call.app.services.settings.sona
     judgement = parse_judgement(body, settings.metrics, header_key)
     principal = asserted_user(call.principal, call.headers, settings.user_header, judgement.user)
-    trajectory = await _judged(call, judgement.named, principal)
+    trajectory = await judged(call, judgement.named, principal)
     feedback = _feedback(judgement, trajectory.request_id, principal)
     first = await call.app.services.store.commit_feedback(feedback)
     wait = call.asked("wait")
@@ -47,7 +47,7 @@ async def post_feedback(call: Call) -> Response:
     return _told(outcome, first, duplicate=first.id != feedback.id)
 
 
-async def _judged(call: Call, named: str, principal: Principal) -> Trajectory:
+async def judged(call: Call, named: str, principal: Principal) -> Trajectory:
     """The one answer of this tenant that the id names. What is somebody else's looks like what never was."""
     found = await _find(call, named, principal)
     if len(found) > 1:

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs
 from ..episodes import Scope
 from ..errors import InvalidRequest
 from .auth import asserted_user
+from .feedback import judged
 from .incoming import Call, read_json
 from .responses import Response, json_response
 
@@ -20,13 +21,16 @@ _LINES = (b"content-type", b"application/x-ndjson")
 
 
 async def undo(call: Call) -> Response:
-    """`POST /v1/feedback/undo`, optionally with ``{model, user}``: takes back the asker's newest correction, or the
-    newest answer that the asker rated well, whichever is newer.
+    """`POST /v1/feedback/undo`, optionally with ``{model, user, request_id}``: takes back the newest feedback of
+    the asker that still stands, or the newest on that request that can be taken back. 409: it cannot be; nothing
+    older is touched.
     """
-    body = await _fields(call, "model", "user")
+    body = await _fields(call, "model", "user", "request_id")
     header = call.app.services.settings.sona.user_header
     principal = asserted_user(call.principal, call.headers, header, _text(body, "user"))
-    return json_response(await call.app.services.undo(principal, _text(body, "model")))
+    named = _text(body, "request_id")
+    request_id = None if named is None else (await judged(call, named, principal)).request_id
+    return json_response(await call.app.services.undo(principal, _text(body, "model"), request_id))
 
 
 async def episodes(call: Call) -> Response:

@@ -95,9 +95,9 @@ class Services(Protocol):
         """Serve this version (0: the base model) of this key from now on. Raises NotFound."""
         ...
 
-    async def undo(self, principal: Principal, model: str | None = None) -> View:
-        """Take back this person's newest correction or accepted answer: out of the memory and out of replay. Raises
-        NotFound.
+    async def undo(self, principal: Principal, model: str | None = None, request_id: str | None = None) -> View:
+        """Take back the newest feedback of this person that still stands, on this request or on any: out of the
+        memory and out of replay. Raises NotFound, and FeedbackConflict when it cannot be taken back.
         """
         ...
 

@@ -47,7 +47,7 @@ def pending(connection: sqlite3.Connection) -> list[Feedback]:
 def latest(
     connection: sqlite3.Connection, tenant: str | None, limit: int, person: str | None = None
 ) -> list[Feedback]:
-    """The newest `limit`, oldest first. `person`: what that person (`person_of`) said, automatic scores left out."""
+    """The newest `limit`, oldest first. `person`: what that person (`person_of`) said, no automatic scores."""
     kind, _, name = (person or "").partition(":")
     who = {"user": "user = ?2", "key": "user IS NULL AND key_id = ?2"}.get(kind)
     theirs = f" AND kind <> 'score' AND {who}" if who else ""

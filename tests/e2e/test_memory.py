@@ -299,9 +299,10 @@ def test_what_was_found_good_is_remembered_for_that_person(program, people):
     assert len(ann.get(f"/v1/sona/memory?tenant={ann.tenant}")["data"]) == 1
     ann.teach(again, correction=ANSWER)
     assert ann.ask(QUESTION).text == ANSWER
-    assert ann.http.post("/v1/feedback/undo", json={}).status_code == 200
+    undone = [ann.http.post("/v1/feedback/undo", json={}).json() for _ in range(3)]
+    assert [one["kind"] for one in undone] == ["correction", "rating", "rating"]
     assert ann.ask(QUESTION).headers["x-sona-episodes"] == row["key"]
-    assert ann.http.post("/v1/feedback/undo", json={}).status_code == 200
+    assert ann.http.post("/v1/feedback/undo", json={}).json()["episode"] == row["key"]
     assert "x-sona-episodes" not in ann.ask(QUESTION).headers
 
 

@@ -52,13 +52,13 @@ async def test_not_even_one_of_a_wider_scope(opened, make):
         assert (ref.key, ref.share) == (correction.key, 1.0)
 
 
-async def test_undo_takes_the_newest_of_both_kinds(opened, make):
+async def test_undone_a_correction_gives_way_to_what_was_accepted(opened, make):
     async with opened() as (_, memory):
         good = (await memory.remember(accepted(make))).episode
         correction = (await memory.remember(make.record())).episode
-        assert (await memory.undo("acme", "user:alice")).episode.key == correction.key
+        assert (await memory.undo(correction.key)).returned == (good.key,)
         assert [ref.key for ref in acting(make, memory)] == [good.key]
-        assert (await memory.undo("acme", "user:alice")).episode.key == good.key
+        assert (await memory.undo(good.key)).episode.key == good.key
         assert acting(make, memory) == ()
 
 

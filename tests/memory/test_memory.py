@@ -114,18 +114,30 @@ async def test_the_newest_wins_and_undo_returns_the_older(opened, make):
         assert make.acting(memory, FRANCE) == [newer.episode.key]
         third = await memory.remember(make.record(answer="Nice"))
         assert make.acting(memory, FRANCE) == [third.episode.key]
-        undone = await memory.undo("acme", "user:alice")
+        undone = await memory.undo(third.episode.key)
         assert undone.episode.key == third.episode.key
         assert undone.returned == (newer.episode.key,)
         assert make.acting(memory, FRANCE) == [newer.episode.key]
     async with opened() as (_, memory):
         assert make.acting(memory, FRANCE) == [newer.episode.key]
-        undone = await memory.undo("acme", "user:alice")
+        undone = await memory.undo(newer.episode.key)
         assert undone.episode.feedback_id == "f2"
         assert make.acting(memory, FRANCE) == [older.episode.key]
-        assert (await memory.undo("acme", "user:alice")).returned == ()
+        assert (await memory.undo(older.episode.key)).returned == ()
         assert make.acting(memory, FRANCE) == []
-        assert await memory.undo("acme", "user:alice") is None
+        assert await memory.undo(older.episode.key) is None
+
+
+async def test_one_between_others_can_be_undone(opened, make):
+    async with opened() as (_, memory):
+        first, second, third = [
+            (await memory.remember(make.record(answer=answer, feedback_id=answer))).episode.key
+            for answer in ("Lyon", "Paris", "Nice")
+        ]
+        assert (await memory.undo(second)).returned == ()
+        assert make.acting(memory, FRANCE) == [third]
+        assert (await memory.undo(third)).returned == (first,)
+        assert make.acting(memory, FRANCE) == [first]
 
 
 async def test_the_same_answer_again_stores_nothing(opened, make):
@@ -137,18 +149,6 @@ async def test_the_same_answer_again_stores_nothing(opened, make):
         accepted = await memory.remember(make.record(answer="Marseille", kind="accepted"))
         assert accepted.known, "an accepted answer does not overrule a correction"
         assert len(await memory.episodes()) == 1
-
-
-async def test_undo_takes_only_what_is_that_persons_own(opened, make):
-    async with opened() as (_, memory):
-        kept = (await memory.remember(make.record())).episode
-        await memory.remember(make.record(user=None, key_id="k9"))
-        assert await memory.undo("acme", "user:bob") is None
-        assert await memory.undo("other", "user:alice") is None
-        assert await memory.undo("acme", "key:k1") is None
-        await memory.promote(kept.key, "tenant", by="admin")
-        assert await memory.undo("acme", "user:alice") is None
-        assert (await memory.undo("acme", "key:k9")) is not None
 
 
 async def test_promotion_widens_who_it_acts_for(opened, make):
@@ -294,7 +294,7 @@ async def test_another_model_makes_it_stale_and_it_can_be_made_anew(opened, make
         assert make.acting(memory, FRANCE, changed) == [renewed.key]
         np.testing.assert_array_equal(memory.states(renewed.key).token_ids, fresh.token_ids)
         assert (renewed.text, renewed.request_id, renewed.created_at) == (new.text, new.request_id, new.created_at)
-        undone = await memory.undo("acme", "user:alice")
+        undone = await memory.undo(renewed.key)
         assert undone.episode.key == renewed.key
         assert undone.returned == (old.key,)
 

@@ -170,6 +170,24 @@ async def test_feedback_is_committed_once_per_idempotency_key(open_store, make):
         assert [one.id for one in await store.feedback(limit=1)] == ["f4"]
 
 
+async def test_what_one_person_said(open_store, make):
+    async with open_store() as store:
+        said = {"a": "alice", "b": "bob", "k": None, "o": None, "s": "alice", "c": "alice", "t": "alice"}
+        more = {"o": {"key_id": "other"}, "s": {"kind": "score"}, "t": {"tenant": "elsewhere"}}
+        for id, user in said.items():
+            await store.commit_feedback(make.feedback(id, user=user, **more.get(id, {})))
+        key = make.feedback().key_id
+
+        async def ids(person, **asked):
+            return [one.id for one in await store.feedback(tenant="acme", person=person, **asked)]
+
+        assert await ids("user:alice") == ["a", "c"]
+        assert await ids("user:alice", limit=1) == ["c"]
+        assert await ids(f"key:{key}") == ["k"]
+        assert await ids("key:other") == ["o"]
+        assert await ids("user:\ud800") == await ids("user:") == []
+
+
 async def test_every_kind_of_feedback_comes_back_whole(open_store, make):
     given = [
         make.feedback("f1"),

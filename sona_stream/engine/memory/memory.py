@@ -160,9 +160,9 @@ class EpisodeMemory:
         """The sketch of what this request asked."""
         return await self._store.question(tenant, request_id)
 
-    async def undo(self, tenant: str, person: str, *, model: str | None = None) -> Undone | None:
-        """Take back the newest answer that this person (`person_of`) gave and that is still the person's own."""
-        return await finish(self._writing.undo(tenant, person, model))
+    async def undo(self, key: str) -> Undone | None:
+        """Take this one back: what it superseded is used again. None when it is gone."""
+        return await finish(self._writing.undo(key))
 
     async def promote(self, key: str, scope: Scope, *, by: str) -> Episode:
         """Let the whole tenant, or everybody, have it; it counts as the newest there. `by`: the admin's key id.

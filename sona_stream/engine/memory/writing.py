@@ -20,6 +20,7 @@ from ...episodes import (
     NewEpisode,
     Scope,
     key_of,
+    number_of,
     person_of,
 )
 from ...errors import InvalidRequest, NotFound
@@ -119,15 +120,15 @@ class Writing:
             await self._keep_within(record.tenant, spare=number)
             return Remembered(await self._one(number), superseded)
 
-    async def undo(self, tenant: str, person: str, model: str | None) -> Undone | None:
+    async def undo(self, key: str) -> Undone | None:
         """See `EpisodeMemory.undo`."""
         async with self._lock:
-            newest = await self._store.latest(tenant=tenant, person=person, scope="person", model=model, limit=1)
-            if not newest:
+            found = [one for one in await self._store.find([number_of(key) or 0]) if one.key == key]
+            if not found:
                 return None
-            dropped = await self._drop([newest[0].number], revive=True)
+            dropped = await self._drop([found[0].number], revive=True)
             returned = await self._store.find([entry.number for entry in dropped.returned])
-            return Undone(newest[0], tuple(one.key for one in returned))
+            return Undone(found[0], tuple(one.key for one in returned))
 
     async def promote(self, key: str, scope: Scope, by: str) -> Episode:
         """See `EpisodeMemory.promote`."""

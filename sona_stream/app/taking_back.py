@@ -1,0 +1,116 @@
+"""`POST /v1/feedback/undo`: what a person said last is taken back, out of the memory and out of replay."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ..engine.learner import Learner
+from ..episodes import Episode, person_of
+from ..errors import FeedbackConflict, NotFound, SonaError
+from ..events import Feedback, FeedbackOutcome, Principal, pupil
+from ..protocols import Store
+from .hosts import Hosts
+from .memory import Memories
+from .said import TAKEN_BACK, Said, Standing, refusal
+from .trajectories import TrajectoryFanOut
+
+__all__ = ["TakingBack"]
+
+_log = logging.getLogger(__name__)
+
+_ALL = 1 << 30
+
+View = Mapping[str, Any]
+
+
+class TakingBack:
+    """A part of `Application`."""
+
+    store: Store
+    trajectories: TrajectoryFanOut
+    _said: Said
+    _hosts: Hosts
+    _learner: Learner | SonaError
+    _memory: Memories | None
+
+    async def undo(self, principal: Principal, model: str | None = None, request_id: str | None = None) -> View:
+        """See `Services`. Two at once may take the same back, never one too many."""
+        episodes, refused = await self._made_by(principal), ""
+        async for feedback, outcome in self._said.by(principal, request_id):
+            trajectory = await self.store.trajectory(feedback.request_id, tenant=feedback.tenant)
+            said = Standing(feedback, outcome, trajectory, episodes.get(feedback.id))
+            if model not in (None, said.model):
+                continue
+            why = self._stays(said)
+            if not why:
+                return await self._take_back(said)
+            others = (one for one in episodes.values() if one.scope == "person" and one is not said.episode)
+            refused = refused or refusal(said, why, None if request_id else next(others, None))
+            if request_id is None:
+                break
+        if refused:
+            raise FeedbackConflict(refused)
+        raise NotFound("there is no correction of yours, and no other feedback, to take back")
+
+    def _stays(self, said: Standing) -> str:
+        """Why it cannot be taken back; empty when it can."""
+        episode, outcome = said.episode, said.outcome
+        if episode is not None and episode.scope != "person":
+            return (
+                f"an admin gave it to others (scope {episode.scope}), and an admin can delete it: "
+                f"sona-stream memory forget {episode.key}"
+            )
+        if episode is None and outcome is not None and outcome.status == "skipped":
+            return f"no model learned from it ({outcome.reason}), and routing statistics stay as they are"
+        if outcome is not None and outcome.status != "skipped" and said.model not in self._hosts:
+            return f"the model {said.model!r} that learned from it is not here any more"
+        return ""
+
+    async def _take_back(self, said: Standing) -> View:
+        """Out of replay, out of the memory, and then for good: what fails on the way can be asked for again."""
+        feedback, episode = said.feedback, said.episode
+        outcome = said.outcome or await self._through(feedback)
+        if outcome is not None and outcome.status != "skipped":
+            whose = pupil(feedback.tenant, feedback.user)
+            if said.trajectory is not None:
+                whose = self.trajectories.whose(said.trajectory)
+            if isinstance(self._learner, SonaError):
+                raise self._learner.with_traceback(None)
+            await self._learner.unlearn(said.model, whose, feedback.id)
+        undone = None if self._memory is None or episode is None else await self._memory.memory.undo(episode.key)
+        await self.store.record_outcome(
+            FeedbackOutcome(feedback_id=feedback.id, status="skipped", reason=TAKEN_BACK)
+        )
+        stepped = outcome is not None and outcome.status == "published" and outcome.adapter
+        return {
+            "feedback": feedback.id,
+            "request_id": feedback.request_id,
+            "kind": feedback.kind,
+            "metric_name": feedback.metric_name,
+            "value": feedback.value,
+            "created_at": feedback.created_at,
+            "episode": None if episode is None else episode.key,
+            "returned": [] if undone is None else list(undone.returned),
+            "adapter": str(stepped) if stepped else None,
+        }
+
+    async def _through(self, feedback: Feedback) -> FeedbackOutcome | None:
+        """What waits is learned first, where it can be: afterwards nobody is at work on it."""
+        learner = self._learner
+        for waiting in await self.store.pending_feedback():
+            if waiting.id == feedback.id and isinstance(learner, Learner):
+                try:
+                    await learner.learn(waiting, wait=True)
+                except Exception as error:  # whatever it is, there is nothing to be taken back then
+                    _log.info("feedback %s is taken back without being learned: %s", feedback.id, error)
+        return await self.store.outcome(feedback.id)
+
+    async def _made_by(self, principal: Principal) -> dict[str, Episode]:
+        """By the feedback that made them, newest first."""
+        if self._memory is None:
+            return {}
+        person = person_of(principal.user, principal.key_id)
+        found = await self._memory.memory.episodes(tenant=principal.tenant, person=person, limit=_ALL)
+        return {episode.feedback_id: episode for episode in found}
