@@ -259,7 +259,9 @@ async def test_domains_survive_a_restart_are_bounded_and_open_again_after_a_roll
     assert [capture.request_id for capture in again[-1].captures][-1] == "r50"
     assert await Domains(store).of(key, "another model") == []
     fresh = Domains(store)
-    await fresh.reopen(key, "toy", 8)
+    writes = store.together()
+    await fresh.reopen(key, "toy", 8, writes)
+    await writes.commit()
     assert [one.name for one in await Domains(store).of(key, "toy")] == ["d2", "d3", "d4", "d6", "d7"]
 
 

@@ -9,6 +9,7 @@ from toy import MemoryStore, Rates, ToyHost, World
 
 from sona_stream.config.settings import CanarySettings, LearningSettings, ValiditySettings
 from sona_stream.engine.learner import Learner
+from sona_stream.engine.learner.known import packed, unpacked
 from sona_stream.engine.learner.reading import Window
 from sona_stream.engine.learner.sequential import CELLS, Stream, below, below_value, not_below
 from sona_stream.engine.learner.validity import Validity
@@ -190,11 +191,11 @@ def test_a_watch_survives_a_restart():
     watch = watched(2, 20, rng, watch=watched(0, 20, rng))
     watch.rated(2, 0.4)
     watch.taught("f1")
-    again = Watch.from_bytes(watch.to_bytes(), CanarySettings())
+    again = Watch.from_arrays(unpacked(packed(watch.to_arrays())), CanarySettings())
     assert again.view() == watch.view()
     assert again.lessons == ["f1"]
     with pytest.raises(ValueError):
-        Watch.from_bytes(Validity(ValiditySettings()).to_bytes(), CanarySettings())
+        Watch.from_arrays(Validity(ValiditySettings()).to_arrays(), CanarySettings())
 
 
 # ---- acting on it

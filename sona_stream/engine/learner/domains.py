@@ -26,7 +26,7 @@ import anyio
 import numpy as np
 
 from ...lora import Capture, LoraWeights, LowRank, Spectrum
-from ...protocols import Store
+from ...protocols import Store, Writes
 from .keys import AdapterKey
 from .lessons import Lesson
 
@@ -109,12 +109,12 @@ class Domains:
         self._known[key] = [*others, domain][-MOST:]
         await self._write(key, fingerprint)
 
-    async def reopen(self, key: AdapterKey, fingerprint: str, version: int) -> None:
-        """Forget what versions after this one closed (after a rollback)."""
+    async def reopen(self, key: AdapterKey, fingerprint: str, version: int, writes: Writes) -> None:
+        """Forget what versions after this one closed (after a rollback); durable with `writes`."""
         known = await self.of(key, fingerprint)
         if any(one.version > version for one in known):
             self._known[key] = [one for one in known if one.version <= version]
-            await self._write(key, fingerprint)
+            writes.put_blob(_blob(key), await self._packed(key, fingerprint))
 
     def forget(self, model: str) -> None:
         """Its host changed: look again."""
@@ -134,8 +134,10 @@ class Domains:
         return [key for key in self._known if key.tenant == root.tenant and key.model == root.model]
 
     async def _write(self, key: AdapterKey, fingerprint: str) -> None:
-        data = await anyio.to_thread.run_sync(_packed, tuple(self._known[key]), fingerprint)
-        await self._store.put_blob(_blob(key), data)
+        await self._store.put_blob(_blob(key), await self._packed(key, fingerprint))
+
+    async def _packed(self, key: AdapterKey, fingerprint: str) -> bytes:
+        return await anyio.to_thread.run_sync(_packed, tuple(self._known[key]), fingerprint)
 
     async def _read(self, key: AdapterKey, fingerprint: str) -> list[Domain]:
         data = await self._store.get_blob(_blob(key))

@@ -46,42 +46,44 @@ class Guard:
 
     async def rollback(self, key: AdapterKey, version: int, *, reason: str) -> None:
         """Serve this version again. The feedback behind what is undone leaves replay."""
-        undone = await self._undo(key, version, reason)
-        await self._state.withdraw(key, undone, everything=version == 0)
-        self._state.watches.of(key).begin_anew(version)
-        await self._state.watches.renew(key)
+        await self._undo(key, version, reason, everything=version == 0)
 
     async def _act(self, key: AdapterKey) -> None:
         state = self._state
-        watch, line = state.watches.of(key), state.versions.line(key)
+        if not state.versions.has(key):  # nothing to go back from, nor to let go on
+            return
+        watch, line = await state.watches.ready(key), state.versions.line(key)
         finding = watch.finding()
         if finding is not None:
-            await self._go_back(key, watch.reference, finding, list(watch.lessons))
-        elif line.candidate is not None and watch.accepted:
-            await state.versions.promote(line)
+            await self._go_back(key, watch.reference, finding)
+        elif line.candidate is not None and watch.accepted and await state.versions.promote(line):
             state.counters["canaries_accepted"] += 1
+            await state.watches.save(key, least=1)
         await state.watches.save(key)
 
-    async def _go_back(self, key: AdapterKey, version: int, finding: Finding, lessons: list[str]) -> None:
-        """Without anybody asking. Lessons of the versions on trial leave replay, or it would bring them back."""
+    async def _go_back(self, key: AdapterKey, version: int, finding: Finding) -> None:
+        """Without anybody asking."""
         state = self._state
         _log.warning("adapter %s: back to version %d: %s", key, version, finding.reason)
         try:
-            undone = await self._undo(key, version, finding.reason)
+            await self._undo(key, version, finding.reason, everything=False)
         except NotFound:
-            undone, version = await self._undo(key, 0, finding.reason), 0
-        await state.withdraw(key, [*undone, *lessons], everything=False)
-        watch = state.watches.of(key)
-        if watch.reference == version:
-            watch.gone_back()
-        else:
-            watch.begin_anew(version)
-        await state.watches.renew(key)
+            version = 0
+            await self._undo(key, version, finding.reason, everything=False)
         state.counters["rolled_back"] += 1
         state.refuse(key, finding.gate, f"back to version {version}: {finding.reason}")
 
-    async def _undo(self, key: AdapterKey, version: int, reason: str) -> list[str]:
-        self._state.host(key.model)
-        undone = await self._state.versions.rollback(key, version, reason=reason)
+    async def _undo(self, key: AdapterKey, version: int, reason: str, *, everything: bool) -> None:
+        """What is served, what is known of it, and that the lessons of what is undone leave replay, which would
+        bring it back, become durable in one piece. Kept versions do not name all lessons of a long trial: its watch
+        does.
+        """
+        state = self._state
+        state.host(key.model)
+        async with state.versions.going_back(key, version, reason=reason) as back:
+            watch = await state.watches.ready(key)
+            lessons = [*back.lessons, *(watch.lessons if version <= watch.reference else ())]
+            await state.withdraw(key, lessons, back.writes, everything=everything)
+            done = state.watches.restart(key, watch.back_to(version, back.newest), back.writes)
+        done()
         self._forget(key)
-        return undone

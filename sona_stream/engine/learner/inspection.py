@@ -38,7 +38,7 @@ class Inspection:
             "norm": norm(record.weights),
             "feedback_ids": list(record.feedback_ids),
             "gates": self._state.refusals.counts(parsed),
-            "watched": self._state.watches.view().get(key, {}),
+            "watched": await self._state.watches.of_key(parsed),
         }
 
     async def difference(self, key: str, one: int, other: int) -> dict[str, Any]:

@@ -78,8 +78,7 @@ class InstantLoop:
             trajectory,
             [key.group for key in keys],
         )
-        if not resumed:
-            self._state.watches.rated(keys, trajectory, feedback)
+        self._state.watches.rated(keys, trajectory, feedback)
         return await self._learn(feedback, keys, lesson, resumed, hurried)
 
     async def _episode(self, feedback: Feedback) -> str:
@@ -150,6 +149,7 @@ class InstantLoop:
             writes.put_blob(*ledger.blob(settled=feedback.id))
             writes.record_outcome(outcome)
             await writes.commit()
+            state.watches.taught(keys, feedback.id)
         ledger.settled(feedback.id)
         state.counters["accepted"] += 1
         return outcome, taught

@@ -199,7 +199,9 @@ class Learner:
         HostAway, HostError.
         """
         state, root = self._state, AdapterKey(model, whose)
-        await state.withdraw(root, [feedback_id], everything=False)
+        writes = state.store.together()
+        await state.withdraw(root, [feedback_id], writes, everything=False)
+        await writes.commit()
         for line in state.versions.lines(model):
             if line.key.tenant == whose and line.working is not None:
                 self._background.unlearned(line.key, feedback_id)

@@ -33,6 +33,7 @@ _EDGES = np.arange(CELLS + 1) / CELLS
 _BETS = np.array([0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 0.95])[:, None]
 _UP = _BETS / np.maximum(_EDGES, 0.5 / CELLS)
 _DOWN = _BETS / np.maximum(1.0 - _EDGES, 0.5 / CELLS)
+_NONE = np.zeros_like(_UP)
 
 F64 = NDArray[np.float64]
 
@@ -45,15 +46,15 @@ class Stream:
     def __init__(self) -> None:
         self.n = 0
         self.total = 0.0
-        self._up, self._down = np.zeros_like(_UP), np.zeros_like(_DOWN)
+        self._up, self._down = _NONE, _NONE  # never written to: an empty stream takes no room
 
     def push(self, value: float) -> None:
         """The next value; what lies outside [0, 1] counts as the nearer end."""
         value = min(1.0, max(0.0, value))
         self.n += 1
         self.total += value
-        self._up += np.log1p(_UP * (value - _EDGES))
-        self._down += np.log1p(_DOWN * (_EDGES - value))
+        self._up = self._up + np.log1p(_UP * (value - _EDGES))
+        self._down = self._down + np.log1p(_DOWN * (_EDGES - value))
 
     @property
     def mean(self) -> float:
@@ -77,7 +78,7 @@ class Stream:
         return stream
 
     def to_arrays(self) -> dict[str, NDArray[np.float64]]:
-        """Everything in it."""
+        """Everything in it, as it is now: later values leave these alone."""
         return {"sums": np.asarray([self.n, self.total]), "up": self._up, "down": self._down}
 
 

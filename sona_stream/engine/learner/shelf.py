@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import numpy as np
@@ -64,22 +64,34 @@ async def listed(store: Store) -> list[tuple[AdapterRecord, int]]:
 class Shelf:
     """Of all lines, least recently used first. Belongs to one event loop."""
 
-    def __init__(self, store: Store, max_bytes: int, lost: Callable[[Line, str], None]) -> None:
-        """``lost``: told why a line's version is not served any more."""
-        self._store, self.max_bytes, self._lost = store, max_bytes, lost
+    def __init__(
+        self,
+        store: Store,
+        max_bytes: int,
+        lost: Callable[[Line, str], None],
+        ready: Callable[[AdapterKey], Awaitable[object]],
+    ) -> None:
+        """``lost``: told why a line's version is not served any more; ``ready``: has what else is known of a key in
+        memory when it returns.
+        """
+        self._store, self.max_bytes, self._lost, self._ready = store, max_bytes, lost, ready
         self._sizes: OrderedDict[Line, int] = OrderedDict()
         self._users: Counter[Line] = Counter()
         self._roots: Counter[AdapterKey] = Counter()
         self.nbytes = self.evictions = 0
 
     @contextlib.asynccontextmanager
-    async def using(self, line: Line) -> AsyncIterator[Line]:
-        """The line has its weights, and keeps them meanwhile. A version that is gone is one no more."""
+    async def using(self, line: Line, *, learning: bool = True) -> AsyncIterator[Line]:
+        """The line has its weights and, where it is to learn, its watch, and keeps them meanwhile. A version that
+        is gone is one no more.
+        """
         root = line.key.at(EVERYTHING)
         self._users[line] += 1
         self._roots[root] += 1
         try:
             await self._wake(line)
+            if learning:
+                await self._ready(line.key)
             yield line
         finally:
             _less(self._users, line)

@@ -103,7 +103,7 @@ class State:
             store,
             keep=settings.keep_versions,
             serve_new=serve_new,
-            watch=self.watches.of,
+            watches=self.watches,
             canary=settings.canary,
             max_bytes=settings.adapter_mb * _MB,
         )
@@ -205,18 +205,20 @@ class State:
         (await self.book(key)).add(lesson)
         self.books.note(key.at(EVERYTHING))
 
-    async def withdraw(self, key: AdapterKey, feedback_ids: list[str], *, everything: bool) -> None:
-        """Take these lessons out of replay for good; `everything`: all that the key ever learned from."""
+    async def withdraw(self, key: AdapterKey, ids: list[str], writes: Writes, *, everything: bool) -> None:
+        """Take these lessons out of replay for good; `everything`: all that the key ever learned from. Durable with
+        `writes`.
+        """
         book, ledger = await self.book(key), await self.ledger(key)
-        ids = book.ids(key) if everything else feedback_ids
+        ids = book.ids(key) if everything else ids
         if everything:
             await clear(self.store, ledger, key.group)
         book.forget(ids)
         ledger.withdraw(ids)
-        await ledger.save(self.store)
+        writes.put_blob(*ledger.blob())
         working = self.versions.line(key).working
         served = 0 if working is None else working.version
-        await self.domains.reopen(key, self.host(key.model).fingerprint, served)
+        await self.domains.reopen(key, self.host(key.model).fingerprint, served, writes)
 
     async def beginning(self, line: Line, lesson: Lesson) -> tuple[LoraWeights, Moments]:
         """Where the line's next step starts: its own last fit, else its nearest parent's, else birth.
@@ -235,7 +237,7 @@ class State:
         """A start without the line's own steps: the nearest parent's fit, else an adapter that changes nothing."""
         fresh = {"rms": np.asarray([curvature.rms], dtype=np.float32)}
         for origin in self._parents(line, lesson):
-            async with self.versions.shelf.using(origin):
+            async with self.versions.shelf.using(origin, learning=False):
                 if origin.working is not None:
                     known = origin.working.moments
                     return self.fitted(origin.working), Evidence.of(known).beside(fresh, trust_of(known))

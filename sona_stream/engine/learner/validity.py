@@ -7,11 +7,12 @@ margin), or that they are not. What passed is still watched.
 
 from __future__ import annotations
 
-import io
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...config.settings import ValiditySettings
 from .sequential import Stream, below, not_below
@@ -37,6 +38,11 @@ class Validity:
         self.changes += 1
         before, self.state = self.state, self._judged()
         return self.state != before
+
+    @property
+    def seen(self) -> int:
+        """Answers on both sides."""
+        return self._bare.n + self._adapted.n
 
     @property
     def share(self) -> float:
@@ -77,32 +83,27 @@ class Validity:
             return "passed"
         return "trial"
 
-    def to_bytes(self) -> bytes:
-        """For the store."""
-        arrays: dict[str, Any] = {
-            f"{side}.{name}": part
-            for side, stream in (("bare", self._bare), ("adapted", self._adapted))
-            for name, part in stream.to_arrays().items()
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """As it is now, for the store."""
+        return {
+            "state": np.asarray(_STATES.index(self.state)),
+            **{
+                f"{side}.{name}": part
+                for side, stream in (("bare", self._bare), ("adapted", self._adapted))
+                for name, part in stream.to_arrays().items()
+            },
         }
-        file = io.BytesIO()
-        np.savez_compressed(file, state=np.asarray(_STATES.index(self.state)), **arrays)
-        return file.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes, settings: ValiditySettings) -> Validity:
-        """Inverse of `to_bytes`. Raises ValueError for something else."""
+    def from_arrays(cls, held: Mapping[str, NDArray[Any]], settings: ValiditySettings) -> Validity:
+        """Inverse of `to_arrays`. Raises ValueError for something else."""
         found = cls(settings)
-        with np.load(io.BytesIO(data), allow_pickle=False) as held:
-            try:
-                sides = {
-                    side: Stream.from_arrays({part: held[f"{side}.{part}"] for part in ("sums", "up", "down")})
-                    for side in ("bare", "adapted")
-                }
-                found._bare, found._adapted, found.state = (
-                    sides["bare"],
-                    sides["adapted"],
-                    _STATES[int(held["state"])],
-                )
-            except (KeyError, IndexError) as error:
-                raise ValueError(f"the validity of an adapter lacks {error}") from error
+        try:
+            found._bare, found._adapted = (
+                Stream.from_arrays({part: held[f"{side}.{part}"] for part in ("sums", "up", "down")})
+                for side in ("bare", "adapted")
+            )
+            found.state = _STATES[int(held["state"])]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"the validity of an adapter lacks {error}") from error
         return found

@@ -6,10 +6,11 @@ crash between any two leaves the previous one current.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from ...config.settings import CanarySettings
 from ...errors import HostAway, NotFound, NotPermitted, SonaError
@@ -20,15 +21,26 @@ from .keys import EVERYTHING, AdapterKey
 from .line import Line, Status
 from .optimiser import Moments
 from .shelf import Shelf, listed
+from .trials import Trials
 from .turns import TakingTurns
-from .watch import Watch
-from .watches import in_share
+from .watches import Watches
 
-__all__ = ["Line", "Versions"]
+__all__ = ["GoingBack", "Line", "Versions"]
 
 _log = logging.getLogger(__name__)
 _FROZEN = "learner/frozen"
 _PINNED = 16  # old versions held on the hosts because requests ask for them
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GoingBack:
+    """What the versions that are undone were made of, as far as they are kept; the newest of them; and the writes
+    that will make it durable.
+    """
+
+    lessons: list[str]
+    newest: int
+    writes: Writes
 
 
 class Versions:
@@ -41,23 +53,30 @@ class Versions:
         *,
         keep: int,
         serve_new: bool,
-        watch: Callable[[AdapterKey], Watch],
+        watches: Watches,
         canary: CanarySettings,
         max_bytes: int,
     ) -> None:
-        """``watch``: that of a key; ``max_bytes``: of all weights in memory."""
+        """``max_bytes``: of all weights in memory."""
         self._hosts, self._store = hosts, store
         self._keep, self._serve_new = keep, serve_new
-        self._watch, self._canary = watch, canary
+        self._watches, self._canary = watches, canary
         self._lines: dict[AdapterKey, Line] = {}
-        self.shelf = Shelf(store, max_bytes, self._give_up)
+        self.shelf = Shelf(store, max_bytes, self._give_up, watches.ready)
+        watches.tie(self.has, lambda key: self.shelf.in_use(key.at(EVERYTHING)))
         self._pinned: OrderedDict[str, TakingTurns] = OrderedDict()
+        self.trials = Trials(hosts, self._pinned, canary.share)
         self.frozen = False
         self._problems: dict[AdapterKey, str] = {}
 
     def line(self, key: AdapterKey) -> Line:
         """The key's line; a new one when there is none."""
         return self._lines.setdefault(key, Line(key))
+
+    def has(self, key: AdapterKey) -> bool:
+        """Whether the key has, or had, any version."""
+        line = self._lines.get(key)
+        return line is not None and line.latest > 0
 
     def lines(self, model: str | None = None) -> list[Line]:
         """All that are known, or those of one model."""
@@ -80,9 +99,7 @@ class Versions:
         line = self._lines.get(key)
         if line is None:
             return None
-        if line.candidate is not None and in_share(request, _salt(line), self._canary.share):
-            return AdapterRef(key=str(key), version=line.candidate.version, pinned=True)
-        return self.served(key)
+        return self.trials.drawn(line, request) or self.served(key)
 
     def canaries(self) -> dict[str, int]:
         """Key -> version that only a share of the requests gets."""
@@ -123,10 +140,10 @@ class Versions:
             servable = self._serve_new and self._fits(last) and line.key not in self._problems
             if servable and last.status == "canary":
                 line.candidate = last
-                async with self.shelf.using(line):
+                async with self.shelf.using(line, learning=False):
                     canary, line.candidate = line.candidate, None
                     if canary is not None:
-                        await self._try(line, canary)
+                        await self.trials.begin(line, canary)
                         line.working = canary
 
     async def _put_back(self, model: str, sizes: Mapping[tuple[str, int], int]) -> None:
@@ -159,7 +176,7 @@ class Versions:
         host, name = self._hosts[line.key.model], str(line.key)
         async with line.serving:
             if line.served is not None and (anew or not host.holds_adapter(name)):
-                async with self.shelf.using(line):
+                async with self.shelf.using(line, learning=False):
                     if (record := line.served) is not None:
                         await host.put_adapter(name, record.version, record.weights)
 
@@ -203,9 +220,9 @@ class Versions:
         """What becomes of a line's next version. One that comes while another is on trial takes its place."""
         if not self._serve_new:
             return "observed"
-        watch = self._watch(line.key)
+        watch = self._watches.of(line.key)
         coarsest = line.key.group == EVERYTHING  # a finer level begins as its parent's fit
-        if self._canary.share < 1.0 and watch.seen >= self._canary.least_answers and (line.served or coarsest):
+        if self._canary.share < 1.0 and watch.lifetime >= self._canary.least_answers and (line.served or coarsest):
             return "canary"
         if line.served is not None and watch.accepted:
             watch.advance(line.served.version)
@@ -215,11 +232,11 @@ class Versions:
         """What `next` gave and is durable. Once `writes` are, so is that it serves. Raises HostError."""
         line.latest = record.version
         if record.status == "canary":
-            await self._try(line, record)
+            await self.trials.begin(line, record)
         elif self._serve_new:
             await self._serve_all(line, record, writes)
         line.working = record
-        writes.prune_adapters(record.key, keep=self._keep, besides=self._watch(line.key).reference)
+        writes.prune_adapters(record.key, keep=self._keep, besides=self._watches.of(line.key).reference)
 
     async def _serve_all(self, line: Line, record: AdapterRecord, writes: Writes) -> None:
         async with line.serving:
@@ -227,36 +244,22 @@ class Versions:
             line.served = record
         writes.set_current(record.key, record.version, reason=record.reason)
 
-    async def _try(self, line: Line, record: AdapterRecord) -> None:
-        """Under a name of its own, so that what is served stays."""
-        await self._hosts[line.key.model].put_adapter(_own_name(record), record.version, record.weights)
-        await self._end_trial(line)
-        line.candidate = record
-
-    async def promote(self, line: Line) -> None:
-        """The canary serves everybody, and newer versions are measured by it."""
+    async def promote(self, line: Line) -> bool:
+        """The canary serves everybody, and newer versions are measured by it. False: there is none, or publishing
+        is frozen.
+        """
         async with self.shelf.using(line), line.lock:
-            record = line.candidate
-            if record is None:
-                return
-            record = dataclasses.replace(record, status="published")
-            await self._store.put_adapter(record)
+            if line.candidate is None or self.frozen:
+                return False
+            record = dataclasses.replace(line.candidate, status="published")
             writes = self._store.together()
+            writes.put_adapter(record)
             await self._serve_all(line, record, writes)
             await writes.commit()
-            await self._end_trial(line)
             line.working = record
-            self._watch(line.key).advance(record.version)
-
-    async def _end_trial(self, line: Line) -> None:
-        """A request may have been given the canary a moment ago: it leaves the host only after the next one
-        has come, and stays there for whoever pinned it.
-        """
-        if line.candidate is None:
-            return
-        gone, line.outgoing, line.candidate = line.outgoing, line.candidate, None
-        if gone is not None and _own_name(gone) not in self._pinned:
-            await self._hosts[line.key.model].drop_adapter(_own_name(gone))
+            self._watches.of(line.key).advance(record.version)
+            await self.trials.end(line)
+            return True
 
     async def finish(self, line: Line, record: AdapterRecord, writes: Writes) -> None:
         """Serve a version whose publishing was interrupted: the newest, kept, and never served."""
@@ -267,33 +270,37 @@ class Versions:
         elif record.version == served:
             writes.set_current(record.key, served, reason=record.reason)
 
-    async def rollback(self, key: AdapterKey, version: int, *, reason: str) -> list[str]:
-        """Serve `version` again, bit for bit; 0 is the base model. Returns the feedback ids of what was undone.
+    @contextlib.asynccontextmanager
+    async def going_back(self, key: AdapterKey, version: int, *, reason: str) -> AsyncIterator[GoingBack]:
+        """Serve `version` again, bit for bit; 0 is the base model. It is served before the block, and with what the
+        block adds to the writes durable after it, all at once.
 
         It may also be one that was only observed, or was itself rolled back earlier. Raises NotFound when it is not
-        kept (any more) or was made for another model.
+        kept (any more) or was made for another model. After any error asking again does the rest.
         """
         line = self.line(key)
         async with line.lock:
             record = None if version == 0 else await self._kept(key, version)
-            undone = [r for r in await self._store.adapters(str(key)) if r.version > version]
+            undone = [one for one in await self._store.adapters(str(key)) if one.version > version]
+            writes = self._store.together()
             async with line.serving:
                 if record is None:
                     await self._hosts[key.model].drop_adapter(str(key))
                 else:
                     record = dataclasses.replace(record, status="published")
                     await self._hosts[key.model].put_adapter(str(key), version, record.weights)
+                    writes.put_adapter(record)
                 line.served = line.working = record
-            if record is not None:
-                await self._store.put_adapter(record)
-            await self._end_trial(line)
             line.fit = None
-            self.shelf.note(line)
             line.epoch += 1
-            await self._store.set_current(str(key), version, reason=reason)
+            self.shelf.note(line)
+            await self.trials.end(line)
             for later in undone:
-                await self._store.put_adapter(dataclasses.replace(later, status="rolled_back"))
-        return [feedback_id for later in undone for feedback_id in later.feedback_ids]
+                writes.put_adapter(dataclasses.replace(later, status="rolled_back"))
+            writes.set_current(str(key), version, reason=reason)
+            lessons = [feedback_id for later in undone for feedback_id in later.feedback_ids]
+            yield GoingBack(lessons, line.latest, writes)
+            await writes.commit()
 
     async def pin(self, ref: AdapterRef, *, model: str | None = None, tenant: str | None = None) -> AdapterRef:
         """Make exactly this version servable, under ``key@version``. A given model or tenant must be the key's.
@@ -330,13 +337,3 @@ class Versions:
         """Stops or resumes publishing; survives a restart."""
         self.frozen = frozen
         await self._store.put_blob(_FROZEN, b"1" if frozen else b"0")
-
-
-def _own_name(record: AdapterRecord) -> str:
-    """What a host serves exactly this version under, as a pinned one."""
-    return f"{record.key}@{record.version}"
-
-
-def _salt(line: Line) -> str:
-    """Of the draw for a canary's share: another one for each version that is to be replaced."""
-    return f"{line.key}@{0 if line.served is None else line.served.version}"

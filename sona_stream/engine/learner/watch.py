@@ -8,13 +8,13 @@ pending one and inherits its evidence.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...config.settings import CanarySettings
 from ...events import Trajectory
@@ -31,6 +31,7 @@ _SURE = 16
 """Ratings of versions on trial that overrule what automatic measures say of their quality and length."""
 _OVERRULED = ("score", "length")
 _LESSONS = 1024
+_IN_WORK = 1024
 _SHARES = {"rating": 0.4, "coherence": 0.2, "distinct": 0.2, "score": 0.1, "length": 0.1}
 """Of `alpha`."""
 _EPOCH = 32
@@ -45,11 +46,15 @@ class Finding:
     reason: str
 
 
+_NOTHING = Stream()
+"""What a measure without a value says; a stream takes kilobytes, and most of a key's never get one."""
+
+
 class _Arm:
     """All answers of one side."""
 
     def __init__(self) -> None:
-        self.streams: defaultdict[str, Stream] = defaultdict(Stream)
+        self.streams: dict[str, Stream] = {}
         self.window = Window()
         self.answers = 0
 
@@ -59,27 +64,38 @@ class _Arm:
     def take(self, values: Iterable[tuple[str, float]], answers: int = 1) -> None:
         self.answers += answers
         for measure, value in values:
-            self.streams[measure].push(value)
+            self.streams.setdefault(measure, Stream()).push(value)
+
+    def of(self, measure: str) -> Stream:
+        """To be read only."""
+        return self.streams.get(measure, _NOTHING)
 
 
 class Watch:
     """One adapter key. Not thread-safe; a few hundred microseconds an answer."""
 
-    def __init__(self, settings: CanarySettings) -> None:
+    def __init__(self, settings: CanarySettings, reference: int = 0) -> None:
         self._settings = settings
-        self.reference = 0
+        self.reference = reference
         """Version that is gone back to; 0: what the key's requests get without it."""
+        self.undone = 0
+        """The newest version that was ever gone back from. What is said late of it and of those before it says
+        nothing of their successors."""
+        self.lifetime = 0
+        """Answers of the key that were ever looked at"""
         self._known, self._trial = _Arm(), _Arm()
         self._recent, self._epoch = _Arm(), 1
         """The last answers on trial, counted anew every `_EPOCH`: good ones before a fall would hide it."""
         self.lessons: list[str] = []
         """Feedback that taught the versions on trial."""
+        self._in_work: OrderedDict[str, None] = OrderedDict()
+        """Feedback that was counted as a rating, and may come once more until it has taught."""
         self.changes = 0
         """Values since this was last kept."""
 
     @property
     def seen(self) -> int:
-        """Answers on both sides."""
+        """Answers on both sides, since the last acceptance or going back."""
         return self._known.answers + self._trial.answers
 
     @property
@@ -92,48 +108,61 @@ class Watch:
         """Whether the versions on trial have shown that they are no worse, or no harm in `probation` answers."""
         if self._trial.answers >= self._settings.probation:
             return True
-        own, other = self._trial.streams["rating"], self._known.streams["rating"]
+        own, other = self._trial.of("rating"), self._known.of("rating")
         return not_below(own, other, self._settings.margin) >= -math.log(self._settings.alpha)
 
     def answered(self, version: int, trajectory: Trajectory) -> None:
         """An answer of this version (0: without the key)."""
         arm = self._arm(version)
         if arm is not None:
+            self.lifetime += 1
             self._take(arm, arm.read(trajectory))
             if arm is self._trial and self._recent.answers >= _EPOCH:
                 self._recent, self._epoch = _Arm(), self._epoch + 1
 
-    def rated(self, version: int, quality: float) -> None:
-        """What somebody said of such an answer, in [0, 1]."""
+    def rated(self, version: int, quality: float, feedback_id: str = "") -> None:
+        """What somebody said of such an answer, in [0, 1]. The same feedback counts once, also when a crash came
+        in between; without an id it always does.
+        """
+        if feedback_id in self._in_work:
+            return
+        if feedback_id:
+            self._in_work[feedback_id] = None
+            if len(self._in_work) > _IN_WORK:
+                self._in_work.popitem(last=False)
+            self.changes += 1
         arm = self._arm(version)
         if arm is not None:
             self._take(arm, [("rating", quality)], answers=0)
 
     def taught(self, feedback_id: str) -> None:
-        """What a version on trial was, or will be, made of."""
-        self.lessons.append(feedback_id)
-        del self.lessons[:-_LESSONS]
+        """What a version on trial was, or will be, made of: it is durable, and does not come again."""
+        self._in_work.pop(feedback_id, None)
         self.changes += 1
+        if feedback_id not in self.lessons:
+            self.lessons.append(feedback_id)
+            del self.lessons[:-_LESSONS]
 
     def advance(self, served: int) -> None:
         """The version that is served, and was accepted, is what newer ones are measured by from now on. Its answers
         are the reference's: a stream's evidence may be read at any time, also when it led to acceptance.
         """
-        self._restart(served, self._trial)
-
-    def gone_back(self) -> None:
-        """What was on trial is undone."""
-        self._restart(self.reference, self._known)
-
-    def begin_anew(self, version: int) -> None:
-        """Somebody has put this version in place: nothing that was seen is about it."""
-        self._restart(version, _Arm())
-
-    def _restart(self, reference: int, known: _Arm) -> None:
-        self.reference, self._known, self._trial = reference, known, _Arm()
+        self.reference, self._known, self._trial = served, self._trial, _Arm()
         self._recent, self._epoch = _Arm(), 1
         self.lessons.clear()
         self.changes += 1
+
+    def back_to(self, version: int, newest: int) -> Watch:
+        """What is known once the key serves this version again and those up to `newest` are undone: nothing of any
+        other but the reference.
+        """
+        watch = Watch(self._settings, version)
+        watch.undone = max(self.undone, newest)
+        watch.lifetime = self.lifetime
+        watch._in_work = self._in_work
+        if version == self.reference:
+            watch._known = self._known
+        return watch
 
     def finding(self) -> Finding | None:
         """The first measure that fell, if any. All together are wrong about versions that are no worse with a
@@ -152,9 +181,7 @@ class Watch:
         """For the admin pages."""
         arms = {"reference": self._known, "trial": self._trial}
         means = {
-            name: {
-                one: [round(arm.streams[one].mean, 4), arm.streams[one].n] for one in MEASURES if one in arm.streams
-            }
+            name: {one: [round(arm.of(one).mean, 4), arm.of(one).n] for one in MEASURES if one in arm.streams}
             for name, arm in arms.items()
         }
         evidence = {
@@ -165,7 +192,7 @@ class Watch:
     def _arm(self, version: int) -> _Arm | None:
         if version == self.reference:
             return self._known
-        return self._trial if version > self.reference else None
+        return self._trial if version > max(self.reference, self.undone) else None
 
     def _take(self, arm: _Arm, values: list[tuple[str, float]], answers: int = 1) -> None:
         arm.take(values, answers)
@@ -175,7 +202,7 @@ class Watch:
 
     def _evidence(self, arm: _Arm, measure: str) -> float:
         """Log of the evidence that these answers' mean is below the reference's by more than the margin."""
-        own, other = arm.streams[measure], self._known.streams[measure]
+        own, other = arm.of(measure), self._known.of(measure)
         if not own.n:
             return 0.0
         if measure == "coherence" and other.n < _REFERENCE:
@@ -184,45 +211,45 @@ class Watch:
 
     def _overruled(self, measure: str) -> bool:
         """Where people say what they think of these versions, that is the quality, and the length is theirs."""
-        return measure in _OVERRULED and self._trial.streams["rating"].n >= _SURE
+        return measure in _OVERRULED and self._trial.of("rating").n >= _SURE
 
     def _told(self, measure: str) -> Finding:
-        own, other = self._trial.streams[measure], self._known.streams[measure]
+        own, other = self._trial.of(measure), self._known.of(measure)
         against = f"{other.mean:.2f} of version {self.reference}" if other.n else f"at least {_LEAST_COHERENT}"
         gate = "degenerate_answers" if measure in ("coherence", "distinct") else f"{measure}_fell"
         return Finding(gate, f"{measure} of {own.n} answers fell to {own.mean:.2f} from {against}")
 
     # ---- across restarts
 
-    def to_bytes(self) -> bytes:
-        """All but the words of the last answers."""
-        file = io.BytesIO()
-        arrays: dict[str, Any] = {}
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """All but the words of the last answers, as it is now."""
+        counts = (self._known.answers, self._trial.answers, self._epoch)
+        arrays: dict[str, NDArray[Any]] = {
+            "state": np.asarray([self.reference, *counts, self.undone, self.lifetime]),
+            "lessons": np.asarray(self.lessons, dtype=np.str_),
+            "in_work": np.asarray(list(self._in_work), dtype=np.str_),
+        }
         for side, arm in (("known", self._known), ("trial", self._trial)):
             for measure, stream in arm.streams.items():
                 arrays |= {f"{side}.{measure}.{name}": part for name, part in stream.to_arrays().items()}
-        np.savez_compressed(
-            file,
-            state=np.asarray([self.reference, self._known.answers, self._trial.answers, self._epoch]),
-            lessons=np.asarray(self.lessons, dtype=np.str_),
-            **arrays,
-        )
-        return file.getvalue()
+        return arrays
 
     @classmethod
-    def from_bytes(cls, data: bytes, settings: CanarySettings) -> Watch:
-        """Inverse of `to_bytes`. Raises ValueError for something else."""
+    def from_arrays(cls, held: Mapping[str, NDArray[Any]], settings: CanarySettings) -> Watch:
+        """Inverse of `to_arrays`. Raises ValueError for something else."""
         watch = cls(settings)
-        with np.load(io.BytesIO(data), allow_pickle=False) as held:
-            try:
-                watch.reference, watch._known.answers, watch._trial.answers, epoch = map(int, held["state"])
-                watch._epoch = epoch + 1
-                watch.lessons = [str(one) for one in held["lessons"]]
-                for side, arm in (("known", watch._known), ("trial", watch._trial)):
-                    for measure in MEASURES:
-                        names = {part: f"{side}.{measure}.{part}" for part in ("sums", "up", "down")}
-                        if names["sums"] in held:
-                            arm.streams[measure] = Stream.from_arrays({n: held[at] for n, at in names.items()})
-            except (KeyError, TypeError) as error:
-                raise ValueError(f"this is no watch of an adapter: {error}") from error
+        try:
+            numbers = [int(one) for one in held["state"]]
+            watch.reference, watch._known.answers, watch._trial.answers, epoch = numbers[:4]
+            watch.undone, watch.lifetime = numbers[4:] or (0, watch.seen)
+            watch._epoch = epoch + 1
+            watch.lessons = [str(one) for one in held["lessons"]]
+            watch._in_work.update((str(one), None) for one in held.get("in_work", ()))
+            for side, arm in (("known", watch._known), ("trial", watch._trial)):
+                for measure in MEASURES:
+                    names = {part: f"{side}.{measure}.{part}" for part in ("sums", "up", "down")}
+                    if names["sums"] in held:
+                        arm.streams[measure] = Stream.from_arrays({n: held[at] for n, at in names.items()})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no watch of an adapter: {error}") from error
         return watch

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
-from zipfile import BadZipFile
 
 import anyio
 
+from ...budgets import Budget
 from ...config.settings import LearningSettings
 from ...events import AdapterRef, Feedback, Request, Trajectory
-from ...protocols import Store
+from ...protocols import Store, Writes
 from .keys import EVERYTHING, AdapterKey, is_pattern
+from .known import Known
 from .validity import Validity
 from .watch import Watch
 
-__all__ = ["FORM", "Watches", "in_share"]
+__all__ = ["FORM", "MOST", "Watches", "in_share"]
 
 _log = logging.getLogger(__name__)
 
@@ -26,8 +28,11 @@ FORM = "form"
 """The scorer whose part says whether a constrained answer's form is right."""
 _CORRECTED = 0.0
 """What a correction says about the answer it replaces."""
-_KEPT = 1024
+MOST = 1024
+"""Keys in memory; of each others that have no version yet, half as many."""
 _SAVE_EVERY = 32
+"""Values. What was seen since is lost with the process."""
+_SIZE = 64 << 10
 
 
 def in_share(request: Request, salt: str, share: float) -> bool:
@@ -37,32 +42,64 @@ def in_share(request: Request, salt: str, share: float) -> bool:
     return int.from_bytes(digest) < share * 2.0**64
 
 
+class _Unread(Validity):
+    """Of a key whose answers were watched, while what is known of them comes from the store."""
+
+    @property
+    def share(self) -> float:
+        return 0.0
+
+    def reason(self) -> str:
+        return "constrained: what is known of the adapter's answers is being read"
+
+
 class Watches:
-    """At most `_KEPT` keys in memory, the ones longest without an answer leave first. Belongs to one event loop."""
+    """Of all keys. Belongs to one event loop."""
 
     def __init__(self, settings: LearningSettings, store: Store, served: Callable[[AdapterKey], int]) -> None:
-        """``served``: the version that a key serves now, 0: none."""
-        self._settings, self._store, self._served = settings, store, served
-        self._watches: OrderedDict[AdapterKey, Watch] = OrderedDict()
-        self._validity: OrderedDict[AdapterKey, Validity] = OrderedDict()
+        """``served``: the version that a key serves now, 0: none. `tie` it before use."""
+        self._settings, self._served = settings, served
+        self._unread = _Unread(settings.validity)
+        self._watches: Known[Watch] = Known(
+            "watch",
+            store,
+            most=MOST,
+            new=self._begun,
+            read=lambda held: Watch.from_arrays(held, settings.canary),
+            wanted=self._demand,
+        )
+        self._validity: Known[Validity] = Known(
+            "validity",
+            store,
+            most=MOST,
+            new=lambda _: Validity(settings.validity),
+            read=lambda held: Validity.from_arrays(held, settings.validity),
+            wanted=self._demand,
+        )
         self.due: dict[AdapterKey, None] = {}
-        """Keys with a verdict to act on."""
+        """Keys with a verdict to act on, to be read, or to be kept."""
         self.wake = anyio.Event()
 
+    def tie(self, versions: Callable[[AdapterKey], bool], in_use: Callable[[AdapterKey], bool]) -> None:
+        """``versions``: whether a key has any. ``in_use``: what is known of it must stay in memory."""
+        self._watches.tie(versions, in_use)
+        self._validity.tie(versions, in_use)
+
     def of(self, key: AdapterKey) -> Watch:
-        """The key's; what was served before anybody watched is what newer versions are measured by."""
-        watch = self._watches.get(key)
-        if watch is None:
-            watch = self._watches[key] = Watch(self._settings.canary)
-            watch.begin_anew(self._served(key))
-        self._watches.move_to_end(key)
-        return watch
+        """That of a key which is `ready`; raises LookupError when it is not."""
+        return self._watches.of(key)
+
+    async def ready(self, key: AdapterKey) -> Watch:
+        """The watch of a key that has versions, or is about to: read from the store if need be."""
+        await self._validity.load(key)
+        return await self._watches.load(key)
 
     def validity(self, key: AdapterKey) -> Validity:
-        """The key's."""
-        found = self._validity.setdefault(key, Validity(self._settings.validity))
-        self._validity.move_to_end(key)
-        return found
+        """The key's; one that lets nothing through while it is being read."""
+        found = self._validity.get(key)
+        if found is None:
+            self._validity.want(key)
+        return self._unread if found is None else found
 
     def answered(self, keys: Sequence[AdapterKey], trajectory: Trajectory) -> None:
         """A complete answer to a request of this key chain."""
@@ -71,20 +108,21 @@ class Watches:
             self._formed(used[-1], trajectory)
             return
         for key, version in self._concerned(keys, trajectory.adapter):
-            self.of(key).answered(version, trajectory)
-            self._look(key)
+            self._tell(key, partial(Watch.answered, version=version, trajectory=trajectory), spare=True)
 
     def rated(self, keys: Sequence[AdapterKey], trajectory: Trajectory, feedback: Feedback) -> None:
-        """What somebody said of an answer; automatic scores came with the answer itself."""
+        """What somebody said of an answer, once however often it comes; automatic scores came with the answer."""
         if feedback.kind == "score":
             return
         quality = _CORRECTED if feedback.quality is None else feedback.quality
         for key, version in self._concerned(keys, trajectory.adapter):
-            self.of(key).rated(version, quality)
-            self._look(key)
+            self._tell(key, partial(Watch.rated, version=version, quality=quality, feedback_id=feedback.id))
+
+    def taught(self, keys: Sequence[AdapterKey], feedback_id: str) -> None:
+        """Feedback of any kind is a lesson of these keys now, and durable."""
         for key in keys:
-            if key in self._watches:
-                self._watches[key].taught(feedback.id)
+            if not is_pattern(key.group) or self._watches.known(key):
+                self._tell(key, lambda watch: watch.taught(feedback_id))
 
     def _concerned(
         self, keys: Sequence[AdapterKey], adapter: AdapterRef | None
@@ -104,73 +142,97 @@ class Watches:
 
     def _formed(self, key: AdapterKey, trajectory: Trajectory) -> None:
         adapted = trajectory.adapter is not None and trajectory.adapter.key == str(key)
+        valid = trajectory.score.parts[FORM]
         if adapted or trajectory.adapter is None:
-            validity = self.validity(key)
-            if validity.observe(trajectory.score.parts[FORM], adapted=adapted):
-                _log.info("adapter %s: constrained answers: %s", key, validity.state)
-                self._demand(key)
-            elif validity.changes >= _SAVE_EVERY:
-                self._demand(key)
+            self._validity.tell(key, lambda one: self._observe(key, one, valid, adapted=adapted), spare=True)
 
-    def _look(self, key: AdapterKey) -> None:
-        watch = self._watches[key]
-        if watch.changes >= _SAVE_EVERY or watch.finding() is not None or self._promotes(watch):
+    def _observe(self, key: AdapterKey, validity: Validity, valid: float, *, adapted: bool) -> None:
+        if validity.observe(valid, adapted=adapted):
+            _log.info("adapter %s: constrained answers: %s", key, validity.state)
+            validity.changes += _SAVE_EVERY
+        if validity.changes >= _SAVE_EVERY and self._watches.versions(key):
             self._demand(key)
 
-    def _promotes(self, watch: Watch) -> bool:
-        return self._settings.canary.share < 1.0 and watch.accepted
+    def _tell(self, key: AdapterKey, what: Callable[[Watch], object], *, spare: bool = False) -> None:
+        if self._watches.tell(key, what, spare=spare) and self._watches.versions(key):
+            watch = self._watches.of(key)
+            promotes = self._settings.canary.share < 1.0 and watch.accepted
+            if watch.changes >= _SAVE_EVERY or promotes or watch.finding() is not None:
+                self._demand(key)
 
     def _demand(self, key: AdapterKey) -> None:
         self.due[key] = None
         self.wake.set()
 
+    def _begun(self, key: AdapterKey) -> Watch:
+        """What was served before anybody watched is what newer versions are measured by."""
+        return Watch(self._settings.canary, self._served(key))
+
     # ---- what is kept
 
     async def load(self, key: AdapterKey) -> None:
-        """Know again what was kept. A damaged blob counts as none."""
-        for table, kind, read in (
-            (self._watches, "watch", lambda data: Watch.from_bytes(data, self._settings.canary)),
-            (self._validity, "validity", lambda data: Validity.from_bytes(data, self._settings.validity)),
-        ):
-            data = await self._store.get_blob(_blob(kind, key))
-            if data is not None and key not in table:
-                try:
-                    table[key] = read(data)  # type: ignore[assignment]
-                except (ValueError, EOFError, BadZipFile) as error:
-                    _log.warning("adapter %s: what was watched cannot be read: %s", key, error)
+        """Know again what was kept, as far as there is room; the rest when it is needed."""
+        await self._watches.recall(key)
+        await self._validity.recall(key)
 
-    async def save(self, key: AdapterKey) -> None:
-        """What is new of this key."""
-        for table, kind in ((self._watches, "watch"), (self._validity, "validity")):
-            one = table.get(key)
-            if one is not None and one.changes:
-                one.changes = 0
-                await self._store.put_blob(_blob(kind, key), one.to_bytes())
-            while len(table) > _KEPT:
-                table.popitem(last=False)
+    async def save(self, key: AdapterKey, *, least: int = _SAVE_EVERY) -> None:
+        """What is new of this key, if it is as much."""
+        await self._watches.save(key, least=least)
+        await self._validity.save(key, least=least)
 
-    async def renew(self, key: AdapterKey) -> None:
-        """The key serves something else now: constrained answers of before say nothing of it."""
+    def restart(self, key: AdapterKey, watch: Watch, writes: Writes) -> Callable[[], None]:
+        """The key serves something else now, of which `watch` knows; constrained answers of before say nothing of
+        it. Into `writes`; call the result once they are durable.
+        """
         validity = Validity(self._settings.validity)
-        validity.changes = 1
-        self._validity[key] = validity
-        await self.save(key)
+        self._watches.save_with(writes, key, watch)
+        self._validity.save_with(writes, key, validity)
+        before = self._watches.of(key)
+        known = set(before.lessons)
+
+        def done() -> None:
+            for feedback_id in before.lessons:
+                if feedback_id not in known:
+                    watch.taught(feedback_id)
+            self._watches.put(key, watch)
+            self._validity.put(key, validity)
+
+        return done
 
     async def save_all(self) -> None:
         """Everything that is new, at the end. What cannot be kept is evidence lost, nothing else."""
         try:
-            for key in {**self._watches, **self._validity}:
-                await self.save(key)
+            await self._watches.save_all()
+            await self._validity.save_all()
         except Exception:
             _log.exception("what was watched could not be kept")
 
+    # ---- what is shown
+
     def view(self) -> dict[str, Any]:
-        """Key -> what is known of the versions on trial, and of constrained answers."""
-        shown: dict[str, Any] = {str(key): watch.view() for key, watch in self._watches.items() if watch.seen}
-        for key, validity in self._validity.items():
-            shown.setdefault(str(key), {})["constrained"] = validity.view()
+        """Key -> what is known of the versions on trial, and of constrained answers, of the keys in memory."""
+        shown: dict[str, Any] = {str(key): watch.view() for key, watch in self._watches if watch.seen}
+        for key, validity in self._validity:
+            if validity.seen:
+                shown.setdefault(str(key), {})["constrained"] = validity.view()
         return shown
 
+    async def of_key(self, key: AdapterKey) -> dict[str, Any]:
+        """The same of one key, in memory or not."""
+        watch, validity = await self.ready(key), self._validity.of(key)
+        shown = watch.view() if watch.seen else {}
+        return {**shown, "constrained": validity.view()} if validity.seen else shown
 
-def _blob(kind: str, key: AdapterKey) -> str:
-    return f"learner/{kind}/{key}"
+    def counts(self) -> tuple[Counter[str], Counter[tuple[str, str]]]:
+        """Of the keys in memory: answers of versions on trial by tenant with end user, and keys by that and what is
+        known of constrained answers. Takes a millisecond.
+        """
+        answers: Counter[str] = Counter()
+        for key, watch in self._watches:
+            answers[key.tenant] += watch.answers
+        return answers, Counter((key.tenant, one.state) for key, one in self._validity if one.seen)
+
+    def budget(self) -> Budget:
+        """As it is now; sizes are those of one that has seen much."""
+        held, gone = len(self._watches), self._watches.evictions
+        return Budget("watches", "fixed", held, held * _SIZE, MOST * 3 // 2 * _SIZE, gone)
