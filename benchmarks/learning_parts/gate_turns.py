@@ -138,6 +138,8 @@ async def acting(encoders: Encoders, asked: Sequence[Conversation]) -> Acted:
 
 def _asked(encoders: Encoders, turns: Turns) -> tuple[Question, QuestionVectors]:
     question = question_of([{"role": "user", "content": text} for text in turns])
+    if question is None:
+        raise ValueError("conversations are all text")
     texts = [question.text, question.before] if question.before else [question.text]
     vectors, *before = encoders.vectors(texts)
     return question, dataclasses.replace(vectors, before=before[0].contextual if before else None)

@@ -67,7 +67,7 @@ class AskedQuestions:
         if request.id in self._asked or isinstance(request.prompt, tuple):
             return
         question = question_of(request.messages, request.prompt)
-        if not 0 < len(question.text) + len(question.system) <= _LONGEST:
+        if question is None or not 0 < len(question.text) + len(question.system) <= _LONGEST:
             return
         self._asked[request.id] = question
         while len(self._asked) > _REMEMBERED:
@@ -126,6 +126,20 @@ class AskedQuestions:
         return kept
 
     async def _sketches(self, some: Sequence[_Waiting], *, contextual: bool) -> list[KeptQuestion]:
+        """Those that can be: one that cannot does not take the others with it."""
+        try:
+            return await self._together(some, contextual=contextual)
+        except SonaError:
+            raise
+        except Exception:
+            if len(some) == 1:
+                self.lost += 1
+                _log.exception("the question of request %s cannot be kept", some[0].request_id)
+                return []
+        found = [await self._sketches([one], contextual=contextual) for one in some]
+        return [kept for each in found for kept in each]
+
+    async def _together(self, some: Sequence[_Waiting], *, contextual: bool) -> list[KeptQuestion]:
         questions = [one.question for one in some]
         vectors = await self._embedders.some(questions, contextual=contextual) if some else []
 

@@ -113,10 +113,14 @@ class Memories:
             return await self._recall(request, host)
         except SonaError as error:
             _log.warning("request %s is answered without what was remembered: %s", request.id, error)
-            return ()
+        except Exception:  # the answer does not depend on it
+            _log.exception("request %s is answered without what was remembered", request.id)
+        return ()
 
     async def _recall(self, request: Request, host: HiddenStateHost) -> tuple[EpisodeRef, ...]:
         question = self._asked.get(request.id) or question_of(request.messages, _prompt(request))
+        if question is None:
+            return ()
         static = await self._embedders.static(question.text)
         recalled = self.memory.recall(_viewer(request, host), static)
         if not recalled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -114,6 +115,46 @@ async def test_in_a_flood_the_newest_have_contextual_vectors_and_the_oldest_are_
             question = Question(texts[i])
             expected = memory.sketch(question, make.vectors(texts[i], contextual=contextual))
             assert await questions.sketch("acme", f"r{i}") == expected
+
+
+async def test_a_question_that_cannot_be_kept_does_not_take_the_others_with_it(opened, tables, monkeypatch, caplog):
+    async with opened() as (_, memory):
+        questions, sketch = AskedQuestions(memory, QuestionEmbedders(*tables), keep=True), memory.sketch
+
+        def fails(question, vectors):
+            if "7" in question.text:
+                raise ValueError("seven")
+            return sketch(question, vectors)
+
+        monkeypatch.setattr(memory, "sketch", fails)
+        names = [f"r{i}" for i in range(40)]
+        for i, name in enumerate(names):
+            questions.note(request(f"What is {i}?", name, principal=Principal(tenant="acme", user=f"u{i}")))
+        await questions.finish()
+        lost = ["r7", "r17", "r27", "r37"]
+        assert [name for name in names if await memory.kept_question("acme", name) is None] == lost
+        assert questions.lost == 4
+        assert "seven" in caplog.text
+
+
+async def test_a_question_of_one_very_long_number_is_kept(opened, tables):
+    async with opened() as (_, memory):
+        questions = AskedQuestions(memory, QuestionEmbedders(*tables), keep=True)
+        questions.note(request("What is " + "9" * 5000 + " million?"))
+        await questions.finish()
+        assert await kept(memory, "r1") != [None]
+        assert questions.lost == 0
+
+
+async def test_what_is_not_all_text_is_not_noted(opened, tables):
+    async with opened() as (_, memory):
+        questions = AskedQuestions(memory, QuestionEmbedders(*tables), keep=True)
+        image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+        message = {"role": "user", "content": [{"type": "text", "text": "What is shown here?"}, image]}
+        questions.note(dataclasses.replace(request(""), messages=(message,)))
+        await questions.finish()
+        assert questions.get("r1") is None
+        assert await kept(memory, "r1") == [None]
 
 
 async def test_a_disk_that_is_full_costs_what_could_not_be_kept_and_no_more(opened, tables, monkeypatch, caplog):

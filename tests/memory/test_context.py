@@ -30,8 +30,10 @@ def test_only_a_question_that_may_mean_it_keeps_what_was_said_before():
     assert said(AUDIT, PAPERS) == Question(PAPERS, "", AUDIT)
     assert said(AUDIT, "And who signs?") == Question(f"{AUDIT}\nAnd who signs?", "", AUDIT)
     assert said(PAPERS).before == said(PAPERS, PAPERS).before == ""
-    for specific in ("What is the capital of France?", "Who signs form 12?", "How long is the refund window here?"):
+    for specific in ("What is the capital of France?", "Who signs form 12?", "How many books may a member borrow?"):
         assert said(AUDIT, specific) == Question(specific)
+    window = "How long is the refund window here?"
+    assert said(AUDIT, window) == Question(window, "", AUDIT), "which one, nothing tells"
     assert said("Hello!", "Thanks", PAPERS).before == "", "nothing said"
     assert len(said("words of all kinds " * 5000, PAPERS).before) == 4096
 

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from difflib import SequenceMatcher
 
-from .words import Features
+from .words import WORDS_IN_ORDER, Features
 
 __all__ = [
     "ASKED_COSINE",
@@ -35,6 +35,7 @@ __all__ = [
     "likeness",
     "nearly_exact",
     "overlap",
+    "same_text",
 ]
 
 RECALL_COSINE = 0.3
@@ -53,7 +54,7 @@ SAME_QUESTION = 0.92
 SYSTEM_COSINE = 0.97
 """Static cosine from which two system prompts are one: they hold dates, say."""
 
-VETOES = frozenset({"numbers", "opposites", "roles"})
+VETOES = frozenset({"numbers", "opposites", "roles", "cut"})
 """Differences after which two questions are not the same, whatever else is alike"""
 BIAS = -6.830
 WEIGHTS: Mapping[str, float] = {
@@ -85,9 +86,10 @@ _WORDS = 10.0
 def differences(a: Features, b: Features) -> frozenset[str]:
     """Names of the differences that these two questions have; none for the same words.
 
-    Numbers, names, roles, opposites: each question has one that the other lacks.
+    Numbers, names, roles, opposites: each question has one that the other lacks. Cut: a text of which
+    the regression does not see all, so that only the same one can be meant.
     """
-    if a.exact == b.exact:
+    if same_text(a, b):
         return frozenset()
     found = {
         "numbers": _each_lacks(frozenset(a.numbers), frozenset(b.numbers)),
@@ -95,6 +97,7 @@ def differences(a: Features, b: Features) -> frozenset[str]:
         "roles": _swapped(a, b),
         "negation": a.negated != b.negated,
         "names": bool(a.names - set(b.content) and b.names - set(a.content)),
+        "cut": a.cut or b.cut or max(len(a.words), len(b.words)) >= WORDS_IN_ORDER,
         "asking": bool(a.asking and b.asking and a.asking.isdisjoint(b.asking)),
     }
     return frozenset(name for name, there in found.items() if there)
@@ -117,10 +120,23 @@ def likeness(asked: Features, stored: Features, cosine: float, lead: float) -> f
     return BIAS + sum(weight * value for weight, value in zip(WEIGHTS.values(), values, strict=True))
 
 
+def same_text(a: Features, b: Features) -> bool:
+    """Whether two texts are one but for case, white space and marks at the end. Of what was stored before signs
+    counted, only the words are known; of what is cut, not even those.
+    """
+    if a.version == b.version:
+        return a.exact == b.exact
+    return not (a.cut or b.cut) and a.plain == b.plain
+
+
 def nearly_exact(a: Features, b: Features) -> bool:
     """Whether two questions say the same words in the same order, words that say nothing and endings left out."""
-    alike = a.content == b.content and a.numbers == b.numbers and a.negated == b.negated
-    return a.exact == b.exact or (alike and a.asking == b.asking and a.sides == b.sides and a.roles == b.roles)
+    if same_text(a, b):
+        return True
+    if a.cut or b.cut or a.content != b.content or a.negated != b.negated or _each_lacks(a.pictures, b.pictures):
+        return False
+    numbers = (a.numbers, b.numbers) if a.version == b.version else (sorted(a.numbers), sorted(b.numbers))
+    return numbers[0] == numbers[1] and a.asking == b.asking and a.sides == b.sides and a.roles == b.roles
 
 
 def gate_of(odds: float) -> float:

@@ -5,14 +5,17 @@ same after small talk. "And for Italy?" is not: it means what was said before. S
 question, unless it leans on the conversation; then the earlier user messages, back to one that stands by itself,
 are put before it.
 
-Between the two are questions such as "Who prepares the papers?": one or two words that say something, no name, no
-number. They are taken as they stand, but what was said before is kept beside them, as it is beside those that lean
-(`Question.before`), and where something was said before on both sides, it must have come to the same (`context`).
+Between the two are questions such as "Who prepares the papers?", one or two words that say something, no name and
+no number, and those that point: "Write a unit test for this function" (`pointing`). They are taken as they stand,
+but what was said before is kept beside them, as it is beside those that lean (`Question.before`), and where
+something was said before on both sides, it must have come to the same (`context`).
 So a correction given in one conversation does not act in another about something else. One given on a first message
 acts in any later turn that asks the same, as people expect who have said it once.
 
 The model's own answers have no part in it: they differ from one time to the next. Both vectors and the words that
-the gate compares are of that text. System and developer messages are kept apart: they must agree, too.
+the gate compares are of that text. System and developer messages are kept apart: they must agree, too. Where an
+image, a recording or a file is part of what is asked, or of what it may mean, there is no question: nothing would
+be known of it.
 """
 
 from __future__ import annotations
@@ -21,14 +24,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...episodes import Question
+from .pointing import points
+from .tokens import split_words
 from .wordlists import CLASSES, EMPTY, LEANING
-from .words import split_words, stem
+from .words import stem
 
 __all__ = ["leans", "question_of"]
 
 _MOST_BACK = 4
 _MOST_BEFORE = 4096
 """Characters: the encoder reads no more."""
+_SYSTEM = ("system", "developer")
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _VAGUE = 2
 """Different words that say something, up to which a question without a name may mean what was said before."""
 _BEGINNINGS = {
@@ -54,12 +61,15 @@ _OBJECTS = {"it", "this", "that", "these", "those", "them", "one", "him", "her"}
 _POINTING = {"this", "that", "these", "those", "same", "other", "such", "there"}
 
 
-def question_of(messages: Sequence[Mapping[str, Any]], prompt: str | None = None) -> Question:
-    """Of a chat's messages, or of a plain prompt."""
+def question_of(messages: Sequence[Mapping[str, Any]], prompt: str | None = None) -> Question | None:
+    """Of a chat's messages, or of a plain prompt; None where what is asked is not all text."""
     if prompt is not None:
         return Question(prompt)
-    system = "\n".join(filter(None, (_text(m) for m in messages if m.get("role") in ("system", "developer"))))
-    asked = [_text(m) for m in messages if m.get("role") == "user"]
+    users = [message for message in messages if message.get("role") == "user"]
+    if any(not _is_text(m) for m in (*users[-1:], *(m for m in messages if m.get("role") in _SYSTEM))):
+        return None
+    system = "\n".join(filter(None, (_text(m) for m in messages if m.get("role") in _SYSTEM)))
+    asked = [_text(m) for m in users]
     if not asked:
         return Question(_text(messages[-1]) if messages else "", system)
     parts = [asked[-1]]
@@ -68,7 +78,10 @@ def question_of(messages: Sequence[Mapping[str, Any]], prompt: str | None = None
             break
         if earlier.strip() and earlier.strip() != parts[0].strip():
             parts.insert(0, earlier)
-    before = parts[:-1] or (_earlier(asked) if _vague(asked[-1]) else [])
+    dependent = len(users) > 1 and any(rule(asked[-1]) for rule in (leans, _vague, points))
+    if dependent and not all(map(_is_text, users)):
+        return None
+    before = parts[:-1] or (_earlier(asked) if dependent else [])
     return Question("\n".join(parts), system, "\n".join(before)[-_MOST_BEFORE:])
 
 
@@ -118,6 +131,12 @@ def _leaning(words: Sequence[str]) -> bool:
             if not (word == "there" or (word in _POINTING and named)):
                 return True
     return False
+
+
+def _is_text(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else ()
+    return all(part.get("type", "text") in _TEXT_PARTS for part in parts if isinstance(part, Mapping))
 
 
 def _text(message: Mapping[str, Any]) -> str:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from importlib import resources
 
-__all__ = ["CLASSES", "EMPTY", "LEANING", "NEGATIONS", "NUMBER_WORDS", "PREFIXES"]
+__all__ = [
+    "CLASSES",
+    "COUNTING",
+    "EMPTY",
+    "HANDLING",
+    "LEANING",
+    "NEGATIONS",
+    "NUMBER_WORDS",
+    "PREFIXES",
+    "UNIQUE",
+    "WRITTEN",
+]
 
 
 def _sections() -> dict[str, list[str]]:
@@ -36,6 +47,13 @@ EMPTY = frozenset(_WORDS["empty"])
 NEGATIONS = frozenset(_WORDS["negations"])
 LEANING = frozenset(_WORDS["leaning"])
 """A question with one of these may speak of something said before."""
+WRITTEN = frozenset(_WORDS["written"])
+"""What is put into a conversation and then spoken of"""
+HANDLING = frozenset(_WORDS["handling"])
+"""What is done with it"""
+UNIQUE = frozenset(_WORDS["unique"])
+""""The sun" is the same, whatever was said before."""
+COUNTING = frozenset(_WORDS["counting"])
 PREFIXES = tuple(_WORDS["prefixes"])
 """What turns a word into its opposite, where the rest is a word of the other question."""
 NUMBER_WORDS = dict(pair.split("=") for pair in _WORDS["numbers"])

@@ -10,22 +10,23 @@ import dataclasses
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 
+from .tokens import earlier_words, split, whole_text
 from .wordlists import CLASSES, EMPTY, NEGATIONS, NUMBER_WORDS, PREFIXES
 
-__all__ = ["Features", "Reader", "split_words", "stem"]
+__all__ = ["WORDS_IN_ORDER", "Features", "Reader", "stem"]
 
-_WORD = re.compile(r"\d[\d.,:/-]*\d|\d|[^\W\d_]+(?:['\u2019][^\W\d_]+)*|[^\W_]+|[+*/=<>%$\u20ac\u00a3#-](?=\s|\w)")
 _ASKING = ("who", "when", "where", "why", "how")
 _MEASURES = {"many", "much", "long", "old", "far", "often", "tall", "big", "fast", "high", "deep", "heavy", "large"}
 _SCALES = {"hundred", "thousand", "million", "billion"}
 _DIRECTIONS = {"from", "to", "into", "than"}
-_MOST_WORDS = 400
-_WORDS_IN_ORDER = 64
-_ENCLITIC = re.compile(r"'(s|re|ve|ll|d|m)?$")
-_SENTENCE_END = re.compile(r"[.!?:;\n]\s*[\"'(\[]*$|^\W*$")
+WORDS_IN_ORDER = 64
+"""So many of a question's first words are kept in order."""
+_EARLIER, _SIGNED = 1, 2
+"""Versions: before signs counted, and since"""
+_LONGEST_FACTOR = 15
+"""Digits of what may stand before "million": nobody writes more, and integers have a longest text."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,7 +34,9 @@ class Features:
     """Of one question. Numbers in tuples are keyed hashes of words."""
 
     exact: int
-    """of all words in order"""
+    """of the whole text but for case, white space and marks at its end; of episodes that were stored before signs
+    counted: `plain`
+    """
     words: tuple[int, ...]
     """all words in order, the first 64, those that say nothing by themselves negative; none of episodes that were
     stored before this was kept"""
@@ -42,7 +45,7 @@ class Features:
     names: frozenset[int]
     """those of them written as names inside a sentence"""
     numbers: tuple[int, ...]
-    """sorted"""
+    """in order; sorted, of episodes that were stored before signs counted"""
     negated: bool
     asking: frozenset[str]
     """who, when, where, why, how, or how with a measure; what and which ask for anything"""
@@ -52,6 +55,13 @@ class Features:
     """words without a prefix of negation"""
     roles: frozenset[tuple[str, int]]
     """(from | to | into | than, the word that follows)"""
+    pictures: frozenset[int] = frozenset()
+    """emoji and such"""
+    plain: int = 0
+    """of all words in order without most signs: all that is known of the text of earlier episodes"""
+    cut: bool = False
+    """Whether all but `exact` is of the two ends of a longer text"""
+    version: int = _SIGNED
 
     def to_json(self) -> bytes:
         """Small, and the same on every platform."""
@@ -67,15 +77,18 @@ class Features:
             sorted(self.roles),
             self.words,
         ]
+        if self.version != _EARLIER:
+            values += [sorted(self.pictures), self.plain, self.cut]
         return json.dumps(values, separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Features:
         """Inverse of `to_json`. Raises ValueError."""
         exact, content, names, numbers, negated, asking, sides, stripped, roles, *later = json.loads(data)
+        words, pictures, plain, cut = later + [[], [], exact, False][len(later) :]
         return cls(
             exact=exact,
-            words=tuple(later[0]) if later else (),
+            words=tuple(words),
             content=tuple(content),
             names=frozenset(names),
             numbers=tuple(numbers),
@@ -84,23 +97,11 @@ class Features:
             sides=frozenset((a, b) for a, b in sides),
             stripped=frozenset(stripped),
             roles=frozenset((a, b) for a, b in roles),
+            pictures=frozenset(pictures),
+            plain=plain,
+            cut=cut,
+            version=_SIGNED if len(later) > 1 else _EARLIER,
         )
-
-
-def split_words(text: str) -> list[tuple[str, bool]]:
-    """(word in lower case without possessive, whether it is written as a name), of a text's two ends."""
-    text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
-    if len(text) > 24 * _MOST_WORDS:
-        text = text[: 12 * _MOST_WORDS] + "\n" + text[-12 * _MOST_WORDS :]
-    found = []
-    for match in _WORD.finditer(text):
-        word = match.group()
-        shouted = len(word) > 1 and any(c.isupper() for c in word[1:])
-        inside = word[0].isupper() and not _SENTENCE_END.search(text[max(0, match.start() - 8) : match.start()])
-        lower = _ENCLITIC.sub("", word.casefold())
-        found.append((lower, (shouted or inside) and lower != "i"))
-    half = _MOST_WORDS // 2
-    return found if len(found) <= _MOST_WORDS else found[:half] + found[-half:]
 
 
 def stem(word: str) -> str:
@@ -125,21 +126,24 @@ class Reader:
 
     def read(self, text: str) -> Features:
         """Of one question."""
-        words = split_words(text)
+        words, pictures, cut = split(text)
         plain = [word for word, _ in words]
         said = [(word, named) for word, named in words if word not in EMPTY and not _number(word)]
         said = [(word, named) for word, named in said if word.replace("'", "") not in NEGATIONS]
         return Features(
-            exact=self._hash(" ".join(plain)),
-            words=tuple(self._signed(word) for word in plain[:_WORDS_IN_ORDER]),
+            exact=self._hash("\0" + whole_text(text)),
+            words=tuple(self._signed(word) for word in plain[:WORDS_IN_ORDER]),
             content=tuple(self._hash(stem(word)) for word, _ in said),
             names=frozenset(self._hash(stem(word)) for word, named in said if named),
-            numbers=tuple(sorted(map(self._hash, _numbers(plain)))),
+            numbers=tuple(map(self._hash, _numbers(plain))),
             negated=any(word.replace("'", "") in NEGATIONS or word.endswith("n't") for word in plain),
             asking=frozenset(_asking(plain)),
             sides=frozenset(side for word in plain for side in CLASSES.get(word, ())),
             stripped=frozenset(self._hash(stem(rest)) for word, _ in said for rest in _stripped(word)),
             roles=frozenset(self._roles(plain)),
+            pictures=frozenset(map(self._hash, pictures)),
+            plain=0 if cut else self._hash(" ".join(earlier_words(text))),
+            cut=cut,
         )
 
     def _roles(self, words: Sequence[str]) -> Iterable[tuple[str, int]]:
@@ -160,7 +164,9 @@ class Reader:
 
 def _number(word: str) -> str:
     """Its value as digits; empty for a word that is no number."""
-    if not word[0].isdigit():
+    if word[0] == "." and word[1:].isdecimal():
+        word = f"0{word}"
+    if not word[0].isdecimal():
         return NUMBER_WORDS.get(word, "")
     digits = re.sub(r",(?=\d{3}\b)", "", word)
     return digits.rstrip("0").rstrip(".") if re.fullmatch(r"\d+\.\d+", digits) else digits.lstrip("0") or "0"
@@ -171,7 +177,7 @@ def _numbers(words: Sequence[str]) -> Iterable[str]:
     last = ""
     for word in words:
         value = _number(word)
-        if word in _SCALES and last.isdigit():
+        if word in _SCALES and last.isdecimal() and len(last) <= _LONGEST_FACTOR:
             last = str(int(last) * int(value))
             continue
         if last:

@@ -1,0 +1,162 @@
+"""A text's words, and the signs in it that mean something: "C++" is not "C", nor "(2 + 3) * 4" "2 + 3 * 4".
+
+What only writes a sentence down is left out, so that questions which differ in nothing else have the same words:
+quotation marks, commas, dashes, bullets, emphasis, brackets around words. A sign that belongs to a word is part of
+it (C++, C#, .NET, AB-); operators, currencies and the like are words of their own, brackets where they group
+operands. Pictures (emoji and such symbols) are told apart: most only decorate.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+__all__ = ["Tokens", "earlier_words", "split", "split_words", "whole_text"]
+
+_MOST_WORDS = 400
+_MOST_CHARACTERS = 24 * _MOST_WORDS
+_TOKEN = re.compile(
+    r"(?P<word>\d[\d.,:/-]*\d|\d|(?<![\w.])\.\w+|(?<![\w'])[A-Z]{1,2}-(?![\w-])"
+    r"|[^\W\d_]+(?:['\u2019][^\W\d_]+)*(?:\+{1,2}(?![\w+])|#(?!\w))?|[^\W_]+)"
+    r"|(?P<sign>__+|::|:=|(?<!\S)[\"'`](?=[\s?]|$)|[-+*/=<>%$\u20ac\u00a3#&|^~@\\!]+)|(?P<other>[^\w\s])"
+)
+_EARLIER = re.compile(
+    r"\d[\d.,:/-]*\d|\d|[^\W\d_]+(?:['\u2019][^\W\d_]+)*|[^\W_]+|[+*/=<>%$\u20ac\u00a3#-](?=\s|\w)"
+)
+_ENCLITIC = re.compile(r"'(s|re|ve|ll|d|m)?$")
+_SENTENCE_END = re.compile(r"[.!?:;\n]\s*[\"'(\[]*$|^\W*$")
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})(?=\w)([^*\n]*\w[^\w*\s]*)\1(?![\w*])")
+_BULLET = re.compile(r"^[ \t]*(?:[-*+>]|#{1,6})[ \t]+", re.MULTILINE)
+_FORMULA = re.compile(r"[\w)\]]\s*[+*/^=<>%|&]+\s*[\w(\[]|-\s*\(\s*\w|\w\s*\)\s*-")
+_SIGNS = str.maketrans({"\u2212": "-", "\u00d7": "*", "\u00f7": "/", "\u2044": "/", "\u2264": "<=", "\u2265": ">="})
+_RAISED = re.compile("(?<=[0-9)])[\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+")
+_FRACTION = re.compile("(?<=[0-9])(?=[\u00bc-\u00be\u2150-\u215e])")
+_OPERATORS = "+-*/^=<>%|&"
+_COUNTABLE = re.compile(r"(?:\d|\)|(?<![^\W_])[^\W\d_])$")
+_ENDINGS = ".?!\u3002\u2026 "
+_NEAR = 8
+"""Characters to either side that are looked at"""
+
+
+class Tokens(NamedTuple):
+    """Of one text."""
+
+    words: list[tuple[str, bool]]
+    """(word in lower case without possessive, or sign; whether it is written as a name)"""
+    pictures: list[str]
+    cut: bool
+    """Whether these are of the two ends of a longer text"""
+
+
+def split(text: str) -> Tokens:
+    """All words of a text, or those of its two ends."""
+    cut = len(text) > _MOST_CHARACTERS
+    if cut:
+        text = text[: _MOST_CHARACTERS // 2] + "\n" + text[-_MOST_CHARACTERS // 2 :]
+    text = _BULLET.sub("", _EMPHASIS.sub(r"\2", _characters(text)))
+    words: list[tuple[str, bool]] = []
+    pictures: list[str] = []
+    formula = _FORMULA.search(text) is not None
+    letters, marked = 0, False
+    for match in _TOKEN.finditer(text):
+        token, start = match.group(), match.start()
+        if match.lastgroup == "word":
+            if marked and start == letters:  # a letter after a vowel sign, as in Hindi: one word
+                words[-1] = words[-1][0] + token.casefold(), words[-1][1]
+            else:
+                words.append((_ENCLITIC.sub("", token.casefold()), _named(token, text, start)))
+            letters, marked = match.end(), False
+            continue
+        kind = unicodedata.category(token) if match.lastgroup == "other" else ""
+        if kind.startswith("M") and words and start == letters:
+            words[-1] = words[-1][0] + token, words[-1][1]
+            letters, marked = match.end(), True
+        elif kind == "So":
+            pictures.append(token)
+        else:
+            sign = _sign(token, kind, text, start, formula=formula)
+            words += [(sign, False)] if sign else []
+    if len(words) > _MOST_WORDS:
+        words, cut = words[: _MOST_WORDS // 2] + words[-_MOST_WORDS // 2 :], True
+    return Tokens(words, pictures, cut)
+
+
+def split_words(text: str) -> list[tuple[str, bool]]:
+    """`Tokens.words` of it."""
+    return split(text).words
+
+
+def whole_text(text: str) -> str:
+    """All of it, less what never matters: case, width, white space, marks at its end."""
+    text = " ".join(_characters(text).casefold().split())
+    ended = text.rstrip(_ENDINGS)
+    factorial = text[len(ended) :].startswith("!") and _COUNTABLE.search(ended)
+    return f"{ended}!" if factorial else ended
+
+
+def earlier_words(text: str) -> list[str]:
+    """Words as they were before signs counted, for comparison with what was stored then; of a text not cut."""
+    text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
+    return [_ENCLITIC.sub("", match.group().casefold()) for match in _EARLIER.finditer(text)]
+
+
+def _characters(text: str) -> str:
+    """In one form each. NFKC alone would make 22 of "2\u00b2"."""
+    if not text.isascii():
+        text = _RAISED.sub(lambda match: "^" + match.group(), _FRACTION.sub(" ", text))
+        text = unicodedata.normalize("NFKC", text).translate(_SIGNS).replace("\u2019", "'")
+    return text
+
+
+def _named(word: str, text: str, start: int) -> bool:
+    shouted = len(word) > 1 and any(c.isupper() for c in word[1:])
+    inside = word[0].isupper() and not _SENTENCE_END.search(text[max(0, start - _NEAR) : start])
+    return (shouted or inside) and word.casefold() != "i"
+
+
+def _sign(token: str, kind: str, text: str, start: int, *, formula: bool) -> str:
+    """The sign that this means; empty where it only writes a sentence down."""
+    end = start + len(token)
+    before, after = text[start - 1 : start], text[end : end + 1]
+    left, right = text[max(0, start - _NEAR) : start].rstrip(), text[end : end + _NEAR].lstrip()
+    if kind:
+        grouping = token in "()" and formula and _groups(token, left, right)
+        return token if kind in ("Sm", "Sc") or token in "[]{}" or grouping else ""
+    inside = _operand(left, -1) and _operand(right, 0)
+    leading = not before.strip() and _wordy(after)
+    if set(token) == {"-"}:
+        spaced = not before.strip() and not after.strip()
+        joining = len(token) == 1 and not spaced and (after.isspace() or _wordy(after))
+        decrement = token == "--" and before == left[-1:] != "" and _operand(left, -1)
+        return token if joining or leading or inside or decrement else ""
+    if set(token) == {"!"}:
+        factorial = before.isdecimal() or before == ")" or (before.islower() and _operand(left, -1))
+        return "!" if leading or factorial else ""
+    if token == "&":  # "R&D" is "R and D"
+        return token if leading or (inside and (left[-1].isdecimal() or right[0].isdecimal())) else ""
+    if token == "~" and not (_wordy(after) or after in ("/", "=")):
+        return ""
+    if token == "=" and right[:1] in ("", "?"):
+        return ""
+    return token.rstrip("!") if not after.strip() else token
+
+
+def _groups(token: str, left: str, right: str) -> bool:
+    """Whether a bracket groups operands."""
+    if token == "(":
+        return left[-1:] in tuple(_OPERATORS) or _operand(right, 0) or right[:1] == "-"
+    return right[:1] in tuple(_OPERATORS) or _operand(left, -1) or left[-1:] == "!"
+
+
+def _operand(side: str, at: int) -> bool:
+    """Whether a number, a bracket or a lone letter is there, next to a sign."""
+    nearest = side[at:][:1]
+    if nearest.isalpha():
+        beyond = side[1:2] if at == 0 else side[-2:-1]
+        return not _wordy(beyond)
+    return nearest.isdecimal() or (nearest != "" and nearest in ("([{" if at == 0 else ")]}"))
+
+
+def _wordy(character: str) -> bool:
+    return character.isalnum() or character == "_"
