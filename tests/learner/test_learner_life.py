@@ -599,7 +599,8 @@ async def test_what_is_noted_for_replay_is_bounded_while_frozen():
         for _ in range(8):
             await teach(world, learner, 1.0)
         await learner.settle()
-        assert [len(news) for news in learner._background._new.values()] == [3]
+        [ledger] = learner._state.ledgers.values()
+        assert [len(news) for news in ledger.news.values()] == [3]
         await learner.thaw()
         await learner.settle()
         assert len(world.store.records[KEY, 1].feedback_ids) == 3

@@ -3,6 +3,6 @@
 from .capturing import accepted_capture, correction_capture
 from .keys import AdapterKey
 from .learner import Learner
-from .state import Mode, Rates
+from .rates import Mode, Rates
 
 __all__ = ["AdapterKey", "Learner", "Mode", "Rates", "accepted_capture", "correction_capture"]

@@ -7,8 +7,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import anyio
 import numpy as np
@@ -25,6 +24,7 @@ from .lessons import Lesson
 from .optimiser import Moments, shifted
 from .replay import Fit, Plan, fit, weigh
 from .state import State
+from .unlearning import Unlearning
 from .versions import Line
 
 __all__ = ["BackgroundLoop"]
@@ -40,34 +40,36 @@ class BackgroundLoop:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        settings = state.settings
-        # Older lessons than these are no longer in replay either.
-        self._newest = max(settings.replay_capacity, settings.replay_every)
-        self._new: dict[AdapterKey, deque[str]] = {}
         self._due: dict[AdapterKey, None] = {}
         self._away: dict[AdapterKey, None] = {}
         """Replays that wait for their host."""
+        self._again: dict[AdapterKey, int] = {}
+        """Key whose replay is under way, or failed -> how many lessons must wait until one is due again"""
+        self._unlearning = Unlearning(state)
         self._cycle = Cycle(state)
         self._cycles: dict[AdapterKey, bool] = {}
         """Keys whose slow half is due; whether it was forced"""
         self._last = time.time()
         self._wake = anyio.Event()
-        self.busy = False
+        self._at: AdapterKey | None = None
 
-    def note(self, feedback_id: str, keys: tuple[AdapterKey, ...]) -> None:
-        """One more lesson for these keys; every `replay_every`-th makes a key due."""
+    def look(self, keys: Iterable[AdapterKey]) -> None:
+        """These keys have been taught: every `replay_every`-th lesson makes one due."""
         for key in keys:
-            news = self._new.setdefault(key, deque(maxlen=self._newest))
-            news.append(feedback_id)
-            if len(news) >= self._state.settings.replay_every:
+            ledger = self._state.ledgers.get(key.at(EVERYTHING))
+            least = self._again.get(key, self._state.settings.replay_every)
+            if ledger is not None and ledger.unreplayed.get(key.group, 0) >= least:
                 self.request(key)
 
-    def unlearned(self, key: AdapterKey, feedback_id: str) -> None:
-        """A lesson of the key is gone: what a replay made of it is due anew; one still to come goes without."""
-        news = self._new.get(key)
-        if news is not None and feedback_id in news:
-            news.remove(feedback_id)
-        else:
+    async def unlearn(self, root: AdapterKey, feedback_id: str, *, request_id: str, given_at: float) -> None:
+        """A lesson is taken back, durable when it returns. What is under way with it is void, and what holds it is
+        fitted anew.
+        """
+        taught = await self._unlearning.taught(root, request_id)
+        for key in taught:
+            self._state.versions.line(key).epoch += 1
+        now = self._at  # it may be past the point where it looks at the epoch
+        for key in await self._unlearning.take_back(root, taught, feedback_id, given_at=given_at, now=now):
             self.request(key)
 
     def request(self, key: AdapterKey) -> None:
@@ -83,13 +85,13 @@ class BackgroundLoop:
 
     def request_new(self) -> None:
         """Make due every key with lessons since its last replay."""
-        for key in self._new:
-            self.request(key)
+        for ledger in self._state.ledgers.values():
+            self._request_of(ledger, least=1)
 
     @property
     def idle(self) -> bool:
         """Nothing due and nothing running."""
-        return not self._due and not self._cycles and not self.busy
+        return not self._due and not self._cycles and self._at is None
 
     async def request_cycles(self, *, forced: bool = False) -> list[AdapterKey]:
         """Make due the slow half of every key that was taught enough, when the interval is over (forced: now, and
@@ -118,17 +120,15 @@ class BackgroundLoop:
             self._wake = anyio.Event()
             await self._attempt_cycles_on_time()
             while self._due or self._cycles:
-                self.busy = True
+                self._at = key = next(iter(self._due or self._cycles))  # what is known at once comes first
                 try:
-                    if self._due:  # what is known at once comes first
-                        key = next(iter(self._due))
+                    if key in self._due:
                         del self._due[key]
                         await self._attempt(key)
                     else:
-                        key = next(iter(self._cycles))
                         await self._attempt(key, forced=self._cycles.pop(key))
                 finally:
-                    self.busy = False
+                    self._at = None
 
     async def _attempt_cycles_on_time(self) -> None:
         try:
@@ -151,9 +151,14 @@ class BackgroundLoop:
 
     def resume(self, ledger: Ledger) -> None:
         """Make due what was taught before a stop and not replayed."""
+        self._request_of(ledger, least=self._state.settings.replay_every)
+
+    def _request_of(self, ledger: Ledger, least: int) -> None:
+        for group in ledger.undone:
+            self.request(ledger.root.at(group))
         for group, count in ledger.unreplayed.items():
             key = ledger.root.at(group)
-            if count >= self._state.settings.replay_every and self._state.active(key):
+            if count >= least and self._state.active(key):
                 self.request(key)
 
     async def _attempt(self, key: AdapterKey, *, forced: bool | None = None) -> None:
@@ -187,13 +192,17 @@ class BackgroundLoop:
     async def replay(self, key: AdapterKey) -> AdapterRecord | None:
         """Refit, gate, publish. None when there was nothing to learn or nothing passed."""
         state = self._state
+        await self._unlearning.go_back(key)
         off = state.mode == "off" or state.rate == 0 or state.settings.replay_steps == 0
         if off or state.versions.frozen:
             return None
-        lessons = (await state.book(key)).of(key)
+        ledger, lessons = await state.ledger(key), (await state.book(key)).of(key)
+        waited, news = ledger.unreplayed.get(key.group, 0), tuple(ledger.news.get(key.group, ()))
+        self._again[key] = waited + state.settings.replay_every
         plan = self._plan(len(lessons))
         weighed = weigh(lessons, plan)
         if not weighed:
+            await self._replayed(key, waited, (), stands=key.group not in ledger.deferring)
             return None
         line = state.versions.line(key)
         epoch, before = line.epoch, line.working
@@ -210,9 +219,13 @@ class BackgroundLoop:
         async with line.lock:
             if line.epoch != epoch or state.versions.frozen:
                 return None
-            published = await self._publish(line, start[0], result, before, evidence)
-        await state.replayed(key, stands=serves)
+            published = await self._publish(line, start[0], result, before, evidence, news)
+        await self._replayed(key, waited, news if published else (), stands=serves)
         return published
+
+    async def _replayed(self, key: AdapterKey, lessons: int, named: Sequence[str], *, stands: bool) -> None:
+        self._again.pop(key, None)
+        await self._state.replayed(key, lessons, named, stands=stands)
 
     async def _start(self, line: Line, lessons: Sequence[Lesson]) -> tuple[LoraWeights, Moments]:
         """Where the last replay ended; instant steps since then are of lessons that this one sees itself. The first
@@ -230,6 +243,7 @@ class BackgroundLoop:
         result: Fit,
         before: AdapterRecord | None,
         evidence: Evidence,
+        news: Sequence[str],
     ) -> AdapterRecord | None:
         """What instant steps learned while the replay ran (since the version `before`) is added to its result."""
         state, now = self._state, line.working
@@ -243,7 +257,6 @@ class BackgroundLoop:
             verdict = await state.gate(line.key, served, None)
             if verdict.ok:
                 line.fit = fit
-                news = tuple(self._new.pop(line.key, ()))
                 metrics = {**verdict.metrics, "share": share, "steps": float(result.steps), "evidence": evidence.z}
                 record = state.versions.next(
                     line, served, kept, reason="replay", metrics=metrics, feedback_ids=news
@@ -255,8 +268,11 @@ class BackgroundLoop:
 
     def forget(self, key: AdapterKey) -> None:
         """What was noted for this key no longer counts (after a rollback)."""
-        self._new.pop(key, None)
-        self._due.pop(key, None)
+        if (ledger := self._state.ledgers.get(key.at(EVERYTHING))) is not None:
+            ledger.forget_news(key.group)
+            self._again.pop(key, None)
+            if key.group not in ledger.undone:
+                self._due.pop(key, None)
         self._state.versions.line(key).fit = None
 
     def _plan(self, lessons: int) -> Plan:

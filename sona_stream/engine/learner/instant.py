@@ -70,6 +70,10 @@ class InstantLoop:
         self, feedback: Feedback, trajectory: Trajectory, resumed: bool, hurried: bool
     ) -> tuple[FeedbackOutcome, tuple[AdapterKey, ...]]:
         keys = chain(trajectory.model, self._whose(trajectory), trajectory.route)
+        if (await self._state.ledger(keys[0])).withdrawn(feedback.id):
+            outcome = _outcome(feedback, "skipped", "taken back before it was learned")
+            await self._state.store.record_outcome(outcome)
+            return outcome, ()
         self._require_same_model(trajectory)
         lesson = await find_lesson(
             self._state.host(trajectory.model),
@@ -133,6 +137,8 @@ class InstantLoop:
         advantage = 1.0 if lesson.quality is None else ledger.baseline.advantage(lesson.quality, lesson.groups[-1])
         if not ledger.counted(feedback.id):
             ledger.count(feedback.id, lesson.groups, lesson.quality)
+            active = [key.group for key in keys if state.active(key)]
+            ledger.note([feedback.id], active, keep=state.newest)
         writes = state.store.together()
         await state.remember(keys[0], lesson, writes)
         taught = tuple(key for key in keys if state.active(key))

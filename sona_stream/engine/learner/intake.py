@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import anyio
 
@@ -11,6 +12,7 @@ from ...events import Feedback, FeedbackOutcome
 from .background import BackgroundLoop
 from .inbox import Inbox, Item
 from .instant import InstantLoop, ModelAway, skipped
+from .keys import AdapterKey
 from .state import State
 
 __all__ = ["Intake", "queued"]
@@ -59,8 +61,7 @@ class Intake:
                 outcome, keys = await self._refused(feedback, error), ()
             self.inbox.finish(item, outcome=outcome)
             if keys:
-                self.inbox.answers(keys[0].model)
-            self._background.note(feedback.id, keys)
+                await self._learned(feedback, keys)
         except ModelAway as error:
             self._state.counters["waited_for_host"] += 1
             told = queued(feedback, f"the feedback is kept and will be learned later: {error}")
@@ -69,6 +70,15 @@ class Intake:
             self._state.counters["failures"] += 1
             _log.exception("feedback %s could not be learned now; it is tried again later", feedback.id)
             self.inbox.put_off(item, error)
+
+    async def _learned(self, feedback: Feedback, keys: Sequence[AdapterKey]) -> None:
+        """Up to the levels of these keys, the coarsest first."""
+        root = keys[0]
+        self.inbox.answers(root.model)
+        if (await self._state.ledger(root)).withdrawn(feedback.id):  # taken back while it was learned
+            given_at, request_id = feedback.created_at, feedback.request_id
+            await self._background.unlearn(root, feedback.id, request_id=request_id, given_at=given_at)
+        self._background.look(keys)
 
     async def _refused(self, feedback: Feedback, error: HostError) -> FeedbackOutcome:
         """What the host does not take (an answer beyond the model's context) it will not take later either."""

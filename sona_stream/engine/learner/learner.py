@@ -28,7 +28,8 @@ from .inspection import Inspection
 from .instant import InstantLoop
 from .intake import Intake, queued
 from .keys import AdapterKey, chain, is_pattern
-from .state import Mode, Rates, State
+from .rates import Mode, Rates
+from .state import State
 from .watches import in_share
 
 __all__ = ["Learner"]
@@ -194,17 +195,16 @@ class Learner:
             raise item.error
         return item.outcome or queued(feedback, "it could not be learned now; it is kept")
 
-    async def unlearn(self, model: str, whose: str, feedback_id: str) -> None:
-        """Take one lesson of this `pupil` out of replay for good; what was learned with it is fitted anew. Raises
-        HostAway, HostError.
+    async def unlearn(
+        self, model: str, whose: str, feedback_id: str, *, request_id: str = "", given_at: float = 0.0
+    ) -> None:
+        """Take one lesson of this `pupil` back for good; needs no host. When it returns, no replay learns from it
+        any more, ever. As soon as the host is there, what may hold it goes back to before it was given (`given_at`,
+        ``time.time()``; 0: nobody knows), and is fitted anew to what others taught since. `request_id`: of the
+        answer that it was about, which tells what it taught.
         """
-        state, root = self._state, AdapterKey(model, whose)
-        writes = state.store.together()
-        await state.withdraw(root, [feedback_id], writes, everything=False)
-        await writes.commit()
-        for line in state.versions.lines(model):
-            if line.key.tenant == whose and line.working is not None:
-                self._background.unlearned(line.key, feedback_id)
+        root = AdapterKey(model, whose)
+        await self._background.unlearn(root, feedback_id, request_id=request_id, given_at=given_at)
 
     async def settle(self) -> None:
         """Returns when every feedback given so far is learned (or has failed and is tried again later) and no

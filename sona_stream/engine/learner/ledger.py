@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from ...protocols import Store
 from ...storing import CaptureHead
 from .baseline import Baseline
 from .keys import AdapterKey
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "ledger_roots"]
 
+_PREFIX = "learner/"
 _GROUPS = 4096  # patterns come and go: the ones longest unseen are forgotten
 _REMEMBERED = 1024  # ids: enough for every feedback that can be under way
 
 
 class Ledger:
-    """Baseline, accepted feedback per group, and which feedback is counted but not settled, or was taken back."""
+    """Baseline, accepted feedback per group, what waits for a replay, and which feedback was taken back, or is
+    counted but not settled.
+    """
 
     def __init__(self, root: AdapterKey, shrinkage: float) -> None:
         self.root = root
@@ -28,6 +31,10 @@ class Ledger:
         """Finest group of a lesson -> its whole chain: where the store keeps captures, and what they teach."""
         self.unreplayed: dict[str, int] = {}
         """Group -> lessons since its last replay"""
+        self.news: dict[str, list[str]] = {}
+        """Group -> lessons that no replay's version names yet, the newest of them"""
+        self.undone: dict[str, float] = {}
+        """Group -> when a lesson was given that was taken back, and may still be in its weights"""
         self.unfolded: dict[str, int] = {}
         """Group -> lessons since its last consolidation"""
         self.deferring: set[str] = set()
@@ -42,7 +49,7 @@ class Ledger:
         return feedback_id in self._counted
 
     def withdrawn(self, feedback_id: str) -> bool:
-        """Whether a rollback took this feedback out of replay."""
+        """Whether a rollback, or whoever gave it, took this feedback out of replay."""
         return feedback_id in self._withdrawn
 
     def teaches(self, head: CaptureHead, groups: Iterable[str]) -> bool:
@@ -62,7 +69,7 @@ class Ledger:
         if quality is not None:
             self.baseline.push(quality, groups[-1])
         for group in groups:
-            for counts in (self.counts, self.unreplayed, self.unfolded):
+            for counts in (self.counts, self.unfolded):
                 counts[group] = counts.get(group, 0) + 1
         self.chains[groups[-1]] = tuple(groups)
         self.chains.move_to_end(groups[-1])
@@ -71,12 +78,35 @@ class Ledger:
             self.baseline.patterns.pop(gone, None)
             for counts in (self.counts, self.unreplayed, self.unfolded):
                 counts.pop(gone, None)
+            self.news.pop(gone, None)
             self.deferring.discard(gone)
         _remember(self._counted, (feedback_id,))
 
-    def withdraw(self, feedback_ids: Iterable[str]) -> None:
+    def note(self, feedback_ids: Collection[str], groups: Iterable[str], *, keep: int) -> None:
+        """Lessons that wait for a replay of these groups, which names at most the newest `keep`."""
+        for group in groups:
+            new = [one for one in feedback_ids if not self.withdrawn(one)]
+            self.unreplayed[group] = self.unreplayed.get(group, 0) + len(new)
+            self.news[group] = list(dict.fromkeys([*self.news.get(group, ()), *new]))[-keep:]
+
+    def replayed(self, group: str, lessons: int, named: Collection[str]) -> None:
+        """A replay of so many lessons that waited has ended, and its version names these."""
+        self.unreplayed[group] = max(0, self.unreplayed.get(group, 0) - lessons)
+        self.news[group] = [one for one in self.news.get(group, ()) if one not in named]
+
+    def forget_news(self, group: str) -> None:
+        """Nothing waits for a replay of this group."""
+        self.unreplayed.pop(group, None)
+        self.news.pop(group, None)
+
+    def withdraw(self, feedback_ids: Collection[str]) -> None:
         """Keep these out of every later replay."""
+        gone = set(feedback_ids)
         _remember(self._withdrawn, feedback_ids)
+        for group, news in self.news.items():
+            left = [one for one in news if one not in gone]
+            self.unreplayed[group] = max(0, self.unreplayed.get(group, 0) - len(news) + len(left))
+            self.news[group] = left
 
     def settled(self, feedback_id: str) -> None:
         """Its outcome is durable, and with it the numbers: nobody asks again."""
@@ -92,6 +122,8 @@ class Ledger:
             "baseline": self.baseline.to_json(),
             "counts": self.counts,
             "unreplayed": self.unreplayed,
+            "news": self.news,
+            "undone": self.undone,
             "unfolded": self.unfolded,
             "deferring": sorted(self.deferring),
             "chains": dict(self.chains),
@@ -112,6 +144,8 @@ class Ledger:
         ledger.baseline = Baseline.from_json(data["baseline"], shrinkage)
         ledger.counts = {str(group): int(n) for group, n in data["counts"].items()}
         ledger.unreplayed = {str(group): int(n) for group, n in data.get("unreplayed", {}).items()}
+        ledger.news = {str(group): list(ids) for group, ids in data.get("news", {}).items()}
+        ledger.undone = {str(group): float(given) for group, given in data.get("undone", {}).items()}
         ledger.unfolded = {str(group): int(n) for group, n in data.get("unfolded", {}).items()}
         ledger.deferring = set(data.get("deferring", ()))
         ledger.chains = OrderedDict((finest, tuple(groups)) for finest, groups in data["chains"].items())
@@ -123,8 +157,15 @@ class Ledger:
         return ledger
 
 
+async def ledger_roots(store: Store, model: str) -> list[AdapterKey]:
+    """Those of the model that have a ledger."""
+    names = await store.blob_names(f"{_PREFIX}{model}/")
+    roots = [AdapterKey.parse(name.removeprefix(_PREFIX)) for name in names]
+    return [root for root in roots if root == AdapterKey(model, root.tenant)]
+
+
 def _blob(root: AdapterKey) -> str:
-    return f"learner/{root}"
+    return f"{_PREFIX}{root}"
 
 
 def _remember(ids: OrderedDict[str, None], more: Iterable[str]) -> None:

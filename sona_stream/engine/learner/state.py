@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Literal, Protocol
 
 import numpy as np
 
@@ -22,18 +21,19 @@ from .familiar import Familiar
 from .gates import Limits, Verdict, judge, sample
 from .initial import initial_weights
 from .keys import EVERYTHING, AdapterKey
-from .ledger import Ledger
+from .ledger import Ledger, ledger_roots
 from .lessons import Lesson, LessonBook, joined
 from .line import Line, in_order
 from .measurements import Measurements
 from .optimiser import Moments, Pace, contracted
+from .rates import Mode, Rates
 from .refusals import Refusals
 from .tenure import answering_since
 from .turns import TakingTurns
 from .versions import Versions
 from .watches import Watches
 
-__all__ = ["Mode", "Rates", "State"]
+__all__ = ["State"]
 
 _MB = 1 << 20
 _DAY_S = 86400.0
@@ -50,27 +50,6 @@ INSTANT_SHARE = 0.25
 
 TAUGHT = 0.1
 """Share of recent lessons from which on a domain is being taught and is not held where it was."""
-
-Mode = Literal["off", "observe", "feedback", "auto"]
-
-
-class Rates(Protocol):
-    """The part of `SonaConfig` that the learner reads."""
-
-    @property
-    def micro_lora_rank(self) -> int: ...
-    @property
-    def micro_lora_lr(self) -> float: ...
-    @property
-    def quality_threshold(self) -> float: ...
-    @property
-    def base_lora_rank(self) -> int: ...
-    @property
-    def base_lora_lr(self) -> float: ...
-    @property
-    def ewc_lambda(self) -> float: ...
-    @property
-    def background_interval_ms(self) -> int: ...
 
 
 class State:
@@ -92,6 +71,8 @@ class State:
         """
         self._given = dict(hosts)
         self.hosts: dict[str, TakingTurns] = {}
+        self._ready: set[str] = set()
+        """Models whose host serves what was learned"""
         self.expected = {*expected, *hosts}
         self.since: dict[str, float] = {}
         """Model -> when it was first met behind its name (`time.time()`)."""
@@ -144,22 +125,28 @@ class State:
             await self.attach(model, host)
 
     async def attach(self, model: str, host: HiddenStateHost) -> None:
-        """The model's host is there, or another one than before: serve on it what was made for it."""
+        """The model's host is there, or another one than before: serve on it what was made for it, and know again
+        what was counted. Until then the host is away for everybody else, who would begin from nothing.
+        """
         since = await answering_since(self.store, model, host.fingerprint)
         async with AsyncExitStack() as stack:
             for line in in_order(self.versions.lines(model)):  # what is under way for the host before ends first
                 await stack.enter_async_context(line.lock)
             self.expected.add(model)
+            self._ready.discard(model)
             self.hosts[model], self.since[model] = TakingTurns(host), since
             self.books.forget(model)
             await self.versions.restore(model)
+        for root in await ledger_roots(self.store, model):
+            await self.ledger(root)
         for line in self.versions.lines(model):
             await self.ledger(line.key)
             await self.watches.load(line.key)
+        self._ready.add(model)
 
     def host(self, model: str) -> TakingTurns:
         """Raises HostAway while the model's host is still to come, HostError when there will be none."""
-        if model in self.hosts:
+        if model in self._ready:
             return self.hosts[model]
         if model in self.expected:
             raise HostAway(f"the hidden states of model {model!r} are not in reach yet")
@@ -194,7 +181,9 @@ class State:
             return book
         ledger, fingerprint = await self.ledger(root), self.host(root.model).fingerprint
         capacity, since = self.settings.replay_capacity, self.books.since
-        return self.books.put(root, await read_book(self.store, ledger, fingerprint, capacity, since))
+        book = self.books.put(root, await read_book(self.store, ledger, fingerprint, capacity, since))
+        book.forget([one.feedback_id for one in book if ledger.withdrawn(one.feedback_id)])  # while it was read
+        return book
 
     async def remember(self, key: AdapterKey, lesson: Lesson, writes: Writes) -> None:
         """Into the book, and with `writes` into the store. Whole books of other tenants leave memory beyond
@@ -273,10 +262,15 @@ class State:
         ledger = self.ledgers.get(key.at(EVERYTHING))
         return 0 if ledger is None else ledger.unfolded.get(key.group, 0)
 
-    async def replayed(self, key: AdapterKey, *, stands: bool) -> None:
-        """Its replay is done; durable."""
+    @property
+    def newest(self) -> int:
+        """Lessons of which a replay's version is made, at most: older ones are no longer in replay."""
+        return max(self.settings.replay_capacity, self.settings.replay_every)
+
+    async def replayed(self, key: AdapterKey, lessons: int, named: Collection[str], *, stands: bool) -> None:
+        """Its replay of so many lessons that waited is done, and its version names these; durable."""
         ledger = await self.ledger(key)
-        ledger.unreplayed[key.group] = 0
+        ledger.replayed(key.group, lessons, named)
         ledger.deferring.discard(key.group)
         if not stands:
             ledger.deferring.add(key.group)
