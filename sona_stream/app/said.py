@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -48,9 +49,9 @@ class Said:
         self._heard: deque[Feedback] = deque(maxlen=_HEARD)
 
     def hear(self, feedback: Feedback) -> None:
-        """Somebody has just said this."""
+        """Somebody has just said this. A correction's text is of no use here."""
         if not self._names:
-            self._heard.append(feedback)
+            self._heard.append(dataclasses.replace(feedback, correction=None))
 
     async def by(
         self, principal: Principal, request_id: str | None = None
