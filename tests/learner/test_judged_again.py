@@ -1,5 +1,6 @@
 """An answer that is judged several times is one answer: it proves as much as one, and teaches as much."""
 
+import anyio
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +12,8 @@ from sona_stream.config.settings import LearningSettings
 from sona_stream.engine.learner.evidence import Evidence
 from sona_stream.engine.learner.keys import AdapterKey
 from sona_stream.engine.learner.lessons import Lesson, LessonBook, joined
-from sona_stream.events import RouteDecision
+from sona_stream.engine.learner.watch import Watch
+from sona_stream.events import AdapterRef, RouteDecision
 
 ROOT = AdapterKey("toy", "default")
 CODE = RouteDecision(model="toy", reason="", pattern_type="CodeGen")
@@ -102,6 +104,31 @@ async def test_an_answer_is_measured_once():
             if count == 1:
                 before = measured
         assert measured == before
+
+
+async def test_one_answer_condemns_no_version_however_often_it_is_rated():
+    world = World()
+    async with learner_of(world, SETTINGS) as learner:
+        for _ in range(40):
+            await learner.learn(world.judge(world.ask()[0], 0.8), wait=True)
+        served = AdapterRef(key=str(ROOT), version=world.host.adapters[str(ROOT)][0])
+
+        async def poor():
+            asked, _ = world.ask(adapter=served)
+            for _ in range(12):
+                await learner.learn(world.judge(asked, 0.0), wait=True)
+
+        await poor()
+        watch = learner._state.watches.of(ROOT)
+        assert watch.finding() is None
+        assert learner.stats()["counters"].get("rolled_back", 0) == 0
+        again = Watch.from_arrays(watch.to_arrays(), SETTINGS.canary)
+        again.rated(served.version, 0.0, f"default-{world.asked}")
+        assert again.to_arrays()["trial.rating.sums"].tolist() == watch.to_arrays()["trial.rating.sums"].tolist()
+        for _ in range(11):
+            await poor()
+        await anyio.wait_all_tasks_blocked()
+        assert learner.stats()["counters"]["rolled_back"] == 1, "several answers do"
 
 
 async def test_the_gates_look_at_an_answer_once():

@@ -31,7 +31,7 @@ _SURE = 16
 """Ratings of versions on trial that overrule what automatic measures say of their quality and length."""
 _OVERRULED = ("score", "length")
 _LESSONS = 1024
-_IN_WORK = 1024
+_RATED = 256
 _SHARES = {"rating": 0.4, "coherence": 0.2, "distinct": 0.2, "score": 0.1, "length": 0.1}
 """Of `alpha`."""
 _EPOCH = 32
@@ -88,8 +88,8 @@ class Watch:
         """The last answers on trial, counted anew every `_EPOCH`: good ones before a fall would hide it."""
         self.lessons: list[str] = []
         """Feedback that taught the versions on trial."""
-        self._in_work: OrderedDict[str, None] = OrderedDict()
-        """Feedback that was counted as a rating, and may come once more until it has taught."""
+        self._rated: OrderedDict[str, None] = OrderedDict()
+        """Answers whose rating was counted, the newest `_RATED`: more ratings of them are no more answers."""
         self.changes = 0
         """Values since this was last kept."""
 
@@ -120,16 +120,16 @@ class Watch:
             if arm is self._trial and self._recent.answers >= _EPOCH:
                 self._recent, self._epoch = _Arm(), self._epoch + 1
 
-    def rated(self, version: int, quality: float, feedback_id: str = "") -> None:
-        """What somebody said of such an answer, in [0, 1]. The same feedback counts once, also when a crash came
-        in between; without an id it always does.
+    def rated(self, version: int, quality: float, answer: str = "") -> None:
+        """What somebody said of such an answer, in [0, 1]. The same answer counts once, also when a crash came in
+        between: a test takes what it sees for independent. Without an id it always does.
         """
-        if feedback_id in self._in_work:
+        if answer in self._rated:
             return
-        if feedback_id:
-            self._in_work[feedback_id] = None
-            if len(self._in_work) > _IN_WORK:
-                self._in_work.popitem(last=False)
+        if answer:
+            self._rated[answer] = None
+            if len(self._rated) > _RATED:
+                self._rated.popitem(last=False)
             self.changes += 1
         arm = self._arm(version)
         if arm is not None:
@@ -137,7 +137,6 @@ class Watch:
 
     def taught(self, feedback_id: str) -> None:
         """What a version on trial was, or will be, made of: it is durable, and does not come again."""
-        self._in_work.pop(feedback_id, None)
         self.changes += 1
         if feedback_id not in self.lessons:
             self.lessons.append(feedback_id)
@@ -159,7 +158,7 @@ class Watch:
         watch = Watch(self._settings, version)
         watch.undone = max(self.undone, newest)
         watch.lifetime = self.lifetime
-        watch._in_work = self._in_work
+        watch._rated = self._rated
         if version == self.reference:
             watch._known = self._known
         return watch
@@ -227,7 +226,7 @@ class Watch:
         arrays: dict[str, NDArray[Any]] = {
             "state": np.asarray([self.reference, *counts, self.undone, self.lifetime]),
             "lessons": np.asarray(self.lessons, dtype=np.str_),
-            "in_work": np.asarray(list(self._in_work), dtype=np.str_),
+            "rated": np.asarray(list(self._rated), dtype=np.str_),
         }
         for side, arm in (("known", self._known), ("trial", self._trial)):
             for measure, stream in arm.streams.items():
@@ -244,7 +243,7 @@ class Watch:
             watch.undone, watch.lifetime = numbers[4:] or (0, watch.seen)
             watch._epoch = epoch + 1
             watch.lessons = [str(one) for one in held["lessons"]]
-            watch._in_work.update((str(one), None) for one in held.get("in_work", ()))
+            watch._rated.update((str(one), None) for one in held.get("rated", ()))
             for side, arm in (("known", watch._known), ("trial", watch._trial)):
                 for measure in MEASURES:
                     names = {part: f"{side}.{measure}.{part}" for part in ("sums", "up", "down")}

@@ -111,12 +111,12 @@ class Watches:
             self._tell(key, partial(Watch.answered, version=version, trajectory=trajectory), spare=True)
 
     def rated(self, keys: Sequence[AdapterKey], trajectory: Trajectory, feedback: Feedback) -> None:
-        """What somebody said of an answer, once however often it comes; automatic scores came with the answer."""
+        """What was said of an answer first, however often it comes; automatic scores came with the answer."""
         if feedback.kind == "score":
             return
         quality = _CORRECTED if feedback.quality is None else feedback.quality
         for key, version in self._concerned(keys, trajectory.adapter):
-            self._tell(key, partial(Watch.rated, version=version, quality=quality, feedback_id=feedback.id))
+            self._tell(key, partial(Watch.rated, version=version, quality=quality, answer=trajectory.request_id))
 
     def taught(self, keys: Sequence[AdapterKey], feedback_id: str) -> None:
         """Feedback of any kind is a lesson of these keys now, and durable."""
