@@ -51,6 +51,8 @@ def test_the_same_in_other_words_agrees_and_another_thing_does_not():
     assert agreement(stored, before("I have a question about the showroom in Ghent.", math.acos(0.6))) < 0
     assert agreement(stored, None) == agreement(None, stored) == agreement(stored, stored) == math.inf
     assert agreement(before("the poem on page 12"), before("the poem on page 21")) == -math.inf
+    assert agreement(before("return w * h", 0.0), before("return w + h", 0.1)) == -math.inf
+    assert agreement(before("The poem, please."), before("the poem please", 0.1)) == math.inf
 
 
 @settings(max_examples=60, deadline=None)

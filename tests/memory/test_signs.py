@@ -48,6 +48,9 @@ ANOTHER = [
     ("What does __init__ do?", "What does init do?"),
     ("What does *args mean?", "What does **args mean?"),
     ("How do I escape ' in a text?", 'How do I escape " in a text?'),
+    ('What does ";" mean?', 'What does ":" mean?'),
+    ('What does "?." do in code?', 'What does "??" do in code?'),
+    ("What is '(' for?", "What is '[' for?"),
     ("Is it in [1, 2]?", "Is it in (1, 2)?"),
     ("What is \u2211 for?", "What is \u220f for?"),
     ("What does \U0001f44d mean?", "What does \U0001f44e mean?"),
@@ -91,9 +94,24 @@ def test_what_only_writes_it_down_does_not(one, other):
     assert nearly_exact(READER.read(one), READER.read(other))
 
 
+def test_operators_that_differ_let_nothing_pass_and_hyphens_do():
+    def found(one, other):
+        return "signs" in differences(READER.read(one), READER.read(other))
+
+    assert found("def area(w, h): return w * h", "def area(w, h): return w + h")
+    assert found("the users where age > 3", "the users where age < 3")
+    assert found("What comes out of a - b?", "What comes out of a / b?")
+    assert not found("a part-time job", "one for the whole time and/or part of it")
+    assert not found("What is 2 + 3?", "What is 2 plus 3?")
+
+
 def test_words_with_signs_are_single_words():
     words = [word for word, _ in split_words("C++ and C# (or .NET), not AB- in 2*(3+x)!")]
     assert words == ["c++", "and", "c#", "or", ".net", "not", "ab-", "in", "2", "*", "(", "3", "+", "x", ")", "!"]
+
+
+def test_who_speaks_is_no_name():
+    assert [word for word, named in split_words("Now I say what I\u2019m told and I'd ask Bob") if named] == ["bob"]
 
 
 @settings(max_examples=200, deadline=None)
@@ -104,8 +122,9 @@ def test_words_with_signs_are_single_words():
     )
 )
 def test_any_signs_can_be_read(text):
-    words, pictures, cut = split(text)
+    words, signs, pictures, cut = split(text)
     assert all(word for word, _ in words)
+    assert set(signs) <= {word for word, _ in words}
     assert not cut
     assert all(not picture.isascii() for picture in pictures)
     features = READER.read(text)

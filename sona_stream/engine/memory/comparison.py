@@ -54,7 +54,7 @@ SAME_QUESTION = 0.92
 SYSTEM_COSINE = 0.97
 """Static cosine from which two system prompts are one: they hold dates, say."""
 
-VETOES = frozenset({"numbers", "opposites", "roles", "cut"})
+VETOES = frozenset({"numbers", "signs", "opposites", "roles", "cut"})
 """Differences after which two questions are not the same, whatever else is alike"""
 BIAS = -6.830
 WEIGHTS: Mapping[str, float] = {
@@ -86,13 +86,14 @@ _WORDS = 10.0
 def differences(a: Features, b: Features) -> frozenset[str]:
     """Names of the differences that these two questions have; none for the same words.
 
-    Numbers, names, roles, opposites: each question has one that the other lacks. Cut: a text of which
+    Numbers, signs, names, roles, opposites: each question has one that the other lacks. Cut: a text of which
     the regression does not see all, so that only the same one can be meant.
     """
     if same_text(a, b):
         return frozenset()
     found = {
         "numbers": _each_lacks(frozenset(a.numbers), frozenset(b.numbers)),
+        "signs": _each_lacks(a.signs, b.signs),
         "opposites": _opposed(a, b),
         "roles": _swapped(a, b),
         "negation": a.negated != b.negated,

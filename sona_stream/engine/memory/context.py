@@ -2,9 +2,9 @@
 
 "Who has the keys?" is one question after a word on the showroom in Aarhus and another after one on Ghent. Where a
 question may mean what was said before it (`questions.question_of`), the earlier user messages of both
-conversations are compared, too: numbers and opposites that differ let nothing pass, and a logistic regression on
-the contextual encoder's cosine and the words of both says whether they set the same scene. It can only take away
-from what the questions themselves let pass.
+conversations are compared, too: numbers, signs and opposites that differ let nothing pass, and a logistic
+regression on the contextual encoder's cosine and the words of both says whether they set the same scene. It can
+only take away from what the questions themselves let pass.
 
 Where one side has nothing before it, or nothing is known of it (a first message, an episode that was stored before
 this was kept, no contextual encoder), nothing is taken away: a correction given on a first message acts in a later
@@ -25,7 +25,7 @@ from .words import Features
 
 __all__ = ["BIAS", "VETOES", "WEIGHTS", "Before", "agreement", "evidence"]
 
-VETOES = frozenset({"numbers", "opposites"})
+VETOES = frozenset({"numbers", "signs", "opposites"})
 BIAS = -5.523
 WEIGHTS: Mapping[str, float] = {
     "cosine cosine": 15.748,

@@ -19,7 +19,7 @@ _MOST_CHARACTERS = 24 * _MOST_WORDS
 _TOKEN = re.compile(
     r"(?P<word>\d[\d.,:/-]*\d|\d|(?<![\w.])\.\w+|(?<![\w'])[A-Z]{1,2}-(?![\w-])"
     r"|[^\W\d_]+(?:['\u2019][^\W\d_]+)*(?:\+{1,2}(?![\w+])|#(?!\w))?|[^\W_]+)"
-    r"|(?P<sign>__+|::|:=|(?<!\S)[\"'`](?=[\s?]|$)|[-+*/=<>%$\u20ac\u00a3#&|^~@\\!]+)|(?P<other>[^\w\s])"
+    r"|(?P<sign>__+|::|:=|(?<!\S)[\"'`](?=[\s?]|$)|(?<=[\"'`])[.:;,?]+(?=[\"'`])|[-+*/=<>%$\u20ac\u00a3#&|^~@\\!]+)|(?P<other>[^\w\s])"
 )
 _EARLIER = re.compile(
     r"\d[\d.,:/-]*\d|\d|[^\W\d_]+(?:['\u2019][^\W\d_]+)*|[^\W_]+|[+*/=<>%$\u20ac\u00a3#-](?=\s|\w)"
@@ -32,6 +32,9 @@ _FORMULA = re.compile(r"[\w)\]]\s*[+*/^=<>%|&]+\s*[\w(\[]|-\s*\(\s*\w|\w\s*\)\s*
 _SIGNS = str.maketrans({"\u2212": "-", "\u00d7": "*", "\u00f7": "/", "\u2044": "/", "\u2264": "<=", "\u2265": ">="})
 _RAISED = re.compile("(?<=[0-9)])[\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+")
 _FRACTION = re.compile("(?<=[0-9])(?=[\u00bc-\u00be\u2150-\u215e])")
+_QUOTES = ("'", '"', "`")
+_ME = ("I", "I'm", "I'd", "I'll", "I've")
+_JOINING = ("-", "/")
 _OPERATORS = "+-*/^=<>%|&"
 _COUNTABLE = re.compile(r"(?:\d|\)|(?<![^\W_])[^\W\d_])$")
 _ENDINGS = ".?!\u3002\u2026 "
@@ -44,6 +47,8 @@ class Tokens(NamedTuple):
 
     words: list[tuple[str, bool]]
     """(word in lower case without possessive, or sign; whether it is written as a name)"""
+    signs: list[str]
+    """Those of `words` that are no hyphens and no "and/or"."""
     pictures: list[str]
     cut: bool
     """Whether these are of the two ends of a longer text"""
@@ -56,6 +61,7 @@ def split(text: str) -> Tokens:
         text = text[: _MOST_CHARACTERS // 2] + "\n" + text[-_MOST_CHARACTERS // 2 :]
     text = _BULLET.sub("", _EMPHASIS.sub(r"\2", _characters(text)))
     words: list[tuple[str, bool]] = []
+    signs: list[str] = []
     pictures: list[str] = []
     formula = _FORMULA.search(text) is not None
     letters, marked = 0, False
@@ -77,9 +83,10 @@ def split(text: str) -> Tokens:
         else:
             sign = _sign(token, kind, text, start, formula=formula)
             words += [(sign, False)] if sign else []
+            signs += [sign] if sign and (sign not in _JOINING or _between(text, start, match.end())) else []
     if len(words) > _MOST_WORDS:
         words, cut = words[: _MOST_WORDS // 2] + words[-_MOST_WORDS // 2 :], True
-    return Tokens(words, pictures, cut)
+    return Tokens(words, signs, pictures, cut)
 
 
 def split_words(text: str) -> list[tuple[str, bool]]:
@@ -112,18 +119,20 @@ def _characters(text: str) -> str:
 def _named(word: str, text: str, start: int) -> bool:
     shouted = len(word) > 1 and any(c.isupper() for c in word[1:])
     inside = word[0].isupper() and not _SENTENCE_END.search(text[max(0, start - _NEAR) : start])
-    return (shouted or inside) and word.casefold() != "i"
+    return (shouted or inside) and word not in _ME
 
 
 def _sign(token: str, kind: str, text: str, start: int, *, formula: bool) -> str:
     """The sign that this means; empty where it only writes a sentence down."""
     end = start + len(token)
     before, after = text[start - 1 : start], text[end : end + 1]
-    left, right = text[max(0, start - _NEAR) : start].rstrip(), text[end : end + _NEAR].lstrip()
+    left, right = _around(text, start, end)
+    if before in _QUOTES and after in _QUOTES:  # spoken of: what does ";" mean?
+        return token
     if kind:
         grouping = token in "()" and formula and _groups(token, left, right)
         return token if kind in ("Sm", "Sc") or token in "[]{}" or grouping else ""
-    inside = _operand(left, -1) and _operand(right, 0)
+    inside = _between(text, start, end)
     leading = not before.strip() and _wordy(after)
     if set(token) == {"-"}:
         spaced = not before.strip() and not after.strip()
@@ -140,6 +149,16 @@ def _sign(token: str, kind: str, text: str, start: int, *, formula: bool) -> str
     if token == "=" and right[:1] in ("", "?"):
         return ""
     return token.rstrip("!") if not after.strip() else token
+
+
+def _around(text: str, start: int, end: int) -> tuple[str, str]:
+    return text[max(0, start - _NEAR) : start].rstrip(), text[end : end + _NEAR].lstrip()
+
+
+def _between(text: str, start: int, end: int) -> bool:
+    """Whether there are operands on both sides."""
+    left, right = _around(text, start, end)
+    return _operand(left, -1) and _operand(right, 0)
 
 
 def _groups(token: str, left: str, right: str) -> bool:

@@ -55,6 +55,8 @@ class Features:
     """words without a prefix of negation"""
     roles: frozenset[tuple[str, int]]
     """(from | to | into | than, the word that follows)"""
+    signs: frozenset[int] = frozenset()
+    """operators and the like"""
     pictures: frozenset[int] = frozenset()
     """emoji and such"""
     plain: int = 0
@@ -78,14 +80,14 @@ class Features:
             self.words,
         ]
         if self.version != _EARLIER:
-            values += [sorted(self.pictures), self.plain, self.cut]
+            values += [sorted(self.signs), sorted(self.pictures), self.plain, self.cut]
         return json.dumps(values, separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Features:
         """Inverse of `to_json`. Raises ValueError."""
         exact, content, names, numbers, negated, asking, sides, stripped, roles, *later = json.loads(data)
-        words, pictures, plain, cut = later + [[], [], exact, False][len(later) :]
+        words, signs, pictures, plain, cut = later + [[], [], [], exact, False][len(later) :]
         return cls(
             exact=exact,
             words=tuple(words),
@@ -97,6 +99,7 @@ class Features:
             sides=frozenset((a, b) for a, b in sides),
             stripped=frozenset(stripped),
             roles=frozenset((a, b) for a, b in roles),
+            signs=frozenset(signs),
             pictures=frozenset(pictures),
             plain=plain,
             cut=cut,
@@ -126,7 +129,7 @@ class Reader:
 
     def read(self, text: str) -> Features:
         """Of one question."""
-        words, pictures, cut = split(text)
+        words, signs, pictures, cut = split(text)
         plain = [word for word, _ in words]
         said = [(word, named) for word, named in words if word not in EMPTY and not _number(word)]
         said = [(word, named) for word, named in said if word.replace("'", "") not in NEGATIONS]
@@ -141,6 +144,7 @@ class Reader:
             sides=frozenset(side for word in plain for side in CLASSES.get(word, ())),
             stripped=frozenset(self._hash(stem(rest)) for word, _ in said for rest in _stripped(word)),
             roles=frozenset(self._roles(plain)),
+            signs=frozenset(map(self._hash, signs)),
             pictures=frozenset(map(self._hash, pictures)),
             plain=0 if cut else self._hash(" ".join(earlier_words(text))),
             cut=cut,
