@@ -1,4 +1,4 @@
-"""`POST /v1/feedback/undo`: what a person said last is taken back, out of the memory and out of replay."""
+"""`POST /v1/feedback/undo`: what a person said last is taken back, out of the memory and out of the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from ..episodes import Episode, person_of
 from ..errors import FeedbackConflict, NotFound, SonaError
 from ..events import Feedback, FeedbackOutcome, Principal, pupil
 from ..protocols import Store
-from .hosts import Hosts
 from .memory import Memories
 from .said import TAKEN_BACK, Said, Standing, refusal
 from .trajectories import TrajectoryFanOut
@@ -31,7 +30,6 @@ class TakingBack:
     store: Store
     trajectories: TrajectoryFanOut
     _said: Said
-    _hosts: Hosts
     _learner: Learner | SonaError
     _memory: Memories | None
 
@@ -64,21 +62,25 @@ class TakingBack:
             )
         if episode is None and outcome is not None and outcome.status == "skipped":
             return f"no model learned from it ({outcome.reason}), and routing statistics stay as they are"
-        if outcome is not None and outcome.status != "skipped" and said.model not in self._hosts:
-            return f"the model {said.model!r} that learned from it is not here any more"
+        if outcome is not None and outcome.status != "skipped" and not said.model:
+            return "the request is known no more, and with it what was taught"
         return ""
 
     async def _take_back(self, said: Standing) -> View:
-        """Out of replay, out of the memory, and then for good: what fails on the way can be asked for again."""
+        """Out of what was learned, out of the memory, and then for good: what fails on the way can be asked for
+        again.
+        """
         feedback, episode = said.feedback, said.episode
         outcome = said.outcome or await self._through(feedback)
-        if outcome is not None and outcome.status != "skipped":
+        if said.model and (outcome is None or outcome.status != "skipped"):
             whose = pupil(feedback.tenant, feedback.user)
             if said.trajectory is not None:
                 whose = self.trajectories.whose(said.trajectory)
             if isinstance(self._learner, SonaError):
                 raise self._learner.with_traceback(None)
-            await self._learner.unlearn(said.model, whose, feedback.id)
+            await self._learner.unlearn(
+                said.model, whose, feedback.id, request_id=feedback.request_id, given_at=feedback.created_at
+            )
         undone = None if self._memory is None or episode is None else await self._memory.memory.undo(episode.key)
         await self.store.record_outcome(
             FeedbackOutcome(feedback_id=feedback.id, status="skipped", reason=TAKEN_BACK)

@@ -76,7 +76,7 @@ class _Session:
         if undone["episode"]:
             said += f", {undone['episode']} is forgotten"
         if undone["adapter"]:
-            said += f"; what it moved in {undone['adapter']} goes with the next replay"
+            said += f"; {undone['adapter']} goes, too"
         click.secho(f"{said}]", dim=True)
 
     def why(self) -> None:

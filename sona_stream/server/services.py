@@ -97,7 +97,7 @@ class Services(Protocol):
 
     async def undo(self, principal: Principal, model: str | None = None, request_id: str | None = None) -> View:
         """Take back the newest feedback of this person that still stands, on this request or on any: out of the
-        memory and out of replay. Raises NotFound, and FeedbackConflict when it cannot be taken back.
+        memory and out of the weights. Raises NotFound, and FeedbackConflict when it cannot be taken back.
         """
         ...
 
