@@ -105,6 +105,21 @@ async def test_a_stale_connection_is_retried_once(proxy):
         assert len(dropped) == 3
 
 
+async def test_an_upstream_that_lists_nothing_now_leaves_the_program_ready_and_is_left_alone(proxy):
+    async def busy(asked, wire):
+        await wire.send(sized(b"{}", status="429 Too Many Requests") if asked.method == "GET" else OK)
+
+    async with serving(busy) as first, serving(sends(OK)) as second, proxy(two(first, second)) as it:
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            async with Raw(it.url) as raw:
+                raw.writer.write(b"GET /health/readiness HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert (await raw.reply()).status == 200
+        assert (await ask(it.url, body(False, model="a"))).status == 200
+        for upstream in (first, second):
+            assert len([one for one in upstream.asked if one.method == "GET"]) == 1
+
+
 async def test_another_upstream_steps_in_before_the_first_byte(proxy):
     broken = sized(b'{"error":{"message":"overloaded"}}', status="503 Unavailable")
     async with (
