@@ -39,6 +39,7 @@ _GAUGES = {
     "adapter_bytes": "Their bytes.",
     "episodes": "Episodes held now.",
     "episode_bytes": "Their bytes.",
+    "episode_held_bytes": "Bytes of episodes that answers under way hold beside them.",
     "captures": "Fetched captures held now.",
     "capture_bytes": "Their bytes.",
     "ring_bytes": "Bytes of the ring of captured rows.",
