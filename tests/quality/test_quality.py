@@ -340,11 +340,17 @@ def test_a_good_answer_outranks_each_kind_of_bad_one():
 def test_a_push_is_cheap():
     words = [Delta(pieces=(Piece(text=f" {word}", logprobs=(-0.5,)),)) for word in (PROSE * 20).split(" ")]
 
-    def one_pass():
-        scoring = everything().begin(request())
-        started = time.perf_counter()
+    def computing(each):
+        """Seconds of this thread's own: what else runs on the machine does not count."""
+        started = time.thread_time()
         for delta in words:
-            scoring.push(delta)
-        return (time.perf_counter() - started) / len(words)
+            each(delta)
+        return time.thread_time() - started
 
-    assert min(one_pass() for _ in range(7)) < 8e-6  # a few times what it takes when nobody else computes
+    def made_again(delta):
+        (piece,) = delta.pieces
+        return Delta(pieces=(Piece(text=piece.text, logprobs=tuple(piece.logprobs)),))
+
+    passes = [(computing(everything().begin(request()).push), computing(made_again)) for _ in range(7)]
+    pushes, makings = zip(*passes, strict=True)
+    assert min(pushes) < 5 * min(makings), "a few times what the event itself costs (0.9 when this was written)"

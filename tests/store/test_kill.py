@@ -31,6 +31,7 @@ async def give(store, worker):
     for n in range(100000):
         id = f"f{ROUND}-{worker}-{n}"
         kind = "correction" if n % 5 == 0 else "rating"
+        say("asks", id)
         await store.commit_feedback(
             Feedback(id=id, request_id=id, tenant="t", key_id="k", kind=kind, created_at=time.time(),
                      quality=None if n % 5 == 0 else 0.5, correction="better " * 50 if n % 5 == 0 else None)
@@ -45,7 +46,7 @@ async def walk(store):
         id = f"r{ROUND}-{n}"
         store.submit_trajectory(Trajectory(request_id=id, tenant="t", key_id="k", token_ids=tuple(range(200)),
                                            started_at=time.time()))
-        say("trajectory", id, time.time())
+        say("trajectory", id)
         await asyncio.sleep(0.003)
 
 async def learn(store):
@@ -96,40 +97,53 @@ asyncio.run(main())
 """
 
 
+KINDS = {"feedback", "outcome", "adapter", "taught", "trajectory"}
+
+
 def live_and_die(folder, number, seconds):
-    """What the child said before it was killed, and when that was (time.time())."""
+    """What the child said before it was killed ``seconds`` after its first word; the first one is let live until it
+    has done something of each kind.
+    """
     log = folder.with_name(f"said-{number}")
     with (
         log.open("w") as out,
         subprocess.Popen([sys.executable, "-c", CHILD, folder, str(number)], stdout=out) as child,
     ):
-        while not log.stat().st_size and child.poll() is None:
+        while child.poll() is None and not log.stat().st_size:
             time.sleep(0.01)
+        while number == 0 and child.poll() is None and not {line[0] for line in said_in(log)} >= KINDS:
+            time.sleep(0.05)
         time.sleep(seconds)
-        killed = time.time()
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
-    said = log.read_text()
-    complete = said[: said.rfind("\n") + 1]
-    return [line.split(" ") for line in complete.splitlines()], killed
+    return said_in(log)
+
+
+def said_in(log):
+    """Its whole lines."""
+    return [line.split(" ") for line in log.read_text().split("\n")[:-1]]
 
 
 async def test_kill_at_any_moment_loses_nothing_that_was_acknowledged(open_store, folder):
     rng = random.Random(7)
-    feedback, outcomes, old_enough, version, taught = set(), set(), set(), 0, 0
+    feedback, outcomes, written, version, taught = set(), set(), set(), 0, 0
     for number in range(ROUNDS):
-        lines, killed = live_and_die(folder, number, rng.uniform(0.05, 0.9) if number else 1.4)
-        for kind, *words in lines:
-            if kind == "feedback":
+        submitted, before = [], {}
+        for kind, *words in live_and_die(folder, number, rng.uniform(0.05, 0.9)):
+            if kind == "asks":
+                before[words[0]] = len(submitted)
+            elif kind == "feedback":
                 feedback.add(words[0])
+                # Whatever waits goes with the next commit: no clock says what is on the disk.
+                written.update(submitted[: before[words[0]]])
             elif kind == "outcome":
                 outcomes.add(words[0])
             elif kind == "adapter":
                 version = int(words[0])
             elif kind == "taught":
                 taught = int(words[0])
-            elif kind == "trajectory" and float(words[1]) < killed - 1.0:
-                old_enough.add(words[0])
+            elif kind == "trajectory":
+                submitted.append(words[0])
         report = maintenance.verify(folder)
         assert report.ok, report.problems
         async with open_store() as store:
@@ -138,7 +152,7 @@ async def test_kill_at_any_moment_loses_nothing_that_was_acknowledged(open_store
             waiting = {one.id for one in await store.pending_feedback()}
             assert not outcomes & waiting
             assert all(one.correction for one in await store.pending_feedback() if one.kind == "correction")
-            assert old_enough <= {one.request_id for one in await store.trajectories(limit=1 << 30)}
+            assert written <= {one.request_id for one in await store.trajectories(limit=1 << 30)}
             served = (await store.current_versions()).get("m/t/*", 0)
             assert served >= version
             assert served == 0 or (await store.adapter("m/t/*", served)) is not None
@@ -155,5 +169,5 @@ async def test_kill_at_any_moment_loses_nothing_that_was_acknowledged(open_store
         assert report.ok, report.problems
         assert report.orphans == ()
     assert feedback
-    assert old_enough
+    assert written
     assert version

@@ -220,28 +220,28 @@ async def test_first_byte_timeout_is_named_also_after_the_headers(sent):
         began = time.monotonic()
         with pytest.raises(UpstreamTimeout, match="first_byte"):
             await ask(client, upstream.url, timeouts=limits)
-        assert 0.07 < time.monotonic() - began < 0.5
+        assert 0.07 < time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_idle_timeout_is_named_and_counts_from_the_last_byte(factory):
     async def script(asked, wire):
         await wire.send(chunked(end=False))
-        for _ in range(4):
-            await asyncio.sleep(0.05)
+        for _ in range(3):
+            await asyncio.sleep(0.4)
             await wire.send(b"1\r\nx\r\n")
         await wire.gone()
         return "close"
 
     async def run():
-        async with serving(script) as upstream, Client(timeouts=Timeouts(first_byte=60, idle=0.12)) as client:
+        async with serving(script) as upstream, Client(timeouts=Timeouts(first_byte=60, idle=1.0)) as client:
             async with client.request("POST", upstream.url) as response:
                 got, began = b"", time.monotonic()
                 with pytest.raises(UpstreamTimeout, match="idle"):  # noqa: PT012
                     async for chunk in response:
                         got += chunk
-                assert got == b"xxxx"
-                assert 0.3 < time.monotonic() - began < 1
+                assert got == b"xxx", "later than the limit after the first byte"
+                assert 2.1 < time.monotonic() - began < 30
             assert upstream.connections == 1
 
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -253,19 +253,19 @@ async def test_a_slow_consumer_is_not_a_silent_upstream():
         await wire.send(chunked(b"ab", end=False))
         await asyncio.sleep(0.05)
         await wire.send(b"2\r\ncd\r\n")
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.4)
         await wire.send(b"0\r\n\r\n")
 
     async with (
         serving(script) as upstream,
-        Client(timeouts=Timeouts(idle=0.25, first_byte=5)) as client,
+        Client(timeouts=Timeouts(idle=0.6, first_byte=5)) as client,
         client.request("POST", upstream.url) as response,
     ):
         assert await anext(response) == b"ab"
         assert await anext(response) == b"cd"  # the idle limit is set now
         await asyncio.sleep(0.1)
         assert response.complete is False
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.7)
         assert await response.read() == b""
 
 
@@ -274,28 +274,28 @@ async def test_a_limit_that_passes_while_nobody_waits_passes_unseen():
         await wire.send(chunked(b"ab", end=False))
         await asyncio.sleep(0.01)
         await wire.send(b"2\r\ncd\r\n")
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.8)
         await wire.send(b"0\r\n\r\n")
 
     async with (
         serving(script) as upstream,
-        Client(timeouts=Timeouts(idle=0.25, first_byte=5)) as client,
+        Client(timeouts=Timeouts(idle=0.6, first_byte=5)) as client,
         client.request("POST", upstream.url) as response,
     ):
         assert await anext(response) == b"ab"
         assert await anext(response) == b"cd"
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(0.7)
         assert await response.read() == b"", "the limit counts from when the consumer waits"
 
 
 async def test_a_timer_of_an_earlier_exchange_does_not_cut_a_later_one():
     async def script(asked, wire):
-        await asyncio.sleep(0.06 if asked.nth_on_connection else 0)
+        await asyncio.sleep(1.2 if asked.nth_on_connection else 0)
         await wire.send(sized(b"x"))
 
     async with serving(script) as upstream, Client() as client:
-        assert await ask(client, upstream.url, timeouts=Timeouts(first_byte=0.04)) == b"x"
-        assert await ask(client, upstream.url, timeouts=Timeouts(first_byte=5)) == b"x"
+        assert await ask(client, upstream.url, timeouts=Timeouts(first_byte=1)) == b"x"
+        assert await ask(client, upstream.url, timeouts=Timeouts(first_byte=60)) == b"x"
         assert upstream.connections == 1
 
 
@@ -355,17 +355,19 @@ def test_a_slow_reader_bounds_memory_and_loses_nothing(factory):
 @pytest.mark.parametrize("phase", ["before the head", "before the first byte", "mid-stream"])
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_leaving_reaches_the_upstream_at_once(phase, factory):
-    seen = []
+    arrived, started, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def script(asked, wire):
+        arrived.set()
         if phase != "before the head":
             await wire.send(chunked(end=False))
         if phase == "mid-stream":
             await wire.send(b"1\r\nx\r\n")
-        seen.append(await wire.gone())
+        if await wire.gone(60) is not None:
+            gone.set()
         return "close"
 
-    async def consume(client, url, started):
+    async def consume(client, url):
         async with client.request("POST", url) as response:
             if phase == "mid-stream":
                 await anext(response)
@@ -374,18 +376,15 @@ def test_leaving_reaches_the_upstream_at_once(phase, factory):
 
     async def run():
         async with serving(script) as upstream, Client() as client:
-            started = asyncio.Event()
-            task = asyncio.create_task(consume(client, upstream.url, started))
-            await asyncio.sleep(0.05)
+            task = asyncio.create_task(consume(client, upstream.url))
+            async with asyncio.timeout(30):
+                await (arrived if phase == "before the head" else started).wait()
             assert started.is_set() == (phase != "before the head")
-            left = time.monotonic()
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            while not seen:
-                assert time.monotonic() - left < 1
-                await asyncio.sleep(0.001)
-            assert seen[0] - left < 0.05
+            async with asyncio.timeout(2):  # no limit of the client's is as short
+                await gone.wait()
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(run())
