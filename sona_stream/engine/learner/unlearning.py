@@ -8,9 +8,10 @@ soon as its host is there; what others taught since is replayed from there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ...events import FeedbackOutcome
+from ...lora import AdapterRecord
 from .keys import EVERYTHING, AdapterKey, chain
 from .ledger import Ledger
 from .state import State
@@ -66,28 +67,30 @@ class Unlearning:
         again. Raises HostAway, HostError.
         """
         state, ledger = self._state, await self._state.ledger(key)
-        if key.group not in ledger.undone:
+        given_at = ledger.undone.get(key.group)
+        if given_at is None:
             return
-        host, line = state.host(key.model), state.versions.line(key)
         records = await state.store.adapters(str(key))
-        before = [
-            one.version
-            for one in records
-            if one.status == "published"
-            and one.fingerprint == host.fingerprint
-            and one.created_at < ledger.undone[key.group]
-        ]
-        version = max(before, default=0)
+        fingerprint, line = state.host(key.model).fingerprint, state.versions.line(key)
+        version = _last_before(given_at, records, fingerprint)
         if any(one is not None and one.version > version for one in (line.served, line.working, line.candidate)):
-            async with state.versions.going_back(key, version, reason=_REASON) as back:
-                watch = await state.watches.ready(key)
-                await state.domains.reopen(key, host.fingerprint, version, back.writes)
-                done = state.watches.restart(key, watch.back_to(version, back.newest), back.writes)
-            done()
-            ledger.note(dict.fromkeys(back.lessons), [key.group], keep=state.newest)
+            lessons = await self._serve_again(key, version)
+            in_it = {one for record in records if record.version <= version for one in record.feedback_ids}
+            ledger.note([one for one in lessons if one not in in_it], [key.group], keep=state.newest)
             _log.info("adapter %s: back to version %d: %s", key, version, _REASON)
-        del ledger.undone[key.group]
+        if ledger.undone[key.group] == given_at:  # else an older one was taken back meanwhile
+            del ledger.undone[key.group]
         await ledger.save(state.store)
+
+    async def _serve_again(self, key: AdapterKey, version: int) -> list[str]:
+        """-> the lessons that what is undone was made of, as far as it is kept"""
+        state = self._state
+        async with state.versions.going_back(key, version, reason=_REASON) as back:
+            watch = await state.watches.ready(key)
+            await state.domains.reopen(key, state.host(key.model).fingerprint, version, back.writes)
+            done = state.watches.restart(key, watch.back_to(version, back.newest), back.writes)
+        done()
+        return list(dict.fromkeys(back.lessons))
 
     def _may_hold(self, ledger: Ledger, group: str, feedback_id: str, outcome: FeedbackOutcome | None) -> bool:
         """Whether the level's weights may hold the lesson: it made a step there, or a replay saw it."""
@@ -95,3 +98,8 @@ class Unlearning:
             return ledger.counted(feedback_id)  # else nobody came to it yet, and nobody will
         stepped = outcome.status == "published" or outcome.adapter is not None or self._state.mode == "observe"
         return stepped or feedback_id not in ledger.news.get(group, ())
+
+
+def _last_before(given_at: float, records: Iterable[AdapterRecord], fingerprint: str) -> int:
+    fitting = (one for one in records if one.status == "published" and one.fingerprint == fingerprint)
+    return max((one.version for one in fitting if one.created_at < given_at), default=0)
