@@ -9,6 +9,7 @@ import anyio
 
 from ...errors import HostAway, HostError, NotFound
 from .keys import AdapterKey
+from .line import Line
 from .state import State
 from .watch import Finding
 
@@ -52,14 +53,17 @@ class Guard:
         state = self._state
         if not state.versions.has(key):  # nothing to go back from, nor to let go on
             return
-        watch, line = await state.watches.ready(key), state.versions.line(key)
-        finding = watch.finding()
-        if finding is not None:
+        watch, line = await state.watches.heard(key), state.versions.line(key)
+        finding = None if watch is None else watch.finding()
+        if watch is not None and finding is not None:
             await self._go_back(key, watch.reference, finding)
-        elif line.candidate is not None and watch.accepted and await state.versions.promote(line):
+        elif watch is not None and watch.accepted and self._may_serve(line) and await state.versions.promote(line):
             state.counters["canaries_accepted"] += 1
             await state.watches.save(key, least=1)
         await state.watches.save(key)
+
+    def _may_serve(self, line: Line) -> bool:
+        return line.candidate is not None and not self._state.versions.frozen
 
     async def _go_back(self, key: AdapterKey, version: int, finding: Finding) -> None:
         """Without anybody asking."""

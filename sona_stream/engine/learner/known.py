@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 from zipfile import BadZipFile
@@ -20,10 +20,14 @@ from numpy.typing import NDArray
 
 from ...protocols import Store, Writes
 from .keys import AdapterKey
+from .shelf import less
 
 __all__ = ["Known", "Worth", "packed", "unpacked"]
 
 _log = logging.getLogger(__name__)
+
+_WAITING = 1024
+"""Things said of keys that are being read; of more, those that can be spared are left out."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -66,6 +70,7 @@ class Known(Generic[T]):
         self._heard = 0
         self._leaving: set[AdapterKey] = set()
         """To be kept, so that others have room."""
+        self._saving: Counter[AdapterKey] = Counter()
         self.evictions = self.unheard = 0
 
     def tie(self, versions: Callable[[AdapterKey], bool], in_use: Callable[[AdapterKey], bool]) -> None:
@@ -108,7 +113,7 @@ class Known(Generic[T]):
             what(found)
             return True
         self.want(key)
-        if spare and self._heard >= self._most:
+        if spare and self._heard >= _WAITING:
             self.unheard += 1
         else:
             self._waiting[key].append(what)
@@ -119,6 +124,10 @@ class Known(Generic[T]):
         """It is to be read."""
         self._waiting.setdefault(key, [])
         self._wanted(key)
+
+    async def heard(self, key: AdapterKey) -> T | None:
+        """The key's, if it is in memory or something waits for it. To look so is no use of it."""
+        return await self.load(key) if key in self._waiting else self._kept.get(key)
 
     async def load(self, key: AdapterKey) -> T:
         """The key's, in memory, and what was said of it meanwhile counted. A damaged blob counts as none."""
@@ -150,7 +159,6 @@ class Known(Generic[T]):
         """That of a key which was read. Raises LookupError when it was not."""
         if key not in self._kept:
             raise LookupError(f"{self._kind} of adapter {key}: it must be read before it is used")
-        self._kept.move_to_end(key)
         return self._kept[key]
 
     async def save(self, key: AdapterKey, *, least: int = 1) -> None:
@@ -159,12 +167,15 @@ class Known(Generic[T]):
         self._leaving.discard(key)
         if one is not None and one.changes >= (1 if leaving else least):
             changes, one.changes = one.changes, 0
+            self._saving[key] += 1  # until that is durable it may not leave
             try:
                 data = await anyio.to_thread.run_sync(packed, one.to_arrays())
                 await self._store.put_blob(self._blob(key), data)
             except BaseException:
                 one.changes += changes
                 raise
+            finally:
+                less(self._saving, key)
         if leaving:
             self.make_room()
 
@@ -185,7 +196,7 @@ class Known(Generic[T]):
         for key in list(self._kept)[:-1] if excess > 0 else ():
             if excess <= 0:
                 return
-            if self._in_use(key):
+            if self._in_use(key) or key in self._saving:
                 continue
             excess -= 1
             if self._kept[key].changes and not far:

@@ -23,7 +23,7 @@ from ...protocols import AdapterLister, Store
 from .keys import EVERYTHING, AdapterKey
 from .line import Line
 
-__all__ = ["Shelf", "is_stripped", "listed", "size_of", "stripped"]
+__all__ = ["Shelf", "is_stripped", "less", "listed", "size_of", "stripped"]
 
 _log = logging.getLogger(__name__)
 
@@ -94,8 +94,8 @@ class Shelf:
                 await self._ready(line.key)
             yield line
         finally:
-            _less(self._users, line)
-            _less(self._roots, root)
+            less(self._users, line)
+            less(self._roots, root)
             self.note(line)
 
     def in_use(self, root: AdapterKey) -> bool:
@@ -166,7 +166,8 @@ def _arrays(weights: LoraWeights) -> list[F32]:
     return [factor for pair in weights.pairs for factor in (pair.lora_A, pair.lora_B)]
 
 
-def _less(users: Counter[T], one: T) -> None:
+def less(users: Counter[T], one: T) -> None:
+    """One user fewer; the last one leaves no trace."""
     users[one] -= 1
     if not users[one]:
         del users[one]

@@ -94,6 +94,11 @@ class Watches:
         await self._validity.load(key)
         return await self._watches.load(key)
 
+    async def heard(self, key: AdapterKey) -> Watch | None:
+        """What was said of a key while it was not in memory counts now. -> its watch, if that is in memory"""
+        await self._validity.heard(key)
+        return await self._watches.heard(key)
+
     def validity(self, key: AdapterKey) -> Validity:
         """The key's; one that lets nothing through while it is being read."""
         found = self._validity.get(key)
@@ -196,6 +201,7 @@ class Watches:
                     watch.taught(feedback_id)
             self._watches.put(key, watch)
             self._validity.put(key, validity)
+            watch.changes, validity.changes = watch.changes + 1, 1  # the ones before may just be on their way
 
         return done
 
