@@ -4,6 +4,7 @@ start it again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hook_meddler import NAME, HookMeddler
 from program import QUICK, Program, until
 
 from sona_stream.config.load import hash_key
@@ -37,11 +39,13 @@ class Served:
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder = folder
-        self.arguments = configured(folder, model)
+        self.arguments = [*configured(folder, model), "--grace", "2"]
+        self.meddler = HookMeddler(folder)
         self.start()
 
     def start(self) -> None:
-        self.program = Program(self.arguments, self.folder / "state", self.folder / "log")
+        environment = {"VLLM_PLUGINS": f"sona,{NAME}", **self.meddler.environment}
+        self.program = Program(self.arguments, self.folder / "state", self.folder / "log", **environment)
         self.alice, self.bob = (self.program.client(name, model="m") for name in ("alice", "bob"))
 
 
@@ -152,13 +156,19 @@ def test_several_at_once_answer_as_each_alone(served):
     assert [together[i] for i in range(6)] == alone * 2
 
 
-def test_a_client_that_leaves_frees_the_engine(served):
-    with lines_of(served.program.url, "bob", 480) as answer:
-        assert answer.status_code == 200
-        lines = answer.iter_lines()
-        for _ in range(6):
-            next(lines)
-    # Eight of 480 tokens are all the engine takes at once: it has room again at once.
+def test_clients_that_leave_free_the_engine(served):
+    """As many as it answers at once, tens of seconds before their ends."""
+
+    def answered_now():
+        return served.bob.metric('sona_hook_live_requests{deployment="1",model="m"}')
+
+    with served.meddler.slow():
+        with contextlib.ExitStack() as open_streams:
+            for _ in range(ARGUMENTS["max_num_seqs"]):
+                answer = open_streams.enter_context(lines_of(served.program.url, "bob", 480))
+                assert answer.status_code == 200
+            until(lambda: answered_now() == ARGUMENTS["max_num_seqs"])  # it is asked from time to time
+        until(lambda: answered_now() == 0, seconds=20)
     assert served.bob.ask().status == 200
 
 
@@ -208,11 +218,13 @@ def alive(pid):
 
 
 def test_sigterm_with_an_open_stream_ends_it(served):
-    with lines_of(served.program.url, "bob", 480) as answer:
+    """After the grace, tens of seconds before its last token."""
+    with served.meddler.slow(), lines_of(served.program.url, "bob", 480) as answer:
         lines = answer.iter_lines()
         for _ in range(6):
             next(lines)
         served.program.process.send_signal(signal.SIGTERM)
         rest = "\n".join(lines)
-    assert "[DONE]" in rest or "error" in rest
+    assert '"error"' in rest
+    assert "[DONE]" not in rest
     assert served.program.process.wait(30) == 0
