@@ -3,7 +3,7 @@
 from toy import Rates, World
 
 from sona_stream.config.settings import LearningSettings
-from sona_stream.engine.learner import Learner
+from sona_stream.engine.learner import AdapterKey, Learner
 from sona_stream.engine.learner.gates import Verdict
 from sona_stream.errors import HostError
 from sona_stream.events import AdapterRef
@@ -145,3 +145,22 @@ async def test_what_comes_while_a_replay_runs_waits_for_the_next(monkeypatch):
         await learner.settle()
         assert set(world.store.records[KEY, 2].feedback_ids) == {one.id for one in during}
         assert await learner.pin(AdapterRef(key=KEY, version=2))
+
+
+async def test_what_waited_when_somebody_went_back_makes_no_replay_due_nor_does_it_after_a_restart():
+    world = World()
+    async with learner_of(world) as learner:
+        for _ in range(2):
+            await correct(world, learner)
+            await learner.tick()
+            await learner.settle()
+        waiting = await correct(world, learner)
+        await learner.rollback(KEY, 1)
+        await learner.tick()
+        await learner.settle()
+        assert learner.stats()["served"] == {KEY: 1}
+    async with learner_of(world) as learner:
+        await learner.tick()
+        await learner.settle()
+        assert learner.stats()["served"] == {KEY: 1}
+        assert waiting.id in await learner._state.book(AdapterKey("toy", "default")), "it is for the next one"

@@ -268,11 +268,10 @@ class BackgroundLoop:
 
     def forget(self, key: AdapterKey) -> None:
         """What was noted for this key no longer counts (after a rollback)."""
-        if (ledger := self._state.ledgers.get(key.at(EVERYTHING))) is not None:
-            ledger.forget_news(key.group)
-            self._again.pop(key, None)
-            if key.group not in ledger.undone:
-                self._due.pop(key, None)
+        ledger = self._state.ledgers.get(key.at(EVERYTHING))
+        if ledger is None or key.group not in ledger.undone:
+            self._due.pop(key, None)
+        self._again.pop(key, None)
         self._state.versions.line(key).fit = None
 
     def _plan(self, lessons: int) -> Plan:

@@ -195,8 +195,8 @@ class State:
         self.books.note(key.at(EVERYTHING))
 
     async def withdraw(self, key: AdapterKey, ids: list[str], writes: Writes, *, everything: bool) -> None:
-        """Take these lessons out of replay for good; `everything`: all that the key ever learned from. Durable with
-        `writes`.
+        """Take these lessons out of replay for good; `everything`: all that the key ever learned from. No replay of
+        the key is due by what waited. Durable with `writes`.
         """
         book, ledger = await self.book(key), await self.ledger(key)
         ids = book.ids(key) if everything else ids
@@ -204,6 +204,7 @@ class State:
             await clear(self.store, ledger, key.group)
         book.forget(ids)
         ledger.withdraw(ids)
+        ledger.forget_news(key.group)
         writes.put_blob(*ledger.blob())
         working = self.versions.line(key).working
         served = 0 if working is None else working.version
