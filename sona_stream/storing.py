@@ -137,8 +137,10 @@ class Store(Protocol):
 class AdapterLister(Protocol):
     """A `Store` that can tell which versions there are without reading their weights."""
 
-    async def adapter_heads(self) -> list[tuple[AdapterRecord, int]]:
-        """(version, bytes of its file), by key, the newest last. Weights have rank 0; moments, metrics and feedback
-        ids are left out.
+    async def adapter_heads(
+        self, *, tenant: str | None = None, described: bool = False
+    ) -> list[tuple[AdapterRecord, int]]:
+        """(version, bytes of its file), by key, the newest last. Weights have rank 0; moments are left out, and so
+        are metrics and feedback ids unless `described`. `tenant`: with its end users.
         """
         ...

@@ -131,7 +131,7 @@ class Application(MemoryServices, TakingBack, Bringing):
             teach=scores.offer if learning == "auto" and self._adaptable else None,
             watch=self._observe,
         )
-        self.registry.register(GateCollector(self._learned))
+        self.registry.register(GateCollector(self._gates))
         self.registry.register(MemoryCollector(lambda: {} if self._memory is None else self._memory.stats()))
         self.pipeline = build_pipeline(
             settings,
@@ -271,9 +271,9 @@ class Application(MemoryServices, TakingBack, Bringing):
         """See `Services`."""
         return [pattern_view(tenant, pattern) for tenant, pattern in self.pattern_banks.patterns()]
 
-    async def adapters(self) -> Sequence[View]:
+    async def adapters(self, tenant: str | None = None) -> Sequence[View]:
         """See `Services`."""
-        return await self._learning().adapters()
+        return await self._learning().adapters(tenant=tenant)
 
     async def rollback(self, key: str, version: int) -> View:
         """See `Services`."""
@@ -302,8 +302,8 @@ class Application(MemoryServices, TakingBack, Bringing):
         if isinstance(self._learner, Learner):
             self._learner.observe(trajectory)
 
-    def _learned(self) -> View:
-        return self._learner.stats() if isinstance(self._learner, Learner) else {}
+    def _gates(self) -> Mapping[str, Mapping[Any, int]]:
+        return self._learner.gates() if isinstance(self._learner, Learner) else {}
 
     def _learning(self) -> Learner:
         if isinstance(self._learner, SonaError):

@@ -16,10 +16,10 @@ _TENANTS = 64
 
 
 class GateCollector:
-    """A collector for a registry. ``stats``: `Learner.stats`, or nothing while there is no learner."""
+    """A collector for a registry. ``gates``: `Learner.gates`, or nothing while there is no learner."""
 
-    def __init__(self, stats: Callable[[], Mapping[str, Any]]) -> None:
-        self._stats = stats
+    def __init__(self, gates: Callable[[], Mapping[str, Mapping[Any, int]]]) -> None:
+        self._gates = gates
         self._tenants: set[str] = set()
 
     def describe(self) -> Iterable[Metric]:
@@ -30,48 +30,38 @@ class GateCollector:
         """Everything, as of now."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        stats = self._stats()
+        found = self._gates()
         gated = CounterMetricFamily(
             "sona_gated_versions", "Adapter versions that a gate held or took back.", labels=["tenant", "gate"]
         )
-        for (tenant, gate), count in sorted(self._gated(stats).items()):
+        for (tenant, gate), count in sorted(self._pairs(found.get("gated", {})).items()):
             gated.add_metric([tenant, gate], count)
         trial = GaugeMetricFamily(
-            "sona_trial_answers", "Answers of versions that are on trial, over all keys.", labels=["tenant"]
+            "sona_trial_answers", "Answers of versions that are on trial, over all keys in use.", labels=["tenant"]
         )
         form = GaugeMetricFamily(
             "sona_constrained_keys",
-            "Adapter keys by what is known of constrained answers.",
+            "Adapter keys in use by what is known of constrained answers.",
             labels=["tenant", "state"],
         )
-        answers, states = self._watched(stats)
+        answers: Counter[str] = Counter()
+        for whose, count in found.get("trial", {}).items():
+            answers[self._tenant(whose)] += count
         for tenant, count in sorted(answers.items()):
             trial.add_metric([tenant], count)
-        for (tenant, state), count in sorted(states.items()):
+        for (tenant, state), count in sorted(self._pairs(found.get("constrained", {})).items()):
             form.add_metric([tenant, state], count)
         yield from (gated, trial, form)
 
-    def _gated(self, stats: Mapping[str, Any]) -> Counter[tuple[str, str]]:
-        counts: Counter[tuple[str, str]] = Counter()
-        for root, gates in stats.get("gates", {}).items():
-            for gate, count in gates.items():
-                if gate != "last":
-                    counts[self._tenant(root), gate] += count
-        return counts
+    def _pairs(self, counts: Mapping[tuple[str, str], int]) -> Counter[tuple[str, str]]:
+        together: Counter[tuple[str, str]] = Counter()
+        for (whose, what), count in counts.items():
+            together[self._tenant(whose), what] += count
+        return together
 
-    def _watched(self, stats: Mapping[str, Any]) -> tuple[Counter[str], Counter[tuple[str, str]]]:
-        answers: Counter[str] = Counter()
-        states: Counter[tuple[str, str]] = Counter()
-        for key, view in stats.get("watched", {}).items():
-            tenant = self._tenant(key)
-            answers[tenant] += view.get("answers", 0)
-            if "constrained" in view:
-                states[tenant, view["constrained"]["state"]] += 1
-        return answers, states
-
-    def _tenant(self, key: str) -> str:
+    def _tenant(self, whose: str) -> str:
         """Of all its end users together."""
-        tenant = key.rsplit("/", 2)[1].partition(":")[0]
+        tenant = whose.partition(":")[0]
         if tenant not in self._tenants and len(self._tenants) >= _TENANTS:
             return "other"
         self._tenants.add(tenant)

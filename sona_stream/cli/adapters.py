@@ -36,9 +36,10 @@ def adapters() -> None:
 @adapters.command("list")
 @server_options
 @_folder
-def list_(base_url: str, api_key: str | None, folder: Path | None) -> None:
+@click.option("--tenant", metavar="NAME", help="Of this tenant and its end users alone.")
+def list_(base_url: str, api_key: str | None, folder: Path | None, tenant: str | None) -> None:
     """All versions of all adapters, newest last; the served one is marked with *."""
-    rows = _ask(base_url, api_key, folder, "/v1/sona/adapters", _offline_list)["data"]
+    rows = _listed(base_url, api_key, folder, tenant)
     if not rows:
         click.echo("no adapter has been learned yet")
     for row in rows:
@@ -55,7 +56,7 @@ def show(key: str, version: int | None, base_url: str, api_key: str | None, fold
     """One version of KEY (the newest, if none is named): what made it, what the gates measured, how large it is."""
     key, version = _named(key, version)
     if version is None:
-        listed = _ask(base_url, api_key, folder, "/v1/sona/adapters", _offline_list)["data"]
+        listed = _listed(base_url, api_key, folder, _tenant_of(key))
         kept = [row["version"] for row in listed if row["key"] == key]
         if not kept:
             raise click.ClickException(f"adapter {key} is not known")
@@ -107,22 +108,36 @@ def _ask(
         raise click.ClickException(str(error)) from error
 
 
-def _offline_list(folder: Path) -> dict[str, Any]:
+def _listed(base_url: str, api_key: str | None, folder: Path | None, tenant: str | None) -> list[dict[str, Any]]:
+    path = "/v1/sona/adapters" + (f"?{urlencode({'tenant': tenant})}" if tenant else "")
+    rows: list[dict[str, Any]] = _ask(base_url, api_key, folder, path, lambda at: _offline_list(at, tenant))["data"]
+    return rows
+
+
+def _offline_list(folder: Path, tenant: str | None) -> dict[str, Any]:
     from ..engine.learner.comparison import describe
     from ..store import peek
 
-    return {"data": [describe(record, served=served) for record, served in peek.read_adapters(folder)]}
+    found = peek.read_adapter_heads(folder, tenant=tenant)
+    return {"data": [describe(record, served=served, nbytes=size) for record, size, served in found]}
+
+
+def _tenant_of(key: str) -> str | None:
+    """Of ``model/tenant/group``, an end user's, too."""
+    parts = key.rsplit("/", 2)
+    return parts[1].partition(":")[0] if len(parts) == 3 else None
 
 
 def _offline_show(folder: Path, key: str, version: int) -> dict[str, Any]:
     from ..engine.learner.comparison import describe, norm
+    from ..engine.learner.shelf import size_of
     from ..store import peek
 
     record = peek.read_adapter(folder, key, version)
     served, _ = peek.read_versions(folder)[key]
     base = record.weights.base
     return {
-        **describe(record, served=served == version),
+        **describe(record, served=served == version, nbytes=size_of(record)),
         "rank": record.weights.micro.lora_A.shape[0],
         "base_rank": 0 if base is None else base.lora_A.shape[0],
         "layers": sorted(record.weights.layers),

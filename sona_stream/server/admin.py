@@ -24,8 +24,9 @@ async def patterns(call: Call) -> Response:
 
 
 async def adapters(call: Call) -> Response:
-    """`GET /v1/sona/adapters`."""
-    return json_response({"object": "list", "data": list(await call.app.services.adapters())})
+    """`GET /v1/sona/adapters`, or with ``?tenant=T`` those of one tenant and its end users."""
+    tenant = _query(call).get("tenant") or None
+    return json_response({"object": "list", "data": list(await call.app.services.adapters(tenant))})
 
 
 async def show(call: Call) -> Response:
@@ -40,9 +41,14 @@ async def diff(call: Call) -> Response:
     return json_response(await call.app.services.difference(key, one, other))
 
 
+def _query(call: Call) -> dict[str, str]:
+    """The last value of each name."""
+    return {name: values[-1] for name, values in parse_qs(call.query.decode("utf-8", "replace")).items()}
+
+
 def _asked(call: Call, *names: str) -> tuple[str, list[int]]:
     """The key and these version numbers of the query string."""
-    query = {name: values[-1] for name, values in parse_qs(call.query.decode("utf-8", "replace")).items()}
+    query = _query(call)
     if not query.get("key"):
         raise InvalidRequest("key must name an adapter: model/tenant/group", param="key")
     numbers = []

@@ -79,8 +79,8 @@ class Services(Protocol):
 
     async def stats(self) -> View: ...
     async def patterns(self) -> Sequence[View]: ...
-    async def adapters(self) -> Sequence[View]:
-        """Newest version last within a key; no weights."""
+    async def adapters(self, tenant: str | None = None) -> Sequence[View]:
+        """Newest version last within a key; no weights. `tenant`: of it and its end users alone."""
         ...
 
     async def adapter(self, key: str, version: int) -> View:

@@ -16,7 +16,7 @@ from . import adapters, captures
 from .files import StateFiles
 from .schema import DATABASE, MIGRATIONS, connect, format_of
 
-__all__ = ["read_adapter", "read_adapters", "read_blob", "read_captures", "read_versions"]
+__all__ = ["read_adapter", "read_adapter_heads", "read_blob", "read_captures", "read_versions"]
 
 
 def read_blob(directory: Path, name: str) -> bytes | None:
@@ -54,12 +54,14 @@ def read_adapter(directory: Path, key: str, version: int) -> AdapterRecord:
     raise StateError(f"adapter {key}@{version} is damaged; look with `sona-stream state verify`")
 
 
-def read_adapters(directory: Path) -> list[tuple[AdapterRecord, bool]]:
-    """(record, whether it is served) of every intact version, by key, newest last. Raises StateError."""
+def read_adapter_heads(directory: Path, *, tenant: str | None = None) -> list[tuple[AdapterRecord, int, bool]]:
+    """(record without weights and moments, bytes of its file, whether it is served) of every version, by key, the
+    newest last. ``tenant``: with its end users. Raises StateError.
+    """
     with _existing(directory) as connection:
         served = dict(connection.execute("SELECT key, version FROM current_adapters").fetchall())
-        records = adapters.all_records(connection, StateFiles(Path(directory)), None)
-    return [(record, served.get(record.key) == record.version) for record in records]
+        found = adapters.heads(connection, tenant=tenant, described=True)
+    return [(record, size, served.get(record.key) == record.version) for record, size in found]
 
 
 def read_captures(directory: Path, key: str, *, limit: int) -> list[Capture]:

@@ -200,9 +200,13 @@ class SqliteStore:
         files = self._open().files
         return await self._open().read(lambda c: adapters.all_records(c, files, key))
 
-    async def adapter_heads(self) -> list[tuple[AdapterRecord, int]]:
-        """(version without weights, bytes of its file), by key, the newest last."""
-        return await self._open().read(adapters.heads)
+    async def adapter_heads(
+        self, *, tenant: str | None = None, described: bool = False
+    ) -> list[tuple[AdapterRecord, int]]:
+        """(version without weights, bytes of its file), by key, the newest last. ``tenant``: with its end users;
+        ``described``: with metrics and feedback ids.
+        """
+        return await self._open().read(lambda c: adapters.heads(c, tenant=tenant, described=described))
 
     async def current_versions(self) -> dict[str, int]:
         """Adapter key -> version to serve; a damaged version gives way to an intact one before it (logged)."""

@@ -179,8 +179,8 @@ class FakeServices:
     async def patterns(self):
         return [{"id": "p7"}]
 
-    async def adapters(self):
-        return [{"key": "m1/default/CodeGen", "version": 3, "current": True}]
+    async def adapters(self, tenant=None):
+        return [{"key": f"m1/{tenant or 'default'}/CodeGen", "version": 3, "current": True}]
 
     async def rollback(self, key, version):
         if key != "m1/default/CodeGen":

@@ -228,6 +228,7 @@ async def test_administration(services, app):
     assert (await ask(app, "GET", "/v1/sona/stats")).json() == {"trajectories": 7, "quality": None}
     assert (await ask(app, "GET", "/v1/sona/patterns")).json()["data"] == [{"id": "p7"}]
     assert (await ask(app, "GET", "/v1/sona/adapters")).json()["data"][0]["version"] == 3
+    assert (await ask(app, "GET", "/v1/sona/adapters?tenant=acme")).json()["data"][0]["key"] == "m1/acme/CodeGen"
     path, key = "/v1/sona/adapters/rollback", "m1/default/CodeGen"
     assert (await ask(app, "POST", path, {"key": key, "version": 0})).json() == {"key": key, "version": 0}
     assert (await ask(app, "POST", path, {"key": "other", "version": 1})).status == 404

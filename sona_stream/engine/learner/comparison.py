@@ -14,8 +14,8 @@ from ...lora import AdapterRecord, Capture, LoraWeights, LowRank
 __all__ = ["compare", "cosine", "describe", "norm", "unadapted"]
 
 
-def describe(record: AdapterRecord, *, served: bool) -> dict[str, Any]:
-    """One version as plain values, without weights."""
+def describe(record: AdapterRecord, *, served: bool, nbytes: int | None = None) -> dict[str, Any]:
+    """One version as plain values, without weights. ``nbytes``: what it takes where `record` comes without them."""
     return {
         "key": record.key,
         "version": record.version,
@@ -25,7 +25,7 @@ def describe(record: AdapterRecord, *, served: bool) -> dict[str, Any]:
         "reason": record.reason,
         "metrics": dict(record.metrics),
         "feedback": len(record.feedback_ids),
-        "bytes": record.weights.nbytes,
+        "bytes": record.weights.nbytes if nbytes is None else nbytes,
         "fingerprint": record.fingerprint,
         "created_at": record.created_at,
     }

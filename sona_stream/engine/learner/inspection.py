@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import numpy as np
 
 from ...errors import NotFound
 from ...lora import AdapterRecord
+from ...protocols import AdapterLister
 from .comparison import compare, describe, norm, unadapted
 from .keys import AdapterKey
 from .lessons import up_to
+from .shelf import size_of
 from .state import State
 
 __all__ = ["Inspection"]
@@ -23,9 +26,17 @@ class Inspection:
         self._state = state
 
     async def versions(self, *, tenant: str | None = None) -> list[dict[str, Any]]:
-        """Every kept version, newest last within a key."""
-        found = [(AdapterKey.parse(one.key), one) for one in await self._state.store.adapters()]
-        return [self._view(key, one) for key, one in found if tenant in (None, key.tenant)]
+        """Every kept version, newest last within a key: of all, or of a tenant and its end users."""
+        store = self._state.store
+        if isinstance(store, AdapterLister):
+            found = await store.adapter_heads(tenant=tenant, described=True)
+        else:
+            found = [(one, size_of(one)) for one in await store.adapters() if tenant in (None, _tenant(one))]
+        served = {str(line.key): line.served.version for line in self._state.versions.lines() if line.served}
+        # There may be hundreds of thousands.
+        return await anyio.to_thread.run_sync(
+            lambda: [describe(one, served=served.get(one.key) == one.version, nbytes=size) for one, size in found]
+        )
 
     async def show(self, key: str, version: int) -> dict[str, Any]:
         """One version: its size, the feedback behind it, and what is known of its key. Raises NotFound."""
@@ -67,13 +78,20 @@ class Inspection:
 
     def _view(self, key: AdapterKey, record: AdapterRecord) -> dict[str, Any]:
         served = self._state.versions.served(key)
-        return describe(record, served=served is not None and served.version == record.version)
+        return describe(
+            record, served=served is not None and served.version == record.version, nbytes=size_of(record)
+        )
 
     async def _record(self, key: str, version: int) -> AdapterRecord:
         record = await self._state.store.adapter(key, version)
         if record is None:
             raise NotFound(f"adapter {key}@{version} is not kept")
         return record
+
+
+def _tenant(record: AdapterRecord) -> str:
+    """Its own, or that of the end user whose it is."""
+    return AdapterKey.parse(record.key).tenant.partition(":")[0]
 
 
 def _parsed(key: str) -> AdapterKey:

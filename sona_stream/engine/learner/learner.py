@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
@@ -275,8 +276,17 @@ class Learner:
         return await self._inspection.difference(key, one, other)
 
     def budgets(self) -> list[Budget]:
-        """Adapters and lessons in memory."""
-        return [self._state.versions.shelf.budget(), self._state.books.budget()]
+        """Adapters, lessons and watches in memory."""
+        state = self._state
+        return [state.versions.shelf.budget(), state.books.budget(), state.watches.budget()]
+
+    def gates(self) -> dict[str, Counter[tuple[str, str]] | Counter[str]]:
+        """What a scrape may ask for at any time, in a millisecond. By tenant, an end user's own beside it: versions
+        held back, by ``(tenant, gate)``; answers of versions on trial; keys by ``(tenant, state)`` of what is known
+        of constrained answers. The last two of what is in memory.
+        """
+        trial, constrained = self._state.watches.counts()
+        return {"gated": self._state.refusals.by_tenant(), "trial": trial, "constrained": constrained}
 
     def stats(self) -> dict[str, Any]:
         """Counters and what is served, JSON-able."""

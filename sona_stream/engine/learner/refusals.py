@@ -36,6 +36,14 @@ class Refusals:
         """Gate -> versions of this model and tenant."""
         return dict(self._counts.get(key.at(EVERYTHING), ()))
 
+    def by_tenant(self) -> Counter[tuple[str, str]]:
+        """(tenant, gate) -> versions, of all models."""
+        found: Counter[tuple[str, str]] = Counter()
+        for root, counts in self._counts.items():
+            for gate, count in counts.items():
+                found[root.tenant, gate] += count
+        return found
+
     def view(self) -> dict[str, dict[str, Any]]:
         """``model/tenant/*`` -> the counts by gate, and the last reason."""
         return {str(root): {**counts, "last": self._last[root]} for root, counts in self._counts.items()}
