@@ -34,6 +34,7 @@ MB = 1 << 20
 _DIRECTIONS = 32 + 64
 _RESERVOIR, _RESERVOIR_TOKENS, _DOMAINS, _CLOSED = 16, 1024, 8, 4
 _BANKS = 128
+_WATCHES = 640
 FIXED = "(64 MB, fixed)"
 _VECTOR = 256
 _CONTEXTUAL = 384
@@ -49,8 +50,11 @@ _OBJECT = {
     "pattern": 240,
     "bank": 29_400,
     "table": 800,
+    "watch": 92_000,
 }
-"""Bytes of Python's objects for one."""
+"""Bytes of Python's objects for one; of a watch that has seen every measure on both sides."""
+_WATCHED = 44_000
+"""What a watch keeps of the same."""
 _HEAD = 350
 """of an episode: words of its question, names, lengths"""
 _PAGE = 4096
@@ -176,6 +180,7 @@ def _on_disk(load: Load, settings: SonaSettings, config: SonaConfig, keys: int) 
     rows = [
         Row("disk", "adapter versions", adapter_file(load) + _ROW["adapter"], versions),
         Row("disk", "curvature", _paged(_curvature(load) + _ROW["blob"]), 1),
+        Row("disk", "watches", _paged(_WATCHED + _ROW["blob"]), keys),
         Row("disk", "counts", _paged(800 + 36 * load.lessons), 1),
         Row("disk", "requests", request + said, load.requests),
     ]
@@ -202,6 +207,7 @@ def _in_learner(load: Load, settings: SonaSettings, config: SonaConfig, keys: in
         Row("learner", "counts", _OBJECT["ledger"] + 150 * load.lessons, 1),
         Row("learner", "lessons", _lesson(load), lessons, setting=replay),
         Row("learner", "scores of lessons", 4 * load.hidden_dim, lessons, setting=replay),
+        Row("learner", "watches", _OBJECT["watch"], keys, most=_WATCHES),
         Row("learner", "curvature", _curvature(load), 1, setting=replay),
         Row("learner", "domains", _domain(load, _lesson(load)), _domains(load), setting=replay),
         Row("learner", "pattern banks", _bank(load, config), 0, load.tenants, most=_BANKS),

@@ -14,10 +14,13 @@ import pytest
 
 from sona_stream.app.engine_settings import engine_config
 from sona_stream.config.load import settings_for_local
-from sona_stream.config.settings import LearningSettings, MemorySettings, SonaSettings
-from sona_stream.engine import SonaEngine
+from sona_stream.config.settings import CanarySettings, LearningSettings, MemorySettings, SonaSettings
+from sona_stream.engine import SonaEngine, capacity
 from sona_stream.engine.capacity import Load, adapters_of, rows_of
 from sona_stream.engine.learner import Learner
+from sona_stream.engine.learner.known import packed
+from sona_stream.engine.learner.watch import Watch
+from sona_stream.engine.learner.watches import MOST
 from sona_stream.engine.memory import EpisodeMemory
 from sona_stream.episodes import EpisodeRecord, EpisodeText, Question, QuestionVectors
 from sona_stream.events import (
@@ -419,3 +422,28 @@ async def test_what_is_counted_of_a_user_takes_what_was_forecast(tmp_path):
     near(told["disk", "counts"], rows[1] - rows[0])
     near(told["learner", "counts"], found[0])
     assert Feedback
+
+
+def test_what_is_watched_of_an_adapter_takes_what_was_forecast():
+    told, seen = forecast(Load(users=1, patterns=1, hidden_dim=D)), 20
+    assert seen < MOST == capacity._WATCHES
+
+    def watch(n):
+        one = Watch(CanarySettings(), 1)
+        for _ in range(seen):
+            ids = tuple(int(token) for token in rng.integers(0, 50_000, 128))
+            route, score = RouteDecision(model="", reason=""), Score(value=0.7)
+            said = Trajectory(
+                request_id="", tenant="", key_id="", model="", route=route, score=score, token_ids=ids
+            )
+            for version in (1, 2):
+                one.answered(version, said)
+                one.rated(version, 0.5, uuid.uuid4().hex)
+            one.taught(uuid.uuid4().hex)
+        return one
+
+    with weighed() as found:
+        watches = [watch(n) for n in range(10)]
+    keys = adapters_of(1)
+    near(told["learner", "watches"], found[0] / len(watches) * keys)
+    assert len(packed(watches[0].to_arrays())) <= told["disk", "watches"] / keys <= 1.3 * 44_000

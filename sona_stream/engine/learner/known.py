@@ -77,9 +77,10 @@ class Known(Generic[T]):
         """``versions``: whether a key has any; ``in_use`` ones stay in memory."""
         self.versions, self._in_use = versions, in_use
 
-    def __len__(self) -> int:
-        """In memory."""
-        return len(self._kept) + len(self._bare)
+    @property
+    def held(self) -> tuple[int, int]:
+        """In memory: of keys with versions, and without."""
+        return len(self._kept), len(self._bare)
 
     def __iter__(self) -> Iterator[tuple[AdapterKey, T]]:
         """Those in memory."""

@@ -28,11 +28,12 @@ FORM = "form"
 """The scorer whose part says whether a constrained answer's form is right."""
 _CORRECTED = 0.0
 """What a correction says about the answer it replaces."""
-MOST = 1024
+MOST = 640
 """Keys in memory; of each others that have no version yet, half as many."""
 _SAVE_EVERY = 32
 """Values. What was seen since is lost with the process."""
-_SIZE = 64 << 10
+_SIZE = 92_000
+"""Bytes of a watch that has seen every measure on both sides; one of a key without versions has a third."""
 
 
 def in_share(request: Request, salt: str, share: float) -> bool:
@@ -240,5 +241,6 @@ class Watches:
 
     def budget(self) -> Budget:
         """As it is now; sizes are those of one that has seen much."""
-        held, gone = len(self._watches), self._watches.evictions
-        return Budget("watches", "fixed", held, held * _SIZE, MOST * 3 // 2 * _SIZE, gone)
+        (kept, bare), gone = self._watches.held, self._watches.evictions
+        nbytes, limit = (one * _SIZE + other * _SIZE // 3 for one, other in ((kept, bare), (MOST, MOST // 2)))
+        return Budget("watches", "fixed", kept + bare, nbytes, limit, gone)
