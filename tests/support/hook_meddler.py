@@ -5,6 +5,7 @@ does.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,8 @@ class HookMeddler:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(self.folder), "BREAK_HOOK": str(self.broken), "SLOW_HOOK": str(self._slow)}
+        path = os.pathsep.join(filter(None, (str(self.folder), os.environ.get("PYTHONPATH"))))
+        return {"PYTHONPATH": path, "BREAK_HOOK": str(self.broken), "SLOW_HOOK": str(self._slow)}
 
     @contextlib.contextmanager
     def slow(self) -> Iterator[None]:

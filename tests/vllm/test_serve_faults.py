@@ -9,10 +9,10 @@ import json
 import signal
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import pytest
+from hook_meddler import NAME, HookMeddler
 from program import QUICK, Program, until
 from vllm_serve import KEY, SERVED, VllmServe
 
@@ -21,63 +21,28 @@ from sona_stream.config.load import hash_key
 TRUSTED = {"x-sona-control": KEY}
 RING = 128
 
-# A plug-in of another party, by vLLM's own door: the hook is slow while one file exists,
-# and raises once another one does.
-BREAKER = """
-import os
-import time
-
-def register():
-    from sona_stream_adapters.vllm_plugin.plan import Planner
-
-    whole = Planner.plan
-    if whole.__name__ == "breaking":
-        return
-
-    def breaking(self, *args, **kwargs):
-        if os.path.exists(os.environ["BREAK_HOOK"]):
-            raise RuntimeError("forced by the test")
-        if os.path.exists(os.environ["SLOW_HOOK"]):
-            time.sleep(0.1)
-        return whole(self, *args, **kwargs)
-
-    Planner.plan = breaking
-"""
-
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory) -> Path:
-    """Once it exists, the hook raises."""
-    return tmp_path_factory.mktemp("breaker") / "now"
+def meddler(tmp_path_factory) -> HookMeddler:
+    return HookMeddler(tmp_path_factory.mktemp("meddler"))
 
 
 @pytest.fixture
-def slow(broken):
-    """While it exists, a step takes a tenth of a second: an answer is under way for as long as one likes."""
-    file = broken.with_name("slow")
-    file.touch()
-    yield file
-    file.unlink()
+def slow(meddler):
+    with meddler.slow():
+        yield
 
 
 @pytest.fixture(scope="module")
-def server(model_folder, broken, tmp_path_factory, request):
+def server(model_folder, meddler, tmp_path_factory, request):
     if request.config.getoption("--runner") != "v1":
         pytest.skip("the interpreter of the second runner is not for servers")
-    folder = broken.parent
-    (folder / "breaker.py").write_text(BREAKER)
-    facts = folder / "breaker-1.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: breaker\nVersion: 1\n")
-    (facts / "entry_points.txt").write_text("[vllm.general_plugins]\nbreaker = breaker:register\n")
     made = VllmServe(tmp_path_factory.mktemp("serve") / "log")
     made.start(
         model_folder,
-        plugins="sona,sona_http,breaker",
-        PYTHONPATH=str(folder),
-        BREAK_HOOK=str(broken),
-        SLOW_HOOK=str(broken.with_name("slow")),
+        plugins=f"sona,sona_http,{NAME}",
         SONA_VLLM_RING_TOKENS=str(RING),
+        **meddler.environment,
     )
     yield made
     assert made.stop() == 0, made.text[-4000:]
@@ -191,7 +156,7 @@ def test_a_proxy_that_is_stopped_lets_go_of_its_streams(server, start, slow):
     assert stats_of(server)["disabled"] == ""
 
 
-def test_a_hook_that_raises_costs_the_adapters_and_nothing_else(server, start, broken):
+def test_a_hook_that_raises_costs_the_adapters_and_nothing_else(server, start, meddler):
     program = start()
     alice, bob = program.client("alice", model="m"), program.client("bob", model="m")
     bare = taught = alice.ask()
@@ -203,7 +168,7 @@ def test_a_hook_that_raises_costs_the_adapters_and_nothing_else(server, start, b
     assert taught.version
     assert taught.text != bare.text
 
-    broken.touch()
+    meddler.broken.touch()
     fallen = alice.ask()
     assert (fallen.status, fallen.text) == (200, bare.text)
     stats = stats_of(server)
