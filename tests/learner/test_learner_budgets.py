@@ -77,8 +77,10 @@ async def test_what_is_learned_and_served_does_not_depend_on_memory(caplog):
         async with learner_of(world, small=small) as learner:
             await taught(world, learner)
             assert isinstance(learner, BudgetKeeper)
-            adapters, lessons = learner.budgets()
-            assert learner.stats()["budgets"] == [dataclasses.asdict(adapters), dataclasses.asdict(lessons)]
+            adapters, lessons, watches = learner.budgets()
+            assert learner.stats()["budgets"] == [dataclasses.asdict(one) for one in (adapters, lessons, watches)]
+            assert watches.items >= 3 * len(TENANTS)
+            assert (watches.evictions, watches.nbytes < watches.limit) == (0, True)
             if small:
                 assert adapters.items == adapters.nbytes == 0
                 assert adapters.evictions > 50
