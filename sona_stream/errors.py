@@ -91,7 +91,9 @@ class NotFound(SonaError, LookupError):
 
 
 class FeedbackConflict(SonaError):
-    """An id is ambiguous, an idempotency key was used for other content, or feedback can't be taken back."""
+    """An id is ambiguous, an idempotency key was used for other content, the answer is still being given, or
+    feedback can't be taken back.
+    """
 
     status = 409
     code = "conflict"
