@@ -93,6 +93,21 @@ async def test_the_bad_version_on_trial_does_not_become_the_trusted_one(few):
         assert in_memory(learner)[key_of("anna")]["reference"] == 0
 
 
+async def test_a_version_whose_watch_was_lost_with_the_process_is_still_on_trial():
+    world = World()
+    async with learner_of(world, SETTINGS) as learner:
+        for quality in (1.0, 0.0, 1.0):
+            await teach(world, learner, "anna", quality)
+        killed = dict(world.store.blobs)
+    world.store.blobs = killed
+    world.host.adapters.clear()
+    assert not any("/watch/" in name for name in killed), "too little was seen to be kept before the end"
+    async with learner_of(world, SETTINGS) as learner:
+        assert learner.resolve(request(user="anna")).version == 3
+        answered(learner, "anna", 3, 30, lambda rng: [7] * 40)
+        await until(lambda: learner.resolve(request(user="anna")) is None)
+
+
 async def test_what_was_shown_to_break_constrained_answers_stays_out(few):
     world = World()
     asked = [request(id=f"q{i}", user="anna", constrained=True) for i in range(50)]

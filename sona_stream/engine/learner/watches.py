@@ -65,7 +65,7 @@ class Watches:
             "watch",
             store,
             most=MOST,
-            new=self._begun,
+            new=lambda _: Watch(settings.canary),  # a version of which nothing was kept was never accepted
             read=lambda held: Watch.from_arrays(held, settings.canary),
             wanted=self._demand,
         )
@@ -169,10 +169,6 @@ class Watches:
     def _demand(self, key: AdapterKey) -> None:
         self.due[key] = None
         self.wake.set()
-
-    def _begun(self, key: AdapterKey) -> Watch:
-        """What was served before anybody watched is what newer versions are measured by."""
-        return Watch(self._settings.canary, self._served(key))
 
     # ---- what is kept
 
