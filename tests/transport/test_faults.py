@@ -251,7 +251,7 @@ def test_idle_timeout_is_named_and_counts_from_the_last_byte(factory):
 async def test_a_slow_consumer_is_not_a_silent_upstream():
     async def script(asked, wire):
         await wire.send(chunked(b"ab", end=False))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
         await wire.send(b"2\r\ncd\r\n")
         await asyncio.sleep(0.4)
         await wire.send(b"0\r\n\r\n")
