@@ -57,7 +57,9 @@ def test_feedback_changes_the_next_answer(default_server):
         if outcome["status"] == "published":
             break
     assert client.ask(name, max_tokens=24).adapter.startswith("smollm2-135m-instruct/default/*@"), versions
-    assert client.http.post("/v1/feedback/undo", json={}).status_code == 200
+    assert client.http.post("/v1/feedback/undo", json={}).json()["kind"] == "rating"
+    assert client.ask(name, max_tokens=24).text == said
+    assert client.http.post("/v1/feedback/undo", json={"request_id": before.request_id}).status_code == 200
     assert client.ask(name, max_tokens=24).text != said
 
 
