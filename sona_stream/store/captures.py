@@ -31,7 +31,10 @@ def put(
     *,
     capacity: int,
 ) -> list[str]:
-    """File first, row second; beyond `capacity` rows a key the oldest go. Returns files that may now be unused."""
+    """File first, row second; beyond `capacity` rows a key the oldest go. Returns files that may now be unused.
+
+    An answer that is kept already, here or under another key, gets no younger, and stays the same person's.
+    """
     tenant = tenant_of(key)
     file, digest, size = files.write(capture_stem(), data)
     facts = {
@@ -40,6 +43,11 @@ def put(
         "temperature": capture.temperature,
         "handle": capture.handle,
     }
+    since, user = connection.execute(
+        "SELECT min(stored_at), max(user) FROM captures "
+        "WHERE file = ? AND tenant = ? AND request_id = ? AND feedback_id = ?",
+        (file, tenant, capture.request_id, feedback_id),
+    ).fetchone()
     replaced = connection.execute(
         "DELETE FROM captures WHERE key = ? AND request_id = ? AND feedback_id = ? RETURNING file",
         (key, capture.request_id, feedback_id),
@@ -50,12 +58,12 @@ def put(
         (
             key,
             tenant,
-            _user(connection, tenant, capture.request_id, feedback_id),
+            user if user is not None else _user(connection, tenant, capture.request_id, feedback_id),
             capture.request_id,
             feedback_id,
             float(advantage),
             json.dumps(facts, default=float),
-            time.time(),
+            time.time() if since is None else since,
             file,
             digest,
             size,

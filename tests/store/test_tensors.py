@@ -175,6 +175,27 @@ async def test_captures_are_bounded_and_shared_along_the_key_chain(open_store, m
         assert len(tensor_files(folder, "captures")) == 3
 
 
+async def test_an_answer_that_is_kept_again_gets_no_younger_and_stays_the_same_persons(open_store, make, folder):
+    def rows(change=""):
+        with contextlib.closing(sqlite3.connect(folder / "state.sqlite3")) as connection, connection:
+            connection.execute(change or "SELECT 1")
+            return connection.execute("SELECT key, stored_at, user FROM captures ORDER BY seq").fetchall()
+
+    async with open_store() as store:
+        await store.put_capture("m/acme/*", make.capture("r0", seed=1), 1.0, feedback_id="f0")
+    long_ago = round(time.time()) - 1000.5
+    rows(f"UPDATE captures SET stored_at = {long_ago}, user = x'ab'")
+    async with open_store() as store:
+        ((back, _, _),) = await store.captures("m/acme/*", limit=1)
+        await store.put_capture("m/acme/domain:*:CodeGen", back, 1.0, feedback_id="f0")
+        await store.put_capture("m/acme/domain:*:CodeGen", back, 1.0, feedback_id="f0")
+        await store.put_capture("m/other/*", back, 1.0, feedback_id="f0")
+        await store.put_capture("m/acme/*", dataclasses.replace(back, request_id="r1"), 1.0, feedback_id="f1")
+    first, again, others, new = rows()
+    assert (first[1:], again) == ((long_ago, b"\xab"), ("m/acme/domain:*:CodeGen", long_ago, b"\xab"))
+    assert all(abs(stored_at - time.time()) < 60 and user is None for _, stored_at, user in (others, new))
+
+
 async def test_the_newest_of_several_keys_come_in_the_order_they_were_kept(open_store, make, folder, caplog):
     async with open_store() as store:
         for number in range(12):
