@@ -35,6 +35,8 @@ def test_a_hook_that_raises_passes_everything_through(engine, monkeypatch, where
 
 
 def test_rows_that_do_not_add_up_pass_through(engine, monkeypatch):
+    from sona_stream_adapters.vllm_plugin.hook import Layout
+
     plain = engine.generate(PROMPTS)
     engine.put("a", 1, adapter_arrays(engine.d))
     wraps = engine.service.wraps
@@ -42,9 +44,9 @@ def test_rows_that_do_not_add_up_pass_through(engine, monkeypatch):
         if wraps.kind == "v2":
             from sona_stream_adapters.vllm_plugin import runners
 
-            patch.setattr(runners, "_layout_v2", lambda batch: (batch.req_ids, [2] * len(batch.req_ids)))
+            patch.setattr(runners, "_layout_v2", lambda batch: Layout(batch.req_ids, [2] * len(batch.req_ids)))
         else:
-            patch.setattr(wraps, "_layout_v1", lambda scheduled: (["a", "b"], None))
+            patch.setattr(wraps, "_layout_v1", lambda scheduled: Layout(["a", "b"]))
         answers = engine.generate(PROMPTS, [{"sona": "a"}] * 4)
     assert all(np.array_equal(a.logits, b.logits) for a, b in zip(plain, answers, strict=True))
     counters = engine.service.counters
