@@ -13,7 +13,7 @@ import click
 
 from ..wire.sse import SseDecoder
 
-__all__ = ["Answer", "Connection", "ServerError", "server_options"]
+__all__ = ["Answer", "Connection", "ServerError", "address", "server_options"]
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8080"
 
@@ -68,7 +68,7 @@ class Connection:
     """Requests to one server. Each call opens its own connection: commands are short."""
 
     def __init__(self, base_url: str, api_key: str | None, timeout: float = 600.0) -> None:
-        parts = _address(base_url)
+        parts = address(base_url)
         self.base_url = f"{parts.scheme}://{parts.netloc}"
         self._parts, self._timeout = parts, timeout
         key = _key(api_key or "")
@@ -157,16 +157,17 @@ def _start(data: bytes) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-def _address(base_url: str) -> urllib.parse.SplitResult:
+def address(url: str, option: str = "--base-url") -> urllib.parse.SplitResult:
+    """The parts of what this option was given; without a scheme it is http. Raises click.BadParameter."""
     try:
-        parts = urllib.parse.urlsplit(base_url if "://" in base_url else f"http://{base_url}")
+        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
         named = parts.scheme in ("http", "https") and parts.hostname
         (parts.hostname or "").encode("idna")
         _ = parts.port  # read once, because that is what checks it
     except ValueError as error:
-        raise click.BadParameter(f"{base_url!r} is not an http(s) URL: {error}", param_hint="--base-url") from None
+        raise click.BadParameter(f"{url!r} is not an http(s) URL: {error}", param_hint=option) from None
     if not named:
-        raise click.BadParameter(f"{base_url!r} is not an http(s) URL", param_hint="--base-url")
+        raise click.BadParameter(f"{url!r} is not an http(s) URL", param_hint=option)
     return parts
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from ..errors import SonaError
+from .connection import address
 
 __all__ = ["serve"]
 
@@ -87,6 +88,7 @@ def serve(
 
     try:
         if upstream:
+            upstream = address(upstream, "--upstream").geturl()
             settings = settings_for_upstream(upstream, api_key=_key_for(upstream, upstream_key_env))
         else:
             settings = settings_for_local(model) if model else load_settings(config)

@@ -55,6 +55,13 @@ def test_openais_key_goes_to_openai_only(serve, monkeypatch, upstream, key):
         assert (sent[b"authorization"], sent[b"x-api-key"]) == (b"Bearer client", b"client")
 
 
+def test_an_upstream_may_lack_its_scheme_and_a_wrong_one_is_named(serve):
+    settings, _ = serve("--upstream", "localhost:8000")
+    assert settings.models[0].api_base == "http://localhost:8000/v1"
+    for wrong in ("http://h:99999", "ftp://h", "http://"):
+        assert "--upstream" in serve("--upstream", wrong)
+
+
 @pytest.mark.parametrize("upstream", ["http://10.0.0.5:8000", "https://api.openai.com"])
 def test_a_named_key_goes_to_the_upstream(serve, monkeypatch, upstream):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-own")
