@@ -88,7 +88,9 @@ def serve(
 
     try:
         if upstream:
-            upstream = address(upstream, "--upstream").geturl()
+            if "://" not in upstream:
+                raise click.BadParameter(f"{upstream!r}: is it http://{upstream}?", param_hint="--upstream")
+            address(upstream, "--upstream")
             settings = settings_for_upstream(upstream, api_key=_key_for(upstream, upstream_key_env))
         else:
             settings = settings_for_local(model) if model else load_settings(config)

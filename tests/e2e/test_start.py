@@ -86,7 +86,7 @@ def test_engine_settings_take_a_profile_and_warn_outside_the_guide():
 def test_flags_that_exclude_each_other(tmp_path):
     assert "exclude each other" in _refused("--model", "x", "--upstream", "http://x", code=2, state=tmp_path)
     assert "--config" in _refused("--config", str(tmp_path / "nowhere.yaml"), code=2, state=tmp_path)
-    assert "http" in _refused("--upstream", "nonsense", state=tmp_path)
+    assert "http://nonsense" in _refused("--upstream", "nonsense", code=2, state=tmp_path)
 
 
 def test_a_model_that_cannot_be_had_ends_the_program(tmp_path):
