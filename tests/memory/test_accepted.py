@@ -34,6 +34,17 @@ async def test_it_weighs_less_than_a_correction(opened, make):
         assert (ref.key, ref.share) == (corrected.episode.key, 1.0)
 
 
+async def test_a_correction_to_the_words_that_were_accepted_weighs_like_one(opened, make):
+    async with opened() as (_, memory):
+        good = (await memory.remember(accepted(make, answer="Paris"))).episode
+        corrected = await memory.remember(make.record(answer="Paris"))
+        assert (corrected.known, corrected.superseded) == (False, (good.key,))
+        (ref,) = acting(make, memory)
+        assert (ref.key, ref.share) == (corrected.episode.key, 1.0)
+        assert (await memory.remember(make.record(answer="Paris"))).known
+        assert (await memory.remember(accepted(make, answer="Paris"))).known
+
+
 async def test_a_correction_is_not_overruled(opened, make):
     async with opened() as (_, memory):
         correction = (await memory.remember(make.record())).episode

@@ -315,11 +315,15 @@ class Writing:
         return slot
 
     def _known(self, rivals: Sequence[int], correction: bool, ids: NDArray[np.int32]) -> int | None:
-        """The slot that makes a new answer needless."""
+        """The slot that makes a new answer needless: a correction, or the same words; but words that were accepted
+        weigh less than the same words as a correction.
+        """
         for slot in rivals:
-            body = self._store.body(self._index.place(slot))
-            overruled = bool(self._index.rows["correction"][slot]) and not correction
-            if overruled or (body is not None and np.array_equal(tokens_from(body), ids)):
+            corrected = bool(self._index.rows["correction"][slot])
+            if corrected and not correction:
+                return slot
+            body = self._store.body(self._index.place(slot)) if corrected or not correction else None
+            if body is not None and np.array_equal(tokens_from(body), ids):
                 return slot
         return None
 
