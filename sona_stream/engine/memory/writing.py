@@ -315,9 +315,7 @@ class Writing:
         return slot
 
     def _known(self, rivals: Sequence[int], correction: bool, ids: NDArray[np.int32]) -> int | None:
-        """The slot that makes a new answer needless: a correction, or the same words; but words that were accepted
-        weigh less than the same words as a correction.
-        """
+        """The slot that makes a new answer needless; a correction is not, for words that were only accepted."""
         for slot in rivals:
             corrected = bool(self._index.rows["correction"][slot])
             if corrected and not correction:
