@@ -263,8 +263,8 @@ class EpisodeStore(Protocol):
     durable: bool
     expired: int
     """that left for their age, so far"""
-    on_removed: Callable[[Sequence[int]], None] | None
-    """Told on the event loop of numbers that left without the memory asking: retention, or a person forgotten."""
+    on_removed: Callable[[Dropped], None] | None
+    """Told on the event loop of what left without the memory asking: retention, or a person forgotten."""
 
     def secret(self) -> bytes:
         """Keys hashes of words; of this store for ever."""
@@ -313,7 +313,9 @@ class EpisodeStore(Protocol):
         ...
 
     async def drop(self, numbers: Sequence[int], *, revive: bool = False) -> Dropped:
-        """Delete, and overwrite the bytes. What they superseded is current again (`revive`) or goes, too."""
+        """Delete, and overwrite the bytes. What they superseded is current again (`revive`), or goes, too: unless
+        it is another person's.
+        """
         ...
 
     async def use(self, uses: Mapping[int, tuple[int, float]]) -> None:

@@ -30,7 +30,7 @@ class SqliteEpisodes:
         self._session = session
         self._keep_text = storage == "text"
         self.expired = 0
-        self.on_removed: Callable[[Sequence[int]], None] | None = None
+        self.on_removed: Callable[[Dropped], None] | None = None
 
     def secret(self) -> bytes:
         """Made with the state folder."""
@@ -102,8 +102,9 @@ class SqliteEpisodes:
         session = self._session()
 
         def run(connection: Connection) -> tuple[Dropped, list[Place]]:
-            returned = episodes.revive(connection, numbers) if revive else []
-            gone = episodes.with_superseded(connection, numbers)
+            asked, taken = set(numbers), episodes.with_superseded(connection, numbers)
+            gone = [number for number in taken if number in asked] if revive else taken
+            returned = episodes.revive(connection, gone)
             return Dropped(gone, returned), episodes.delete(connection, gone)
 
         def after(done: tuple[Dropped, list[Place]]) -> None:
@@ -156,10 +157,10 @@ class SqliteEpisodes:
         record = self._session().segments.read(place)
         return None if record is None else record.checked_body()
 
-    def announce(self, numbers: Sequence[int]) -> None:
-        """These left by retention, or because somebody is forgotten."""
-        if numbers and self.on_removed is not None:
-            self.on_removed(numbers)
+    def announce(self, dropped: Dropped) -> None:
+        """By retention, or because somebody is forgotten."""
+        if dropped.numbers and self.on_removed is not None:
+            self.on_removed(dropped)
 
 
 def _moved(connection: Connection, segments: Segments, segment: int) -> dict[int, Place]:

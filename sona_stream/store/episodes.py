@@ -1,7 +1,8 @@
 """Rows of remembered episodes. The bytes that they name are in `segments`; what both mean is the memory's affair.
 
-What a newer answer superseded exists for undo only: undo makes it current again, and whatever else takes the newer
-one away takes it along.
+What a person's newer answer superseded exists for undo only: undo makes it current again, and whatever else takes
+the newer one away takes it along. Another person's answer that it superseded, once promoted, is current again then,
+too: nobody's going takes what others have said.
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ def inherit(connection: sqlite3.Connection, old: int, new: int) -> None:
 
 def revive(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[EpisodeEntry]:
     """What these superseded is as if they had never been. -> those that are current again"""
-    returning = []
+    leaving, returning = set(numbers), []
     for number in numbers:
         rows = connection.execute(
             "UPDATE episodes SET superseded_by = (SELECT superseded_by FROM episodes WHERE number = ?1) "
@@ -198,17 +199,19 @@ def revive(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[Episo
             (number,),
         ).fetchall()
         returning += [row[0] for row in rows if row[1] is None]
-    found = [entries(connection, "WHERE number = ?", number) for number in returning if number not in numbers]
+    found = [entries(connection, "WHERE number = ?", number) for number in returning if number not in leaving]
     return [entry for one in found for entry in one]
 
 
 def with_superseded(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[int]:
-    """These numbers, where there are such rows, and those of all that they superseded."""
+    """These numbers, where there are such rows, and those of all that they superseded of the same person's."""
     doomed: dict[int, None] = {}
     for some in _slices(numbers):
         rows = connection.execute(
             f"WITH RECURSIVE doomed (number) AS (SELECT number FROM episodes WHERE number IN ({_marks(some)}) "
-            "UNION SELECT e.number FROM episodes e JOIN doomed d ON e.superseded_by = d.number) "
+            "UNION SELECT e.number FROM doomed JOIN episodes d USING (number) "
+            "JOIN episodes e ON e.superseded_by = d.number AND e.tenant = d.tenant "
+            "AND e.user IS d.user AND (e.user IS NOT NULL OR e.key_id = d.key_id)) "
             "SELECT number FROM doomed",
             some,
         )

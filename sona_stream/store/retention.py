@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from ..config.settings import Storage
-from ..episodes import Place
+from ..episodes import Dropped, Place
 from ..errors import StateError
 from ..events import pupil
 from . import adapters, episodes
@@ -30,8 +30,7 @@ class Removed:
 
     rows: dict[str, int] = dataclasses.field(default_factory=dict)
     files: list[str] = dataclasses.field(default_factory=list)
-    episodes: list[int] = dataclasses.field(default_factory=list)
-    """Numbers of episodes that left"""
+    episodes: Dropped = dataclasses.field(default_factory=lambda: Dropped([], []))
     places: list[Place] = dataclasses.field(default_factory=list)
     """Where their bytes are"""
     more: bool = False
@@ -53,10 +52,11 @@ class Removed:
         self.files += [row[0] for row in rows]
 
     def take_episodes(self, connection: sqlite3.Connection, where: str, *values: object) -> None:
-        """Delete these rows of `episodes`, and what they superseded."""
+        """Delete these rows of `episodes`, and what they superseded of the same person's."""
         numbers = episodes.with_superseded(connection, episodes.select(connection, where, *values))
+        returned = episodes.revive(connection, numbers)
         self.places += episodes.delete(connection, numbers)
-        self.episodes += numbers
+        self.episodes = Dropped(self.episodes.numbers + numbers, self.episodes.returned + returned)
         self.rows["episodes"] = self.rows.get("episodes", 0) + len(numbers)
 
 

@@ -274,7 +274,7 @@ class SqliteStore:
             removed = await session.remove(
                 lambda c: retention.expire(c, features_before=features, text_before=text)
             )
-            self.episode_store.expired += len(removed.episodes)
+            self.episode_store.expired += len(removed.episodes.numbers)
             self.episode_store.announce(removed.episodes)
             total = {name: total.get(name, 0) + count for name, count in removed.rows.items()}
             if not removed.more:

@@ -176,8 +176,10 @@ async def test_promotion_widens_who_it_acts_for(opened, make):
             await memory.promote(kept.key, "tenant", by="boss")
 
 
-async def test_a_promoted_answer_supersedes_the_tenants_older_one(opened, make):
-    async with opened() as (_, memory):
+@pytest.mark.parametrize("storage", ["features", "none"])
+async def test_a_promoted_answer_supersedes_the_tenants_older_one(opened, make, storage):
+    async with opened(storage) as (_, memory):
+        oldest = (await memory.remember(make.record(answer="Nice", user="bob"))).episode
         first = (await memory.remember(make.record())).episode
         second = (await memory.remember(make.record(answer="Paris", user="bob"))).episode
         await memory.promote(first.key, "tenant", by="boss")
@@ -186,7 +188,30 @@ async def test_a_promoted_answer_supersedes_the_tenants_older_one(opened, make):
         with pytest.raises(InvalidRequest, match="newer"):
             await memory.promote(first.key, "global", by="boss")
         assert set(await memory.forget(tenant="acme", keys=[second.key])) == {second.key}
-        assert await memory.episodes() == [], "what was superseded goes with what superseded it"
+        assert [one.key for one in await memory.episodes()] == [first.key], "hers is not his to take away"
+        assert make.acting(memory, FRANCE, make.viewer("carol")) == [first.key]
+        with pytest.raises(NotFound):  # his own went with what superseded it
+            await memory.promote(oldest.key, "tenant", by="boss")
+
+
+async def test_whom_a_forgotten_person_had_superseded_is_heard_again(opened, make):
+    async with opened() as (store, memory):
+        said = ("Lyon", "alice", "acme"), ("Paris", "bob", "acme"), ("Nice", "eve", "other")
+        hers, his, last = [
+            (await memory.remember(make.record(answer=answer, user=user, tenant=tenant))).episode
+            for answer, user, tenant in said
+        ]
+        for one in (hers, his, last):
+            await memory.promote(one.key, "global", by="boss")
+        carol = make.viewer("carol", "third")
+        assert make.acting(memory, FRANCE, carol) == [last.key]
+        await store.forget(tenant="acme", user="bob")  # he stands between the two
+        assert make.acting(memory, FRANCE, carol) == [last.key]
+        await store.forget(tenant="other")
+        assert make.acting(memory, FRANCE, carol) == make.acting(memory, FRANCE) == [hers.key]
+    async with opened() as (_, memory):
+        assert make.acting(memory, FRANCE, carol) == [hers.key]
+        assert (await memory.find(hers.key)).superseded_by is None
 
 
 async def test_a_thousand_corrections_of_one_user_are_not_even_looked_at(opened, make):

@@ -110,7 +110,7 @@ async def test_what_is_dropped_is_overwritten(open_store, folder):
 async def test_retention_and_forgetting_reach_episodes(open_store):
     async with open_store("text", ttl_days=(30, 1)) as store:
         kept, told = store.episode_store, []
-        kept.on_removed = told.extend
+        kept.on_removed = lambda dropped: told.extend(dropped.numbers)
         now = time.time()
         await kept.put(new("old", stored_at=now - 86400 * 40))
         aging = await kept.put(new("aging", stored_at=now - 86400 * 5))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...budgets import Budget
 from ...config.settings import MemorySettings, Storage, StorageSettings
 from ...episodes import (
+    Dropped,
     Episode,
     EpisodeRecord,
     EpisodeStates,
@@ -276,7 +277,7 @@ class EpisodeMemory:
     # -- inside -----------------------------------------------------------------------------------------------
 
     def _lost(self, number: int) -> None:
-        self._writing.left([number])
+        self._writing.left(Dropped([number], []))
 
     def _gone(self, keys: Sequence[str]) -> None:
         if keys and self.on_gone is not None:

@@ -28,7 +28,7 @@ class VolatileEpisodes:
 
     def __init__(self) -> None:
         self.expired = 0
-        self.on_removed: Callable[[Sequence[int]], None] | None = None
+        self.on_removed: Callable[[Dropped], None] | None = None
         self._kept: dict[int, _Kept] = {}
         self._spaces: dict[tuple[str, str], HiddenSpace] = {}
         self._secret = secrets.token_bytes(32)
@@ -125,16 +125,17 @@ class VolatileEpisodes:
         return kept.entry
 
     async def drop(self, numbers: Sequence[int], *, revive: bool = False) -> Dropped:
-        """What they superseded is current again, or goes, too."""
+        """What they superseded is current again, or goes, too: unless it is another person's."""
         doomed = [number for number in dict.fromkeys(numbers) if number in self._kept]
+        for number in () if revive else doomed:  # grows while it is walked
+            whose = self._whose(number)
+            doomed += [o for o in self._superseded_by(number) if self._whose(o) == whose and o not in doomed]
         returned: list[int] = []
-        for number in doomed:  # grows while it is walked
-            for other in self._superseded_by(number):
-                if revive:
-                    self._supersede(other, self._kept[number].entry.superseded_by)
-                    returned.append(other)
-                elif other not in doomed:
-                    doomed.append(other)
+        for number in doomed:
+            others, by = self._superseded_by(number), self._kept[number].entry.superseded_by
+            returned += others
+            for other in others:
+                self._supersede(other, by)
         for number in doomed:
             del self._kept[number]
         current = (self._kept[number].entry for number in dict.fromkeys(returned) if number in self._kept)
@@ -183,6 +184,10 @@ class VolatileEpisodes:
 
     def _superseded_by(self, number: int) -> list[int]:
         return [one for one, kept in self._kept.items() if kept.entry.superseded_by == number]
+
+    def _whose(self, number: int) -> tuple[str, str]:
+        entry = self._kept[number].entry
+        return entry.tenant, entry.person
 
     def _supersede(self, number: int, by: int | None) -> None:
         kept = self._kept[number]

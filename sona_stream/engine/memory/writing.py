@@ -235,9 +235,13 @@ class Writing:
         if known:
             await self._store.use(known)
 
-    def left(self, numbers: Sequence[int]) -> None:
-        """These are gone from the store, or can't be read."""
-        self._forget_slots(numbers)
+    def left(self, dropped: Dropped) -> None:
+        """From the store, or they can't be read."""
+        self._forget_slots(dropped.numbers)
+        for entry in dropped.returned:
+            slot = self._index.slot_of(entry.number)
+            if slot is not None:
+                self._index.move(slot, entry)
 
     async def _keep_within(self, tenant: str, spare: int = 0) -> None:
         """Drop what is worth least while the tenant, or all of them, have too much; never `spare`."""
@@ -271,11 +275,7 @@ class Writing:
         if not numbers:
             return Dropped([], [])
         dropped = await self._store.drop(numbers, revive=revive)
-        self._forget_slots(dropped.numbers)
-        for entry in dropped.returned:
-            slot = self._index.slot_of(entry.number)
-            if slot is not None:
-                self._index.move(slot, entry)
+        self.left(dropped)
         return dropped
 
     def _forget_slots(self, numbers: Iterable[int]) -> None:
