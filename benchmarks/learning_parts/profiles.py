@@ -2,8 +2,9 @@
 
 `profile.*.gain` (percent): the concise family after 200 pieces of feedback (`--quick`: 24), as in `reward`, on
 three seeds.
-`profile.*.us_per_token`: what the adapter of such a profile costs a token, micro and base pair together, in the
-engine at the guide's hidden size; the profiles take turns, so that whatever disturbs the machine disturbs all.
+`profile.*.us_per_token`: what the adapter of such a profile costs a token, micro and base pair together, in an engine
+at the guide's hidden size that has learned of 40 directions, so that its base pair has all of its rank; the profiles
+take turns, so that whatever disturbs the machine disturbs all.
 
 The guide says that realtime has the lowest latency and research the largest gain.
 """
@@ -14,7 +15,7 @@ import statistics
 from typing import Any
 
 import numpy as np
-from guide_parts.inputs import DIM, trained, units
+from guide_parts.inputs import DIM, clustered, record, units
 from guide_parts.rounds import Block, block_of, interleave
 from numpy.typing import NDArray
 from report import Report
@@ -96,8 +97,20 @@ def add_costs(report: Report, run: Run) -> dict[str, list[float]]:
 def _costs(rounds: int) -> dict[str, list[float]]:
     """Seconds a token of each profile."""
     inputs = list(units(64, DIM, np.random.default_rng(1)))
-    blocks = {name: _block(trained(getattr(SonaConfig, name)(DIM)), inputs) for name in PROFILES}
+    blocks = {name: _block(_grown(getattr(SonaConfig, name)(DIM)), inputs) for name in PROFILES}
     return interleave(blocks, rounds=rounds, block_s=0.004)
+
+
+def _grown(config: SonaConfig) -> SonaEngine:
+    """Its pairs have the ranks that the profile allows: each of 40 kinds of question has a direction of its own."""
+    engine, random = SonaEngine.with_config(config), np.random.default_rng(3)
+    kinds, directions = units(40, DIM, random), units(40, DIM, random)
+    for i, query in enumerate(clustered(160, kinds, 0.3, random)):
+        liked = i % 2 == 0  # of each kind always the same: opinions that disagree move nothing
+        quality, reward = (0.9, 0.9) if liked else (0.3, 0.2)
+        record(engine, query, query + directions[i % 40], quality=quality, reward=reward)
+    engine.force_learn()
+    return engine
 
 
 def _block(engine: SonaEngine, inputs: list[NDArray[np.float32]]) -> Block:

@@ -32,6 +32,7 @@ from report import Report, Row
 from served import stopped
 
 from sona_stream.config.settings import CanarySettings, LearningSettings
+from sona_stream.engine import SonaConfig
 from sona_stream.engine.learner.watch import Watch
 from sona_stream.events import Score, Trajectory
 
@@ -188,6 +189,20 @@ def test_parts_that_fail_are_named_when_all_have_ended(monkeypatch):
     side_by_side.measure(["streams"], [], 2)
     assert {*side_by_side.ORDER} <= {*learning.PARTS}
     assert {*side_by_side.ORDER, *learning.TIMED} == {*learning.PARTS}
+
+
+def test_profiles_are_timed_with_pairs_of_their_whole_rank(monkeypatch):
+    engines = {}
+    monkeypatch.setattr(profiles, "_block", lambda engine, inputs: engine)
+    monkeypatch.setattr(profiles, "interleave", lambda blocks, **_: engines.update(blocks) or {})
+    monkeypatch.setattr(profiles, "DIM", 96)
+    profiles._costs(1)
+    for name, engine in engines.items():
+        X = np.random.default_rng(7).standard_normal((64, 96), dtype=np.float32)
+        pairs = {"base": engine.apply_base_lora(0, X) - X, "micro": engine.apply_micro_lora(X) - X}
+        ranks = {pair: int(np.linalg.matrix_rank(delta, tol=1e-4)) for pair, delta in pairs.items()}
+        config = getattr(SonaConfig, name)(96)
+        assert ranks == {"base": config.base_lora_rank, "micro": config.micro_lora_rank}
 
 
 def test_a_quick_run_has_the_ids_of_a_full_one(monkeypatch, capsys):
