@@ -239,10 +239,13 @@ def test_what_is_released_while_it_runs_leaves_nothing():
     new = [new_request("r", sona_rid="r"), new_request("t", sona_rid="t", sona_teach=1)]
     stand.runner.step(scheduled({"r": 3, "t": 3}, new=new))
     stand.hook.read_prompts(torch.randn(6, D), {"r": 0, "t": 3}.get)
-    for name in "rt":
-        stand.hook.requests.release(name)
-    stand.runner.step(scheduled({"r": 1}, computed={"r": 3}, outputs={"r": 1}, finished=["t"]))
-    assert len(stand.hook.requests.live["r"].rows) == 1
+    stand.hook.requests.release("t")
+    for i in range(4):
+        if i == 2:  # nothing else changes in the batch
+            stand.hook.requests.release("r")
+        ended = ["t"] if i == 0 else []
+        stand.runner.step(scheduled({"r": 1}, computed={"r": 3 + i}, outputs={"r": 1 + i}, finished=ended))
+        assert len(stand.hook.requests.live["r"].rows) == min(2 + i, 3)
     stand.runner.step(scheduled({}, finished=["r"]))
     assert stand.captures.waiting("r") is stand.captures.waiting("t") is None
     assert not stand.hook.requests.live

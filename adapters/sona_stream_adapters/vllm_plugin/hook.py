@@ -148,6 +148,7 @@ class Hook:
             plan = self.planner.plan(
                 self.requests.live, layout.request_ids, layout.counts, changed=self.requests.changed
             )
+            self.requests.changed = False
             if plan.rows == hidden_states.size(0):
                 changed = self._change(plan, hidden_states)
             else:

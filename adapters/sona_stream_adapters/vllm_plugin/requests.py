@@ -17,6 +17,8 @@ __all__ = ["Binding", "Requests", "Stretch", "Tracked", "binding_from"]
 
 MAX_NAME = 512
 MAX_EPISODES = 64
+MAX_NUMBER = (1 << 31) - 1
+"""Of a version, or a position: rows keep versions in int32."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,7 @@ def binding_from(extra_args: Mapping[str, Any] | None, counters: Counters | None
         return None
     try:
         return _checked(extra_args)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # JSON's 1e999 is infinite
         if counters is not None:
             counters.bad_bindings += 1
         return None
@@ -133,8 +135,8 @@ def _name(value: Any) -> str | None:
 def _integer(value: Any) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or int(value) != value or value < 0:
-        raise ValueError("expected a whole number")
+    if isinstance(value, bool) or int(value) != value or not 0 <= value <= MAX_NUMBER:
+        raise ValueError(f"expected a whole number up to {MAX_NUMBER}")
     return int(value)
 
 
@@ -156,7 +158,9 @@ class Requests:
         self.teaching = 0
         """how many of the live ones have an answer read to them"""
         self.changed = False
-        """whether this step's tracked requests differ from the last one's, or some of them still read a prompt"""
+        """whether the tracked requests are others than the last plan was made for, or some of them still read a
+        prompt; unset by who plans
+        """
         self._reading: dict[str, Tracked] = {}
         """those of the live ones whose rows are no tokens yet"""
         self._recalling: dict[str, Tracked] = {}
@@ -166,7 +170,6 @@ class Requests:
 
     def follow(self, scheduled: Any) -> None:
         """One step's scheduler output: ends, beginnings, and how far each prompt is."""
-        self.changed = False
         if self.live:
             for request_id in scheduled.finished_req_ids:
                 self._end(request_id)
