@@ -47,11 +47,11 @@ class Answer:
             event = _decoded(data)
             if event is None:
                 raise click.ClickException(f"the answer is not one of sona-stream: {_start(data)}")
-            if "error" in event:
+            if event.get("error"):
                 raise click.ClickException(_message(data))
-            for choice in event.get("choices", ()):
+            for choice in event.get("choices") or ():
                 self.finish_reason = choice.get("finish_reason") or self.finish_reason
-                if text := choice.get("delta", {}).get("content"):
+                if text := (choice.get("delta") or {}).get("content"):
                     yield text
         raise click.ClickException("the answer broke off: the server closed the connection")
 

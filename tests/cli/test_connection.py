@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from sona_stream.cli import main
+from sona_stream.cli.connection import Connection
 from sona_stream.config.load import hash_key, read_settings
 from sona_stream.config.settings import KeySettings
 
@@ -145,6 +146,19 @@ def test_the_conversation_outlives_the_server(other, dies, judged):
     assert "went away" in said or "no server answers" in said
     (last,) = [json.loads(body) for path, _, body in other.asked if path == "/v1/chat/completions"][1:]
     assert [turn["content"] for turn in last["messages"]] == ["How long?", "Forty", "And then?"]
+
+
+def test_nulls_in_an_upstreams_chunks_are_absences(other):
+    chunks = (
+        {"choices": None, "error": None},
+        {"choices": [{"delta": None}], "error": None},
+        {"choices": [{"delta": {"content": "Forty"}, "finish_reason": "stop"}], "error": None},
+    )
+    stream = b"".join(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks) + b"data: [DONE]\n\n"
+    other.answer = lambda handler: handler.say(stream, "text/event-stream")
+    with Connection(other.url, None).stream_chat({"model": "m"}) as answer:
+        assert list(answer) == ["Forty"]
+        assert answer.finish_reason == "stop"
 
 
 def test_an_answer_that_is_no_stream_of_ours_is_no_traceback(other):
