@@ -14,7 +14,7 @@ from installed import installed
 from served import served
 
 from sona_stream.config.settings import Deployment, SonaSettings
-from sona_stream.errors import NotFound
+from sona_stream.errors import InvalidRequest, NotFound
 from sona_stream.events import Delta, Event, Finish, Head, Headers, Piece, Request, Usage
 
 
@@ -36,7 +36,7 @@ class ReversingBackend:
     async def probe(self) -> None:
         """Returns when the model would answer: at once."""
 
-    async def embeddings(self, body: bytes) -> tuple[int, Headers, bytes]:
+    async def embeddings(self, body: bytes, headers: Headers = ()) -> tuple[int, Headers, bytes]:
         raise NotFound(f"{self.name} has no embeddings")
 
     @asynccontextmanager
@@ -45,6 +45,8 @@ class ReversingBackend:
             yield events  # when the client leaves, so does this block
 
     async def _answer(self, request: Request) -> AsyncGenerator[Event, None]:
+        for field, said in request.objections:  # whoever passes the body on leaves them to the upstream
+            raise InvalidRequest(said, param=field)
         yield Head(model=self.name)
         words = request.query.split()[::-1]
         for word in words:

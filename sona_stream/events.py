@@ -89,6 +89,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     n: int = 1
+    """In 1..128, the nearest to what was asked for: choices are made here by its count."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logprobs: int | None = None
@@ -157,8 +158,9 @@ class Request:
     include_usage: bool = False
     sampling: Sampling = Sampling()
     objections: tuple[tuple[str, str], ...] = ()
-    """(field, what is wrong with it) by OpenAI's reference. Upstreams judge for themselves; a backend that samples
-    itself raises the first as InvalidRequest, for then ``sampling`` may hold anything.
+    """(field, what is wrong with it) by OpenAI's reference, or because ``sampling`` has no place for it. Upstreams
+    judge for themselves; a backend that samples itself raises the first as InvalidRequest, but for fields that it
+    reads from ``body``: ``sampling`` may hold anything then.
     """
     constrained: bool = False
     """Tools or a JSON schema were given."""

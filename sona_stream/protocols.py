@@ -75,7 +75,9 @@ Middleware = Callable[[Handler], Handler]
 
 @runtime_checkable
 class Backend(Protocol):
-    """One deployment of `model_list`: a `Handler` with a lifetime. ``async with backend:`` starts it."""
+    """One deployment of `model_list`: a `Handler` with a lifetime. ``async with backend:`` starts it. One that
+    samples itself raises the first of `Request.objections`, but for fields that it serves, as InvalidRequest.
+    """
 
     name: str
     """The deployment's ``model_name``."""

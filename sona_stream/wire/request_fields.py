@@ -31,6 +31,7 @@ __all__ = [
 
 _ABSENT = msgspec.Raw()
 _MAX_TOKENS = 1 << 31
+_MAX_CHOICES = 128
 _MAX_ID_LENGTH = 256
 _ID_KEYS = ("request_id", "inference_id", "generation_id", "id")
 _AT = re.compile(r"^(.*) - at `\$\.?(.*)`$", re.DOTALL)
@@ -120,7 +121,7 @@ def sampling(
     objections.within("top_p", top_p, 0, 1)
     objections.within("presence_penalty", presence, -2, 2)
     objections.within("frequency_penalty", frequency, -2, 2)
-    objections.within("n", n, 1, 128)
+    objections.within("n", n, 1, _MAX_CHOICES)
     objections.within(max_tokens_name, limit, least, _MAX_TOKENS)
     return Sampling(
         temperature=temperature,
@@ -128,7 +129,7 @@ def sampling(
         max_tokens=limit,
         stop=_stops(fields.stop, objections),
         seed=objections.read("seed", fields.seed, int),
-        n=1 if n is None else n,
+        n=1 if n is None else min(max(n, 1), _MAX_CHOICES),
         presence_penalty=presence or 0.0,
         frequency_penalty=frequency or 0.0,
         logprobs=logprobs,

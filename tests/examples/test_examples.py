@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 from program import run_python
 
@@ -75,6 +76,20 @@ def test_own_scorer_has_its_share_in_the_quality():
 
 def test_own_backend_answers_behind_the_real_server():
     assert "mirror says: stream and say these words" in run_example("own_backend")
+
+
+def test_own_backend_refuses_what_it_has_not_by_the_fields_name(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from installed import installed
+    from own_backend import CONFIG
+    from served import served
+
+    package = installed("sona_stream.backends", "reversing", "own_backend:create_backend")
+    with package as folder, served(CONFIG, folder) as url:
+        said = {"model": "mirror", "messages": [{"role": "user", "content": "a b"}], "n": 10**9}
+        refused = httpx.post(f"{url}/v1/chat/completions", json=said)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+        assert httpx.post(f"{url}/v1/embeddings", json={"model": "mirror", "input": "a"}).status_code == 404
 
 
 @pytest.mark.parametrize(("name", "forked"), [("basic_enhancement", False), ("adaptive_llm", True)])
