@@ -87,10 +87,14 @@ class Application(MemoryServices, TakingBack, Bringing):
         self._meter = Meter(self.registry)
         self._watch = Watch(self.backends, interval=sona.health.interval)
         self._hosts = Hosts(self._adaptable, self._watch)
-        self.registry.register(HookCollector(self._watch))
         self._budgets = BudgetCollector(self.backends, self._budget_keepers)
-        self.registry.register(self._budgets)
         self._memory: Memories | None = None
+        self.live = (
+            HookCollector(self._watch),
+            self._budgets,
+            GateCollector(self._gates),
+            MemoryCollector(lambda: {} if self._memory is None else self._memory.stats()),
+        )
         self._said = Said(self.store, names=sona.storage != "none")
         self._stack = AsyncExitStack()
         self._started_at = time.time()
@@ -131,8 +135,6 @@ class Application(MemoryServices, TakingBack, Bringing):
             teach=scores.offer if learning == "auto" and self._adaptable else None,
             watch=self._observe,
         )
-        self.registry.register(GateCollector(self._gates))
-        self.registry.register(MemoryCollector(lambda: {} if self._memory is None else self._memory.stats()))
         self.pipeline = build_pipeline(
             settings,
             self.backends,

@@ -31,10 +31,6 @@ class BudgetCollector:
     ) -> None:
         self._backends, self._own = backends, own
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing is asked before the first scrape."""
-        return ()
-
     def collect(self) -> Iterable[Metric]:
         """Everything, as of now."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

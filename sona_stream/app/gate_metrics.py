@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ class GateCollector:
     def __init__(self, gates: Callable[[], Mapping[str, Mapping[Any, int]]]) -> None:
         self._gates = gates
         self._tenants: set[str] = set()
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing is asked of the learner before the first scrape."""
-        return ()
 
     def collect(self) -> Iterator[Metric]:
         """Everything, as of now."""

@@ -54,12 +54,8 @@ class HookCollector:
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing beforehand."""
-        return ()
-
     def collect(self) -> Iterable[Metric]:
-        """Called by a scraper's thread."""
+        """Everything, as of the last probe."""
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
         told = self._watch.hook_stats()

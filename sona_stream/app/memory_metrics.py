@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ class MemoryCollector:
 
     def __init__(self, stats: Callable[[], Mapping[str, Any]]) -> None:
         self._stats = stats
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing beforehand."""
-        return ()
 
     def collect(self) -> Iterator[Metric]:
         """Everything, as of now."""

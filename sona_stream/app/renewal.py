@@ -40,6 +40,8 @@ _FOR_THE_ANSWER = {
     "n",
     "best_of",
     "echo",
+    "suffix",
+    "logit_bias",
     "max_completion_tokens",
     "logprobs",
     "top_logprobs",

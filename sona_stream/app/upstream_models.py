@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from ..errors import NotReady, SonaError, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from ..errors import NotFound, NotReady, SonaError, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from ..protocols import Backend, ModelLister
 
 __all__ = ["UpstreamModels"]
@@ -29,6 +29,7 @@ class UpstreamModels:
         self._told: list[Sequence[str]] = [()] * len(self._listers)
         self._names: tuple[str, ...] = ()
         self._away: SonaError | None = None
+        self._refused: SonaError | None = None
         self._fresh_until = float("-inf")
         self._asking = asyncio.Lock()
 
@@ -42,25 +43,27 @@ class UpstreamModels:
         return self._names
 
     async def to_route_to(self) -> tuple[str, ...]:
-        """The same. Raises NotReady, saying who is away, when that is why there is none."""
+        """The same. When there is none because an upstream is away, or does not tell: raises NotReady or NotFound
+        that says who and why.
+        """
         names = await self.names()
         if not names and self._away is not None:
             raise NotReady(f"which models there are is not known: {self._away}")
+        if not names and self._refused is not None:
+            raise NotFound(f"which models there are is not told: {self._refused}")
         return names
 
     async def _ask(self) -> None:
-        failed, away = False, None
+        away, refused = None, None
         for place, lister in enumerate(self._listers):
             try:
                 self._told[place] = await lister.list_models()
             except SonaError as error:
-                failed = True
-                if _is_passing(error):
-                    away = error
+                away, refused = (error, refused) if _is_passing(error) else (away, error)
                 _log.info("the models behind the wildcard are not known: %s", error)
         self._names = tuple(dict.fromkeys(name for told in self._told for name in told))
-        self._away = away
-        self._fresh_until = self._clock() + (FAILED_S if failed else KEPT_S)
+        self._away, self._refused = away, refused
+        self._fresh_until = self._clock() + (FAILED_S if away or refused else KEPT_S)
 
 
 def _is_passing(error: SonaError) -> bool:

@@ -54,6 +54,11 @@ def _loads(one: _Watched) -> bool:
     return isinstance(one.problem, NotReady) and not isinstance(one.problem, HostAway)
 
 
+def _talks(one: _Watched) -> bool:
+    """Whether it answers requests: one whose hidden states alone are out of reach does."""
+    return one.problem is None or isinstance(one.problem, HostAway)
+
+
 def _is_lost(one: _Watched) -> bool:
     """Whether it will not answer as long as this program runs."""
     return isinstance(one.problem, ModelUnavailable)
@@ -85,7 +90,7 @@ class Watch:
         """
         for one in filter(_loads, self._all):
             raise NotReady(str(one.problem))
-        if any(one.problem is None for one in self._all):
+        if any(map(_talks, self._all)):
             return
         reasons = "; ".join(str(one.problem) for one in self._all)
         raise (

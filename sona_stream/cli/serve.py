@@ -69,9 +69,9 @@ def serve(
     until_eof: bool,
 ) -> None:
     """Start the proxy. Without options: SmolLM2-135M-Instruct in this process, on 127.0.0.1:8080."""
-    if sum(map(bool, (config, model, upstream))) > 1:
+    if sum(one is not None for one in (config, model, upstream)) > 1:
         raise click.UsageError("--config, --model and --upstream exclude each other: put all models into one file")
-    if upstream_key_env is not None and not upstream:
+    if upstream_key_env is not None and upstream is None:
         raise click.UsageError(
             "--upstream-key-env says which key --upstream is sent; in a file: litellm_params.api_key"
         )
@@ -87,17 +87,35 @@ def serve(
     from ..server import run as server
 
     try:
-        if upstream:
-            if "://" not in upstream:
-                raise click.BadParameter(f"{upstream!r}: is it http://{upstream}?", param_hint="--upstream")
-            address(upstream, "--upstream")
+        if upstream is not None:
+            upstream = _whole(upstream)
             settings = settings_for_upstream(upstream, api_key=_key_for(upstream, upstream_key_env))
         else:
-            settings = settings_for_local(model) if model else load_settings(config)
+            settings = load_settings(config) if model is None else settings_for_local(_given(model, "--model"))
         application = Application(settings, directory=state_dir)
         server.serve(create_app(application), host, port, grace=grace, announce=click.echo)
     except SonaError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _given(value: str, option: str) -> str:
+    """Not what an unset variable of a shell leaves. Raises click.BadParameter."""
+    if not value.strip():
+        raise click.BadParameter("it is empty; is a variable not set?", param_hint=option)
+    return value
+
+
+def _whole(upstream: str) -> str:
+    """An URL that paths can be put behind. Raises click.BadParameter."""
+    if "://" not in _given(upstream, "--upstream"):
+        raise click.BadParameter(f"{upstream!r}: is it http://{upstream}?", param_hint="--upstream")
+    parts = address(upstream, "--upstream")
+    if parts.query or parts.fragment:
+        raise click.BadParameter(
+            f"{upstream!r} has a query or fragment, which cannot stand before /v1/chat/completions",
+            param_hint="--upstream",
+        )
+    return urllib.parse.urlunsplit(parts)
 
 
 def _key_for(upstream: str, variable: str | None) -> str | None:

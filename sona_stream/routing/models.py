@@ -19,7 +19,11 @@ _log = logging.getLogger(__name__)
 
 _ROUTING = "sona.routing"
 _DEFAULT = f"{_ROUTING}.default_model"
-_NO_ANSWERER = re.compile(r"(?<![a-z])(embed|embeddings?|rerank|reranker)(?![a-z])", re.IGNORECASE)
+_NO_ANSWERER = re.compile(
+    r"(?<![a-z])(embed|embeddings?|rerank|reranker|bge|gte|e5|colbert|clip|whisper|transcribe|asr|tts|dall-?e|image"
+    r"|diffusion|flux|moderation|guard|realtime|babbage|davinci)(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 class ModelCatalog:
@@ -27,11 +31,11 @@ class ModelCatalog:
 
     def __init__(self, settings: Settings, discover: Discover | None = None) -> None:
         """``discover`` gives the names that a wildcard's upstream lists, for want of any name of our own; it raises
-        NotReady while the upstream cannot say.
+        NotReady while the upstream cannot say, NotFound when it does not.
         """
         routing = settings.sona.routing
         self._discover = discover
-        self._not_ready: NotReady | None = None
+        self._unknown: NotReady | NotFound | None = None
         self._routing = routing
         self.names = tuple(dict.fromkeys(model.model_name for model in settings.models))
         self._fallbacks = {name: tuple(targets) for name, targets in routing.fallbacks.items()}
@@ -77,9 +81,9 @@ class ModelCatalog:
             return
         try:
             listed = await self._discover()
-            self._not_ready = None
-        except NotReady as error:
-            listed, self._not_ready = (), error
+            self._unknown = None
+        except (NotReady, NotFound) as error:
+            listed, self._unknown = (), error
         if self.default not in listed:
             self.default = _first_answerer(listed)
             if self.default is not None:
@@ -92,12 +96,13 @@ class ModelCatalog:
         """With only a wildcard in `model_list`, no default set, and none found by `refresh`: raises NotReady when
         the upstream could not say, NotFound otherwise.
         """
-        if self.default is None and self._not_ready is not None:
-            raise NotReady(f"nothing to route to yet: {self._not_ready}")
+        if self.default is None and isinstance(self._unknown, NotReady):
+            raise NotReady(f"nothing to route to yet: {self._unknown}")
         if self.default is None:
+            why = self._unknown or "its upstream lists none"
             raise NotFound(
-                "nothing to route to: model_list names no model, its upstream lists none, and "
-                f"{_DEFAULT} is not set; ask for a model by its name"
+                f"nothing to route to: model_list names no model, {why}, and {_DEFAULT} is not set; "
+                "ask for a model by its name"
             )
         return self.default
 
@@ -116,7 +121,9 @@ class ModelCatalog:
 
 
 def _first_answerer(listed: Sequence[str]) -> str | None:
-    """The first name that is not plainly an embedder's or a reranker's; the first, when all are."""
+    """The first name that is not plainly of one that holds no conversation (embeds, reranks, moderates, speaks,
+    draws); the first, when all are.
+    """
     return next((name for name in listed if not _NO_ANSWERER.search(name)), listed[0] if listed else None)
 
 

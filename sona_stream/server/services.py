@@ -16,6 +16,7 @@ from ..protocols import FeedbackSink, Handler, Store
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
 
 __all__ = ["Services", "View"]
 
@@ -33,6 +34,13 @@ class Services(Protocol):
         """Of `prometheus_client`: the server adds its own metrics to it and serves all of it at ``/metrics``.
 
         ``CollectorRegistry(auto_describe=True)`` of its own, never the global one.
+        """
+        ...
+
+    @property
+    def live(self) -> Sequence[Collector]:
+        """More for ``/metrics``, not in the registry: they read what belongs to the event loop, so they are asked
+        there, and take a millisecond.
         """
         ...
 

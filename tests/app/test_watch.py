@@ -8,7 +8,7 @@ import pytest
 
 from sona_stream.app.upstream_models import UpstreamModels
 from sona_stream.app.watch import Watch
-from sona_stream.errors import HostAway, ModelUnavailable, NotReady, UpstreamError
+from sona_stream.errors import HostAway, ModelUnavailable, NotFound, NotReady, UpstreamError
 
 BUSY = UpstreamError("the upstream answers 429", retryable=True)
 
@@ -74,6 +74,13 @@ async def test_an_ill_upstream_leaves_the_program_ready(monkeypatch, problem):
         assert ill.times == 1
 
 
+async def test_a_model_whose_hidden_states_alone_are_out_of_reach_answers():
+    async with watching(a=[Asked(HostAway("its hidden states are out of reach now"))]) as watch:
+        await until(lambda: "not asked" not in str(watch.view()))
+        watch.check()
+        assert not watch.answers("a"), "no host of it can be had"
+
+
 async def test_with_none_that_answers_it_is_not_ready():
     async with watching(a=[Asked(BUSY)], b=[Asked(ModelUnavailable("gone"))]) as watch:
         await until(lambda: "not asked" not in str(watch.view()))
@@ -102,13 +109,12 @@ async def test_what_an_ill_upstream_listed_before_is_still_known():
     assert await models.to_route_to() == ("a", "c")
 
 
-@pytest.mark.parametrize(("error", "away"), [(BUSY, True), (UpstreamError("404"), False)])
-async def test_a_list_that_was_never_known_is_not_ready_or_not_there(error, away):
+@pytest.mark.parametrize(("error", "raised"), [(BUSY, NotReady), (UpstreamError("it answers 401"), NotFound)])
+async def test_a_list_that_was_never_known_is_not_ready_or_not_told(error, raised):
     lister = Lister()
+    models = UpstreamModels([lister])
+    assert await models.to_route_to() == (), "it lists none"
     lister.told = error
     models = UpstreamModels([lister])
-    if away:
-        with pytest.raises(NotReady, match="429"):
-            await models.to_route_to()
-    else:
-        assert await models.to_route_to() == ()
+    with pytest.raises(raised, match=str(error)):
+        await models.to_route_to()

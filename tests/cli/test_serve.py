@@ -55,11 +55,25 @@ def test_openais_key_goes_to_openai_only(serve, monkeypatch, upstream, key):
         assert (sent[b"authorization"], sent[b"x-api-key"]) == (b"Bearer client", b"client")
 
 
-@pytest.mark.parametrize("wrong", ["http://h:99999", "ftp://h", "http://", "localhost:8000"])
+@pytest.mark.parametrize(
+    "wrong", ["http://h:99999", "ftp://h", "http://", "localhost:8000", "http://h/v1?x=1", "http://h#y"]
+)
 def test_a_wrong_upstream_is_named_by_its_option(serve, wrong):
     told = serve("--upstream", wrong)
     assert "Invalid value for --upstream" in told
     assert wrong in told
+
+
+@pytest.mark.parametrize("option", ["--upstream", "--model"])
+def test_an_empty_option_is_no_reason_to_serve_something_else(serve, option):
+    told = serve(option, "")
+    assert f"Invalid value for {option}: it is empty" in told
+    assert "exclude each other" in serve(option, "", "--upstream" if option == "--model" else "--model", "x")
+
+
+def test_the_scheme_may_be_in_capitals(serve):
+    settings, _ = serve("--upstream", "HTTP://Gpu:8000")
+    assert settings.models[0].api_base == "http://Gpu:8000/v1"
 
 
 @pytest.mark.parametrize("upstream", ["http://10.0.0.5:8000", "https://api.openai.com"])

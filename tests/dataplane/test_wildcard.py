@@ -34,14 +34,16 @@ async def test_the_alias_that_routes_goes_to_the_first_model_of_the_upstream(pro
         assert len(lists) <= 4  # probes and one question; not one a request
 
 
-async def test_without_a_list_the_alias_says_what_to_do(proxy):
+@pytest.mark.parametrize(("status", "hint"), [("404 Not Found", "404"), ("401 Unauthorized", "--upstream-key-env")])
+async def test_without_a_list_the_alias_says_what_to_do(proxy, status, hint):
     async def script(asked, wire):
-        await wire.send(sized(b"{}", status="404 Not Found") if asked.method == "GET" else OK)
+        await wire.send(sized(b"{}", status=status) if asked.method == "GET" else OK)
 
     async with serving(script) as upstream, proxy(upstream.url) as it:
         reply = await ask(it.url, body(False, model="sona/auto"))
         assert reply.status == 404
         assert "sona.routing.default_model" in reply.json()["error"]["message"]
+        assert hint in reply.json()["error"]["message"]
         assert (await ask(it.url, body(False, model="anything"))).status == 200
 
 

@@ -246,7 +246,14 @@ async def test_with_only_a_wildcard_its_upstream_names_the_default() -> None:
 
 async def test_the_default_of_a_wildcard_stays_while_it_is_listed(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "sona_stream.routing")
-    listed = ["text-embedding-3-small", "BAAI/bge-reranker-v2-m3", "embedded-coder", "second"]
+    listed = [
+        "whisper-1",
+        "dall-e-2",
+        "text-embedding-3-small",
+        "BAAI/bge-reranker-v2-m3",
+        "embedded-coder",
+        "second",
+    ]
 
     async def discover() -> Sequence[str]:
         return listed

@@ -135,7 +135,7 @@ class FakeServices:
     def __init__(self, *steps, sona=None, models=("m1", "m2")):
         entries = tuple(Deployment(model_name=name, provider="openai", upstream_model=name) for name in models)
         self.settings = Settings(models=entries, sona=sona or SonaSettings())
-        self.registry = CollectorRegistry(auto_describe=True)
+        self.registry, self.live = CollectorRegistry(auto_describe=True), ()
         self.pipeline = Script(*(steps or spoken("Hello", " world")))
         self.store = FakeStore()
         self.feedback = FakeFeedback(self.store)

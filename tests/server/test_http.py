@@ -1,8 +1,10 @@
 """Dispatch, bodies, keys and roles, health, models, embeddings, administration, metrics, lifespan."""
 
 import asyncio
+import threading
 
 import pytest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from server_clients import Asked, ask, chat, chat_bytes
 from server_fakes import FakeServices, forever
@@ -263,6 +265,22 @@ async def test_metrics(services, app):
     assert found["sona_in_flight_requests",] == 0
     openmetrics = await ask(app, "GET", "/metrics", headers={"accept": "application/openmetrics-text"})
     assert openmetrics.headers[b"content-type"].startswith(b"application/openmetrics-text")
+
+
+async def test_what_belongs_to_the_event_loop_is_asked_there(services, app):
+    asked_in = []
+
+    class Live:
+        def collect(self):
+            asked_in.append(threading.current_thread())
+            yield GaugeMetricFamily("sona_live", "As of now.", value=7)
+
+    services.live = (Live(),)
+    for accept in ("text/plain", "application/openmetrics-text"):
+        said = await ask(app, "GET", "/metrics", headers={"accept": accept})
+        assert "sona_live 7.0" in said.body.decode()
+        assert "sona_in_flight_requests 0.0" in said.body.decode()
+    assert asked_in == [threading.main_thread()] * 2
 
 
 async def test_labels_are_bounded():

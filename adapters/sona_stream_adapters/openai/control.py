@@ -77,7 +77,8 @@ class ControlPlane:
         async with self.stream("GET", self._url("/models"), self._headers, b"", timeouts=limits) as response:
             if response.status != 200:
                 raise UpstreamError(
-                    f"{self._name}: the upstream answers {response.status} when asked for its models",
+                    f"{self._name}: the upstream answers {response.status} when asked for its models"
+                    + (" (a key of its own: api_key, or --upstream-key-env)" if response.status == 401 else ""),
                     retryable=_is_passing(response.status),
                 )
             body = await response.read(MAX_LIST_BYTES)
