@@ -27,6 +27,9 @@ _MAX_LOGPROBS = 20
 class _CompletionFields(RequestFields):
     prompt: Any = None
     logprobs: Any = None
+    echo: Any = None
+    suffix: Any = None
+    best_of: Any = None
 
 
 _decoder = msgspec.json.Decoder(_CompletionFields)
@@ -38,6 +41,11 @@ def decode_completion_request(body: bytes) -> DecodedRequest:
     top = objections.read("logprobs", fields.logprobs, int)
     objections.within("logprobs", top, 0, _MAX_LOGPROBS)
     prompt, query = _prompt(fields.prompt)
+    # OpenAI allows 0 here: only the prompt's log-probabilities are wanted then.
+    asked = sampling(
+        fields, objections, max_tokens=fields.max_tokens, max_tokens_name="max_tokens", least=0, logprobs=top
+    )
+    _look_over(fields, asked.n, objections)
     return DecodedRequest(
         endpoint="completions",
         model=fields.model,
@@ -45,15 +53,20 @@ def decode_completion_request(body: bytes) -> DecodedRequest:
         query=query,
         stream=bool(fields.stream),
         include_usage=include_usage(fields),
-        # OpenAI allows 0 here: only the prompt's log-probabilities are wanted then.
-        sampling=sampling(
-            fields, objections, max_tokens=fields.max_tokens, max_tokens_name="max_tokens", least=0, logprobs=top
-        ),
+        sampling=asked,
         constrained=is_constrained(fields),
         user=named_user(fields),
         client_ids=client_ids(fields.metadata),
         objections=objections.all,
     )
+
+
+def _look_over(fields: _CompletionFields, n: int, objections: Objections) -> None:
+    objections.unserved("echo", objections.read("echo", fields.echo, bool))
+    objections.unserved("suffix", fields.suffix)
+    best_of = objections.read("best_of", fields.best_of, int)
+    if best_of is not None and best_of > n:
+        objections.note("best_of", f"must be at most n, {n}, where a model runs here", best_of)
 
 
 def _prompt(prompt: Any) -> tuple[str | tuple[int, ...] | None, str]:

@@ -1,4 +1,4 @@
-"""What OpenAI's reference has against a request that can be routed all the same.
+"""What a model that runs here, or OpenAI's reference, has against a request that can be routed all the same.
 
 Upstreams have limits of their own (vLLM's -1 for "as many tokens as there is room", a temperature of 3, roles of a
 template's own), and a proxy must not be stricter than they are. So nothing is refused here: it is noted, and raised
@@ -40,6 +40,11 @@ class Objections:
     def note(self, param: str, must: str, got: object = None) -> None:
         """One field, and what it must be."""
         self._found.append((param, complaint(param, must, got)))
+
+    def unserved(self, param: str, value: Any) -> None:
+        """Notes a field that would change the answer, and that no model that runs here reads."""
+        if value:
+            self.note(param, "must be left out where a model runs here", value)
 
     def within(self, param: str, value: float | None, low: int, high: int) -> None:
         """Notes a value that is there and beyond its limits."""

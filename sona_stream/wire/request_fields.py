@@ -55,6 +55,7 @@ class RequestFields(msgspec.Struct):
     n: Any = None
     stop: Any = None
     seed: Any = None
+    logit_bias: Any = None
     presence_penalty: Any = None
     frequency_penalty: Any = None
     max_tokens: Any = None
@@ -123,6 +124,7 @@ def sampling(
     objections.within("frequency_penalty", frequency, -2, 2)
     objections.within("n", n, 1, _MAX_CHOICES)
     objections.within(max_tokens_name, limit, least, _MAX_TOKENS)
+    objections.unserved("logit_bias", fields.logit_bias)
     return Sampling(
         temperature=temperature,
         top_p=top_p,

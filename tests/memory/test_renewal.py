@@ -85,7 +85,8 @@ def quick(monkeypatch):
 
 def body(question):
     said = {"model": "m", "messages": [{"role": "user", "content": question}], "n": 3, "stream": True}
-    return json.dumps({**said, "max_tokens": 700, "stream_options": {"include_usage": True}}).encode()
+    options = {"max_tokens": 700, "stream_options": {"include_usage": True}, "logit_bias": {"7": 5}}
+    return json.dumps({**said, **options}).encode()
 
 
 async def remember(memory, make, cities=CITIES):
@@ -138,6 +139,7 @@ async def test_all_of_them_act_again_newest_first(opened, make):
         for request in model.requests:
             asked = json.loads(request.body)
             assert (asked["max_tokens"], request.sampling.n, request.stream, request.adapt) == (1, 1, False, False)
+            assert request.objections == ()
             assert request.id in model.released
 
 

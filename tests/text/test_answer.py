@@ -47,6 +47,12 @@ def test_a_stop_string_is_never_shown(tokenizer, text, stop):
     assert answer.produced <= len(ids)
 
 
+def test_every_one_of_many_stop_strings_stops(tokenizer):
+    ids = tokenizer("the quick brown fox", add_special_tokens=False)["input_ids"]
+    _, shown, reason = written(tokenizer, ids, stop=("1", "2", "3", "4", "5", "fox"))
+    assert (shown, reason) == ("the quick brown ", "stop")
+
+
 def test_the_limit_shows_what_was_withheld(tokenizer):
     ids = tokenizer("the quick")["input_ids"]
     answer, shown, reason = written(tokenizer, ids, stop=("quick fox",), max_tokens=len(ids))

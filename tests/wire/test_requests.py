@@ -281,6 +281,31 @@ def test_bad_prompts(prompt):
     assert caught.value.param.startswith("prompt")
 
 
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"echo": True}, "echo", "must be left out where a model runs here, got True"),
+        ({"echo": [1]}, "echo", "got `array`"),
+        ({"suffix": "the end"}, "suffix", "got 'the end'"),
+        ({"logit_bias": {"50256": -100}}, "logit_bias", "got {'50256': -100}"),
+        ({"best_of": 2}, "best_of", "must be at most n, 1, where a model runs here, got 2"),
+        ({"best_of": 4, "n": 3}, "best_of", "at most n, 3"),
+    ],
+)
+def test_what_changes_an_answer_and_no_model_here_does_is_noted(fields, param, says):
+    (objection,) = text(**fields).objections
+    assert objection[0] == param
+    assert says in objection[1]
+
+
+def test_what_changes_no_answer_meets_no_objection():
+    assert text(echo=False, suffix="", logit_bias={}, best_of=1).objections == ()
+    assert text(echo=None, suffix=None, logit_bias=None, best_of=None).objections == ()
+    assert text(best_of=3, n=3).objections == ()
+    assert text(stop=["a", "b", "c", "d", "e"]).objections == (), "models that run here take any number"
+    assert [param for param, _ in chat(logit_bias={"1": 5}).objections] == ["logit_bias"]
+
+
 def test_completion_limits():
     assert text(max_tokens=0, logprobs=5).sampling == Sampling(max_tokens=0, logprobs=5)
     assert text(logprobs=21).objections == (("logprobs", "logprobs must be between 0 and 20, got 21"),)
