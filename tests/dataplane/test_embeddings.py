@@ -5,7 +5,7 @@ import json
 
 import pytest
 from dataplane_scripts import ask, questions, sends
-from scripted_upstream import serving, sized
+from scripted_upstream import chunked, serving, sized
 
 from sona_stream.config.settings import Deployment, RoutingSettings, Settings, SonaSettings
 
@@ -38,6 +38,25 @@ async def test_another_deployment_steps_in_and_the_bad_one_is_left_alone(proxy, 
             assert reply.headers["x-sona-model"] == "e"
         assert len(questions(first)) == 1  # within its cool-down it is asked last
         assert len(questions(second)) == 6
+
+
+PART = b'{"data": ["go'
+
+
+@pytest.mark.parametrize(
+    "died",
+    [
+        sends(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n" + PART, then="close"),
+        sends(chunked(PART, end=False), then="close"),
+        sends(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", then="close"),
+    ],
+)
+async def test_another_deployment_steps_in_for_one_that_dies_in_mid_body(proxy, died):
+    async with serving(died) as first, serving(sends(GOOD)) as second, proxy(settings(first, second)) as it:
+        for _ in range(3):
+            reply = await ask(it.url, BODY, path="/v1/embeddings")
+            assert (reply.status, reply.body) == (200, b'{"data": ["good"]}')
+        assert [len(questions(one)) for one in (first, second)] == [1, 3]
 
 
 async def test_good_deployments_are_taken_in_turn(proxy):

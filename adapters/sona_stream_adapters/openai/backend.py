@@ -105,7 +105,11 @@ class OpenAIBackend:
         """Status, headers and body of the upstream's `/embeddings`. Raises UpstreamError for a refusal."""
         if self._model != WILDCARD:
             body = replace_model(body, self._model)
-        status, kept, answer = await self._control.embeddings(body, self._rules.upstream(headers))
+        try:
+            status, kept, answer = await self._control.embeddings(body, self._rules.upstream(headers))
+        except UpstreamError as error:
+            error.retryable = True  # read whole before any of it is handed on
+            raise
         if not 200 <= status < 300:
             raise self._refusal(self.name, status, kept, answer)
         return status, kept, answer
