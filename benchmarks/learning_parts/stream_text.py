@@ -1,6 +1,6 @@
 """The texts that a model adapts to, each in the order of its source.
 
-All but one are files of ``DATA/stream_text`` (their README names sources and licences); `stdlib` is the source of
+All but one are files of ``DATA/stream_text`` (`benchmarks/data/README.md`: sources, licences, fields); `stdlib` is the source of
 the Python that runs this, its top-level modules by name.
 """
 
