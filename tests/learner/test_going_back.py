@@ -1,5 +1,7 @@
 """Going back and letting a canary serve: all of it or nothing, whenever the process dies, and what comes late."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from test_watch import KEY, answer, answers, counted, learner_of, request, teach, text, until
@@ -196,3 +198,62 @@ async def test_no_canary_is_accepted_while_publishing_is_frozen():
         learner.observe(answer(text(np.random.default_rng(5)), version=1))
         await until(lambda: counted(learner, "canaries_accepted") == 1)
         assert KEY in world.host.adapters
+
+
+async def on_trial(world, canary):
+    """Version 1 is, when the process dies before its watch was kept."""
+    async with learner_of(world, LearningSettings(replay_every=10_000, canary=canary)) as learner:
+        answers(learner, 0, 60)
+        await teach(world, learner, 1.0)
+        assert learner.stats()["canaries"] == {KEY: 1}
+        killed = dict(world.store.blobs)
+    world.store.blobs = killed
+    world.host.adapters.clear()
+
+
+CANARY = CanarySettings(share=0.25, probation=20, least_answers=50)
+
+
+async def test_where_trials_were_switched_off_the_newest_version_is_everybodys_and_the_old_canary_nobodys():
+    world = World()
+    await on_trial(world, CANARY)
+    everybody = CanarySettings(share=1.0, probation=20, least_answers=50)
+    async with learner_of(world, LearningSettings(replay_every=10_000, canary=everybody)) as learner:
+        assert learner.stats()["canaries"] == {}
+        for quality in (0.0, 1.0, 0.0):
+            await teach(world, learner, quality)
+        assert [world.store.records[KEY, one].parent for one in (2, 3, 4)] == [1, 2, 3], "nothing learned is lost"
+        assert {learner.resolve(request(id=f"q{i}")).version for i in range(20)} == {4}
+        answers(learner, 1, 40)
+        await until(lambda: not learner._state.watches.due)
+        assert world.store.current == {KEY: 4}
+
+
+async def test_a_version_that_comes_while_another_is_on_trial_takes_its_place_though_the_watch_was_lost():
+    world = World()
+    await on_trial(world, CANARY)
+    async with learner_of(world, LearningSettings(replay_every=10_000, canary=CANARY)) as learner:
+        for quality in (0.0, 1.0, 0.0):
+            await teach(world, learner, quality)
+        assert (learner.stats()["canaries"], world.store.current) == ({KEY: 4}, {})
+        answers(learner, 4, 40)
+        await until(lambda: world.store.current == {KEY: 4})
+
+
+async def test_a_canary_never_takes_the_place_of_a_newer_version():
+    world = World()
+    await on_trial(world, CANARY)
+    async with learner_of(world, LearningSettings(replay_every=10_000, canary=CANARY)) as learner:
+        versions = learner._state.versions
+        line = versions.line(KEYED)
+        old = line.candidate
+        await teach(world, learner, 0.0)
+        newer = dataclasses.replace(line.candidate, status="published")
+        async with line.lock:
+            writes = world.store.together()
+            await versions.serve(line, newer, writes)
+            await writes.commit()
+        assert learner.stats()["canaries"] == {}, "the trial is over"
+        line.candidate = old
+        assert await versions.promote(line) is False
+        assert world.store.current == {KEY: 2}

@@ -138,7 +138,11 @@ class Versions:
         await self._put_back(model, sizes)
         for line, last in own:
             servable = self._serve_new and self._fits(last) and line.key not in self._problems
-            if servable and last.status == "canary":
+            newer = line.served is None or line.served.version < last.version
+            if servable and last.status == "canary" and newer:
+                if self._canary.share == 1.0:
+                    line.working = last  # no trials any more: the next version begins here, and is everybody's
+                    continue
                 line.candidate = last
                 async with self.shelf.using(line, learning=False):
                     canary, line.candidate = line.candidate, None
@@ -222,7 +226,8 @@ class Versions:
             return "observed"
         watch = self._watches.of(line.key)
         coarsest = line.key.group == EVERYTHING  # a finer level begins as its parent's fit
-        if self._canary.share < 1.0 and watch.lifetime >= self._canary.least_answers and (line.served or coarsest):
+        used = watch.lifetime >= self._canary.least_answers and (line.served is not None or coarsest)
+        if self._canary.share < 1.0 and (used or line.candidate is not None):
             return "canary"
         if line.served is not None and watch.accepted:
             watch.advance(line.served.version)
@@ -235,6 +240,7 @@ class Versions:
             await self.trials.begin(line, record)
         elif self._serve_new:
             await self._serve_all(line, record, writes)
+            await self.trials.end(line)
         line.working = record
         writes.prune_adapters(record.key, keep=self._keep, besides=self._watches.of(line.key).reference)
 
@@ -245,11 +251,12 @@ class Versions:
         writes.set_current(record.key, record.version, reason=record.reason)
 
     async def promote(self, line: Line) -> bool:
-        """The canary serves everybody, and newer versions are measured by it. False: there is none, or publishing
-        is frozen.
+        """The canary serves everybody, and newer versions are measured by it. False: there is none that is newer
+        than what is served, or publishing is frozen.
         """
         async with self.shelf.using(line), line.lock:
-            if line.candidate is None or self.frozen:
+            served = 0 if line.served is None else line.served.version
+            if line.candidate is None or line.candidate.version < served or self.frozen:
                 return False
             record = dataclasses.replace(line.candidate, status="published")
             writes = self._store.together()
