@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .lora import HiddenSpace
 
 __all__ = [
+    "Along",
     "Dropped",
     "Episode",
     "EpisodeEntry",
@@ -41,6 +42,9 @@ I32 = NDArray[np.int32]
 
 Scope = Literal["person", "tenant", "global"]
 EpisodeKind = Literal["correction", "accepted"]
+Along = Literal["all", "own", "none"]
+"""What goes with an episode of what it superseded; the rest is current again. "all": by age, for room, or by an
+admin's word; "own": the same person's, where a person or tenant is forgotten; "none": it is taken back."""
 
 
 def key_of(number: int, stamp: int) -> str:
@@ -138,8 +142,7 @@ class Episode:
 
     key: str
     """What `EpisodeRef.key` says; unique among all state folders"""
-    number: int
-    """counts up within the state folder"""
+    number: int  # counts up within the state folder
     model: str
     fingerprint: str
     scope: Scope
@@ -149,8 +152,7 @@ class Episode:
     request_id: str
     feedback_id: str
     kind: EpisodeKind
-    tokens: int
-    """pairs that are kept"""
+    tokens: int  # pairs that are kept
     answer_tokens: int
     """of the whole answer; more than `tokens` when it was longer than `sona.memory.max_tokens`"""
     nbytes: int
@@ -184,8 +186,7 @@ class EpisodeStates:
 
     hidden: F32
     """(T, d) float32, through int8 with a scale per row in the standardised space"""
-    token_ids: I32
-    """(T,)"""
+    token_ids: I32  # (T,)
     space: HiddenSpace
 
 
@@ -227,10 +228,8 @@ class NewEpisode:
     """``number`` and ``key`` are given by the store"""
     static: bytes
     standing: float
-    head: bytes
-    """Read to judge a candidate"""
-    body: bytes
-    """Token ids and states"""
+    head: bytes  # read to judge a candidate
+    body: bytes  # token ids and states
     space: HiddenSpace
     rank: int | None = None
     """None: the newest"""
@@ -312,10 +311,8 @@ class EpisodeStore(Protocol):
         """Into another scope, as the newest there; None when it is gone."""
         ...
 
-    async def drop(self, numbers: Sequence[int], *, revive: bool = False) -> Dropped:
-        """Delete, and overwrite the bytes. What they superseded is current again (`revive`), or goes, too: unless
-        it is another person's.
-        """
+    async def drop(self, numbers: Sequence[int], *, along: Along = "all") -> Dropped:
+        """Delete, and overwrite the bytes. `along`: what goes with them; the rest of it is current again."""
         ...
 
     async def use(self, uses: Mapping[int, tuple[int, float]]) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from sqlite3 import Connection
 
 from ..config.settings import Storage
-from ..episodes import Dropped, Episode, EpisodeEntry, KeptQuestion, NewEpisode, Place, Scope
+from ..episodes import Along, Dropped, Episode, EpisodeEntry, KeptQuestion, NewEpisode, Place, Scope
 from ..lora import HiddenSpace
-from . import episodes, questions
+from . import episodes, questions, superseding
 from .segments import Segments
 from .session import Session
 
@@ -44,10 +44,10 @@ class SqliteEpisodes:
 
         def run(connection: Connection) -> tuple[EpisodeEntry, list[Place]]:
             entry = episodes.put(connection, session.segments, new, keep_text=self._keep_text)
-            episodes.supersede(connection, supersede, entry.number)
+            superseding.supersede(connection, supersede, entry.number)
             if replace is None:
                 return entry, []
-            episodes.inherit(connection, replace, entry.number)
+            superseding.inherit(connection, replace, entry.number)
             return entry, episodes.delete(connection, [replace])
 
         entry, _ = await session.write(run, lambda done: session.segments.erase(done[1]))
@@ -92,19 +92,18 @@ class SqliteEpisodes:
         """Into another scope, as the newest there."""
 
         def run(connection: Connection) -> EpisodeEntry | None:
-            episodes.supersede(connection, supersede, number)
+            superseding.supersede(connection, supersede, number)
             return episodes.move(connection, number, scope, by)
 
         return await self._session().write(run)
 
-    async def drop(self, numbers: Sequence[int], *, revive: bool = False) -> Dropped:
+    async def drop(self, numbers: Sequence[int], *, along: Along = "all") -> Dropped:
         """The rows, then the bytes."""
         session = self._session()
 
         def run(connection: Connection) -> tuple[Dropped, list[Place]]:
-            asked, taken = set(numbers), episodes.with_superseded(connection, numbers)
-            gone = [number for number in taken if number in asked] if revive else taken
-            returned = episodes.revive(connection, gone)
+            gone = superseding.with_superseded(connection, numbers, along)
+            returned = superseding.revive(connection, gone)
             return Dropped(gone, returned), episodes.delete(connection, gone)
 
         def after(done: tuple[Dropped, list[Place]]) -> None:

@@ -1,15 +1,10 @@
-"""Rows of remembered episodes. The bytes that they name are in `segments`; what both mean is the memory's affair.
-
-What a person's newer answer superseded exists for undo only: undo makes it current again, and whatever else takes
-the newer one away takes it along. Another person's answer that it superseded, once promoted, is current again then,
-too: nobody's going takes what others have said.
-"""
+"""Rows of remembered episodes. Their bytes are in `segments`; what both mean is the memory's affair."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,20 +20,18 @@ __all__ = [
     "delete",
     "entries",
     "find",
-    "inherit",
     "latest",
+    "marks",
     "move",
     "places",
     "places_in",
     "put",
     "relocate",
-    "revive",
     "select",
+    "slices",
     "spaces",
     "stale",
-    "supersede",
     "use",
-    "with_superseded",
 ]
 
 _PLACE = "segment, offset, bytes, stamp"
@@ -87,7 +80,7 @@ def put(connection: sqlite3.Connection, segments: Segments, new: NewEpisode, *, 
         "stamp": at.stamp,
     }
     cursor = connection.execute(
-        f"INSERT INTO episodes ({', '.join(columns)}) VALUES ({_marks(columns)})", tuple(columns.values())
+        f"INSERT INTO episodes ({', '.join(columns)}) VALUES ({marks(columns)})", tuple(columns.values())
     )
     number = int(cursor.lastrowid or 0)
     if keep_text and episode.question is not None:
@@ -121,8 +114,8 @@ def count(connection: sqlite3.Connection) -> int:
 def find(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[Episode]:
     """By number."""
     rows: list[tuple[Any, ...]] = []
-    for some in _slices(numbers):
-        rows += connection.execute(f"{_SELECT} WHERE e.number IN ({_marks(some)})", some).fetchall()
+    for some in slices(numbers):
+        rows += connection.execute(f"{_SELECT} WHERE e.number IN ({marks(some)})", some).fetchall()
     return [_episode(row) for row in sorted(rows, key=lambda row: int(row[0]))]
 
 
@@ -174,51 +167,6 @@ def move(connection: sqlite3.Connection, number: int, scope: Scope, by: str) -> 
     return found[0] if found else None
 
 
-def supersede(connection: sqlite3.Connection, numbers: Iterable[int], by: int) -> None:
-    """From now on `by` stands for these."""
-    connection.executemany("UPDATE episodes SET superseded_by = ? WHERE number = ?", [(by, n) for n in numbers])
-
-
-def inherit(connection: sqlite3.Connection, old: int, new: int) -> None:
-    """What `old` superseded is superseded by `new`, and who superseded `old` supersedes `new`."""
-    connection.execute(
-        "UPDATE episodes SET superseded_by = (SELECT superseded_by FROM episodes WHERE number = ?) "
-        "WHERE number = ?",
-        (old, new),
-    )
-    connection.execute("UPDATE episodes SET superseded_by = ? WHERE superseded_by = ?", (new, old))
-
-
-def revive(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[EpisodeEntry]:
-    """What these superseded is as if they had never been. -> those that are current again"""
-    leaving, returning = set(numbers), []
-    for number in numbers:
-        rows = connection.execute(
-            "UPDATE episodes SET superseded_by = (SELECT superseded_by FROM episodes WHERE number = ?1) "
-            "WHERE superseded_by = ?1 RETURNING number, superseded_by",
-            (number,),
-        ).fetchall()
-        returning += [row[0] for row in rows if row[1] is None]
-    found = [entries(connection, "WHERE number = ?", number) for number in returning if number not in leaving]
-    return [entry for one in found for entry in one]
-
-
-def with_superseded(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[int]:
-    """These numbers, where there are such rows, and those of all that they superseded of the same person's."""
-    doomed: dict[int, None] = {}
-    for some in _slices(numbers):
-        rows = connection.execute(
-            f"WITH RECURSIVE doomed (number) AS (SELECT number FROM episodes WHERE number IN ({_marks(some)}) "
-            "UNION SELECT e.number FROM doomed JOIN episodes d USING (number) "
-            "JOIN episodes e ON e.superseded_by = d.number AND e.tenant = d.tenant "
-            "AND e.user IS d.user AND (e.user IS NOT NULL OR e.key_id = d.key_id)) "
-            "SELECT number FROM doomed",
-            some,
-        )
-        doomed |= dict.fromkeys(row[0] for row in rows)
-    return list(doomed)
-
-
 def select(connection: sqlite3.Connection, where: str, *values: object) -> list[int]:
     """Numbers of these rows."""
     return [row[0] for row in connection.execute(f"SELECT number FROM episodes WHERE {where}", values)]
@@ -227,8 +175,8 @@ def select(connection: sqlite3.Connection, where: str, *values: object) -> list[
 def delete(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[Place]:
     """-> whose bytes are to be overwritten once this is durable."""
     found: list[Place] = []
-    for some in _slices(numbers):  # before the first goes: rows that it superseded go with it
-        rows = connection.execute(f"SELECT {_PLACE} FROM episodes WHERE number IN ({_marks(some)})", some)
+    for some in slices(numbers):  # before the first goes: rows that it superseded go with it
+        rows = connection.execute(f"SELECT {_PLACE} FROM episodes WHERE number IN ({marks(some)})", some)
         found += [Place(*row) for row in rows]
     connection.executemany("DELETE FROM episodes WHERE number = ?", [(number,) for number in numbers])
     if found:
@@ -281,12 +229,14 @@ def spaces(connection: sqlite3.Connection) -> list[tuple[str, HiddenSpace]]:
     return found
 
 
-def _slices(numbers: Sequence[int]) -> Iterator[tuple[int, ...]]:
+def slices(numbers: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """As many as one statement takes."""
     for start in range(0, len(numbers), _CHUNK):
         yield tuple(numbers[start : start + _CHUNK])
 
 
-def _marks(values: Collection[object]) -> str:
+def marks(values: Collection[object]) -> str:
+    """One for each, in a statement."""
     return ", ".join("?" * len(values))
 
 

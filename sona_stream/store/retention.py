@@ -7,10 +7,10 @@ import sqlite3
 from pathlib import Path
 
 from ..config.settings import Storage
-from ..episodes import Dropped, Place
+from ..episodes import Along, Dropped, Place
 from ..errors import StateError
 from ..events import pupil
-from . import adapters, episodes
+from . import adapters, episodes, superseding
 from .privacy import text_bytes
 from .schema import BACKUPS
 
@@ -51,10 +51,12 @@ class Removed:
         self.rows[what] = self.rows.get(what, 0) + len(rows)
         self.files += [row[0] for row in rows]
 
-    def take_episodes(self, connection: sqlite3.Connection, where: str, *values: object) -> None:
-        """Delete these rows of `episodes`, and what they superseded of the same person's."""
-        numbers = episodes.with_superseded(connection, episodes.select(connection, where, *values))
-        returned = episodes.revive(connection, numbers)
+    def take_episodes(
+        self, connection: sqlite3.Connection, where: str, *values: object, along: Along = "all"
+    ) -> None:
+        """Delete these rows of `episodes`, with what goes along of what they superseded."""
+        numbers = superseding.with_superseded(connection, episodes.select(connection, where, *values), along)
+        returned = superseding.revive(connection, numbers)
         self.places += episodes.delete(connection, numbers)
         self.episodes = Dropped(self.episodes.numbers + numbers, self.episodes.returned + returned)
         self.rows["episodes"] = self.rows.get("episodes", 0) + len(numbers)
@@ -184,7 +186,7 @@ def forget(connection: sqlite3.Connection, tenant: str, user: str | None) -> Rem
     )
     out.run(connection, "trajectories", f"DELETE FROM trajectories WHERE {mine}", tenant, who)
     out.run(connection, "questions", f"DELETE FROM questions WHERE {mine}", tenant, who)
-    out.take_episodes(connection, mine, tenant, who)
+    out.take_episodes(connection, mine, tenant, who, along="own")
     out.rows["adapters"] = out.rows["blobs"] = 0
     for whose in _pupils(connection, tenant, user):
         out.take_files(connection, "captures", "DELETE FROM captures WHERE tenant = ?1 RETURNING file", whose)

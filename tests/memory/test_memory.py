@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -188,10 +189,49 @@ async def test_a_promoted_answer_supersedes_the_tenants_older_one(opened, make, 
         with pytest.raises(InvalidRequest, match="newer"):
             await memory.promote(first.key, "global", by="boss")
         assert set(await memory.forget(tenant="acme", keys=[second.key])) == {second.key}
-        assert [one.key for one in await memory.episodes()] == [first.key], "hers is not his to take away"
-        assert make.acting(memory, FRANCE, make.viewer("carol")) == [first.key]
-        with pytest.raises(NotFound):  # his own went with what superseded it
+        assert await memory.episodes() == [], "what was superseded goes with what superseded it"
+        assert make.acting(memory, FRANCE, make.viewer("carol")) == make.acting(memory, FRANCE) == []
+        with pytest.raises(NotFound):
             await memory.promote(oldest.key, "tenant", by="boss")
+
+
+@pytest.mark.parametrize("storage", ["features", "none"])
+@pytest.mark.parametrize("way", ["expired", "evicted", "by key"])
+async def test_what_an_admin_had_replaced_does_not_come_back_unasked(opened, make, storage, way):
+    async with opened(storage, tenant_episodes=3) as (store, memory):
+        his = (await memory.remember(make.record(answer="Paris", user="bob"))).episode
+        await asyncio.sleep(0.2)
+        hers = (await memory.remember(make.record(tenant="other"))).episode
+        for one in (hers, his):
+            await memory.promote(one.key, "global", by="boss")
+        assert make.acting(memory, FRANCE, make.viewer("carol")) == [his.key]
+        if way == "by key":
+            await memory.forget(keys=[his.key])
+        elif way == "evicted":
+            for text in ("Where is Town1?", "Where is Town2?", "Where is Town3?"):
+                await memory.remember(make.record(text, answer=text))
+                assert make.acting(memory, text) == make.acting(memory, text) != []
+        elif storage == "none":
+            memory._writing._ttl_s = time.time() - his.stored_at - 0.05
+            await memory.settle()
+        else:
+            await store.expire(now=his.stored_at + 30 * 86400 + 0.05)
+        assert await memory.find(his.key) is None
+        assert make.acting(memory, FRANCE, make.viewer("carol")) == make.acting(memory, FRANCE) == []
+        assert await memory.find(hers.key) is None
+
+
+@pytest.mark.parametrize("storage", ["features", "none"])
+async def test_whom_a_person_had_superseded_who_is_forgotten_in_the_memory_is_heard_again(opened, make, storage):
+    async with opened(storage) as (_, memory):
+        his_first = (await memory.remember(make.record(answer="Nice", user="bob"))).episode
+        hers = (await memory.remember(make.record())).episode
+        his = (await memory.remember(make.record(answer="Paris", user="bob"))).episode
+        for one in (hers, his):
+            await memory.promote(one.key, "tenant", by="boss")
+        assert set(await memory.forget(tenant="acme", person="user:bob")) == {his_first.key, his.key}
+        assert [one.key for one in await memory.episodes()] == [hers.key]
+        assert make.acting(memory, FRANCE, make.viewer("carol")) == make.acting(memory, FRANCE) == [hers.key]
 
 
 async def test_whom_a_forgotten_person_had_superseded_is_heard_again(opened, make):

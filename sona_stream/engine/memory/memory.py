@@ -175,8 +175,9 @@ class EpisodeMemory:
     async def forget(
         self, *, tenant: str | None = None, keys: Sequence[str] | None = None, person: str | None = None
     ) -> tuple[str, ...]:
-        """Delete these, or all of a person of the tenant, or all of the tenant, with what they superseded. Another
-        tenant's keys are left alone; tenant None, for an operator, takes keys of all. -> keys that are gone
+        """Delete these with all that they superseded; or all of a person of the tenant, or all of the tenant: what
+        they had superseded of others is used again. Another tenant's keys are left alone; tenant None, for an
+        operator, takes keys of all. -> keys that are gone
         """
         if keys is None and tenant is None:
             raise InvalidRequest(

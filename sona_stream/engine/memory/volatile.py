@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from ...episodes import Dropped, Episode, EpisodeEntry, KeptQuestion, NewEpisode, Place, Scope, key_of
+from ...episodes import Along, Dropped, Episode, EpisodeEntry, KeptQuestion, NewEpisode, Place, Scope, key_of
 from ...lora import HiddenSpace
 
 __all__ = ["VolatileEpisodes"]
@@ -30,6 +30,8 @@ class VolatileEpisodes:
         self.expired = 0
         self.on_removed: Callable[[Dropped], None] | None = None
         self._kept: dict[int, _Kept] = {}
+        self._stands_for: dict[int, dict[int, None]] = {}
+        """Number -> what it superseded"""
         self._spaces: dict[tuple[str, str], HiddenSpace] = {}
         self._secret = secrets.token_bytes(32)
         self._numbers = self._ranks = 0
@@ -66,13 +68,15 @@ class VolatileEpisodes:
             place,
         )
         self._kept[number] = _Kept(entry, episode, new.head, new.body)
+        if entry.superseded_by is not None:
+            self._stands_for.setdefault(entry.superseded_by, {})[number] = None
         self._spaces.setdefault((episode.fingerprint, new.space.version), new.space)
         for one in supersede:
             self._supersede(one, number)
         if old is not None:
             for other in self._superseded_by(old.entry.number):
                 self._supersede(other, number)
-            del self._kept[old.entry.number]
+            self._remove(old.entry.number)
         return entry
 
     async def count(self) -> int:
@@ -124,20 +128,24 @@ class VolatileEpisodes:
         kept.episode = dataclasses.replace(kept.episode, scope=scope, promoted_by=by, promoted_at=time.time())
         return kept.entry
 
-    async def drop(self, numbers: Sequence[int], *, revive: bool = False) -> Dropped:
-        """What they superseded is current again, or goes, too: unless it is another person's."""
+    async def drop(self, numbers: Sequence[int], *, along: Along = "all") -> Dropped:
+        """What they superseded goes, too, or is current again."""
         doomed = [number for number in dict.fromkeys(numbers) if number in self._kept]
-        for number in () if revive else doomed:  # grows while it is walked
-            whose = self._whose(number)
-            doomed += [o for o in self._superseded_by(number) if self._whose(o) == whose and o not in doomed]
+        known = set(doomed)
+        for number in () if along == "none" else doomed:  # grows while it is walked
+            whose = None if along == "all" else self._whose(number)
+            for other in self._superseded_by(number):
+                if other not in known and whose in (None, self._whose(other)):
+                    known.add(other)
+                    doomed.append(other)
         returned: list[int] = []
-        for number in doomed:
+        for number in sorted(doomed, key=lambda one: -self._kept[one].entry.rank):  # others change once
             others, by = self._superseded_by(number), self._kept[number].entry.superseded_by
             returned += others
             for other in others:
                 self._supersede(other, by)
         for number in doomed:
-            del self._kept[number]
+            self._remove(number)
         current = (self._kept[number].entry for number in dict.fromkeys(returned) if number in self._kept)
         return Dropped(doomed, [entry for entry in current if entry.superseded_by is None])
 
@@ -183,7 +191,7 @@ class VolatileEpisodes:
         return self._ranks
 
     def _superseded_by(self, number: int) -> list[int]:
-        return [one for one, kept in self._kept.items() if kept.entry.superseded_by == number]
+        return list(self._stands_for.get(number, ()))
 
     def _whose(self, number: int) -> tuple[str, str]:
         entry = self._kept[number].entry
@@ -191,5 +199,22 @@ class VolatileEpisodes:
 
     def _supersede(self, number: int, by: int | None) -> None:
         kept = self._kept[number]
+        self._stand_aside(number)
+        if by is not None:
+            self._stands_for.setdefault(by, {})[number] = None
         kept.entry = kept.entry._replace(superseded_by=by)
         kept.episode = dataclasses.replace(kept.episode, superseded_by=by)
+
+    def _remove(self, number: int) -> None:
+        """What it superseded is another's by now, or leaves with it."""
+        self._stand_aside(number)
+        self._stands_for.pop(number, None)
+        del self._kept[number]
+
+    def _stand_aside(self, number: int) -> None:
+        """No longer among what another superseded."""
+        by = self._kept[number].entry.superseded_by
+        others = {} if by is None else self._stands_for.get(by, {})
+        others.pop(number, None)
+        if by is not None and not others:
+            self._stands_for.pop(by, None)

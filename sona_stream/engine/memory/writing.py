@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...config.settings import MemorySettings
 from ...episodes import (
+    Along,
     Dropped,
     Episode,
     EpisodeRecord,
@@ -126,7 +127,7 @@ class Writing:
             found = [one for one in await self._store.find([number_of(key) or 0]) if one.key == key]
             if not found:
                 return None
-            dropped = await self._drop([found[0].number], revive=True)
+            dropped = await self._drop([found[0].number], along="none")
             returned = await self._store.find([entry.number for entry in dropped.returned])
             return Undone(found[0], tuple(one.key for one in returned))
 
@@ -199,7 +200,7 @@ class Writing:
                 found = await self._store.find([self._index.number(slot) for slot in slots])
                 found = [one for one in found if tenant in (None, one.tenant) and person in (None, one.person)]
             before = {one.number: one.key for one in found}
-            dropped = await self._drop(list(before), revive=False)
+            dropped = await self._drop(list(before), along="own" if keys is None else "all")
             return tuple(before[number] for number in dropped.numbers if number in before)
 
     # -- all of them ------------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ class Writing:
                     for one in await self._store.latest(limit=1 << 30)
                     if one.stored_at < time.time() - self._ttl_s
                 ]
-                self._store.expired += len((await self._drop(old, revive=False)).numbers)
+                self._store.expired += len((await self._drop(old, along="all")).numbers)
             while moved := await self._store.compact():
                 for number, place in moved.items():
                     slot = self._index.slot_of(number)
@@ -268,13 +269,13 @@ class Writing:
             if number != spare:
                 chosen.append(number)
                 count, size = count - 1, size - length
-        dropped = await self._drop(chosen, revive=False)
+        dropped = await self._drop(chosen, along="all")
         self.counters["evicted"] += len(dropped.numbers)
 
-    async def _drop(self, numbers: Sequence[int], *, revive: bool) -> Dropped:
+    async def _drop(self, numbers: Sequence[int], *, along: Along) -> Dropped:
         if not numbers:
             return Dropped([], [])
-        dropped = await self._store.drop(numbers, revive=revive)
+        dropped = await self._store.drop(numbers, along=along)
         self.left(dropped)
         return dropped
 
