@@ -1,6 +1,8 @@
 """Going back and letting a canary serve: all of it or nothing, whenever the process dies, and what comes late."""
 
+import asyncio
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from test_watch import KEY, answer, answers, counted, learner_of, request, teach
 from toy import MemoryStore, ToyHost, World
 
 from sona_stream.config.settings import CanarySettings, LearningSettings
+from sona_stream.engine.learner.gates import Verdict
 from sona_stream.engine.learner.keys import AdapterKey
 from sona_stream.engine.learner.watch import Watch
 from sona_stream.errors import HostError
@@ -45,7 +48,7 @@ def test_late_ratings_of_undone_versions_say_nothing_of_their_successors():
     assert rated(watch, 13, 0.0) is not None, "what came after is on trial"
     again = Watch.from_arrays(watch.to_arrays(), CanarySettings()).back_to(3, 5)
     assert rated(again, 12, 0.0) is None, "the newest undone is known after a restart, too"
-    put_back = again.back_to(10, 13)
+    put_back = again.back_to(10, 13, trusted=True)
     for _ in range(5):
         put_back.rated(10, 0.9)
     assert put_back.view()["means"]["reference"]["rating"] == [0.9, 5], (
@@ -63,6 +66,9 @@ def test_an_older_blob_is_read():
     again = Watch.from_arrays(held, CanarySettings())
     assert again.view() == watch.view()
     assert (again.undone, again.lifetime) == (0, 3)
+    held["state"] = np.asarray([2, 1, 2, 1, 5, 9])
+    again = Watch.from_arrays(held, CanarySettings())
+    assert (again.undone, again.lifetime, again.standing) == (5, 9, 0)
 
 
 async def test_late_ratings_do_not_undo_what_came_after_a_fall():
@@ -82,6 +88,57 @@ async def test_late_ratings_do_not_undo_what_came_after_a_fall():
         await until(lambda: not learner._state.watches.due)
         assert counted(learner, "rolled_back") == 1
         assert learner.resolve(request()) is not None
+
+
+def test_a_version_on_trial_that_is_put_back_is_on_trial_still():
+    watch = Watch(CanarySettings(), 3)
+    for _ in range(40):
+        watch.rated(3, 0.9)
+    for version in (4, 5, 6):
+        watch.rated(version, 0.5)
+        watch.taught(f"f{version}")
+    watch = watch.back_to(5, 6)
+    watch = Watch.from_arrays(watch.to_arrays(), CanarySettings())
+    assert (watch.reference, watch.undone, watch.lessons) == (3, 6, ["f4", "f5", "f6"])
+    for version, counts in ((3, 0), (4, 0), (6, 0), (5, 1), (7, 1)):
+        before = watch.view()["means"]["trial"]["rating"][1]
+        watch.rated(version, 0.5)
+        assert watch.view()["means"]["trial"]["rating"][1] == before + counts, version
+    assert watch.view()["means"]["reference"]["rating"][1] == 41
+    watch.advance(7)
+    assert rated(watch, 5, 0.0) is None
+
+
+@pytest.mark.parametrize("learns_on", [True, False])
+async def test_who_takes_a_lesson_back_makes_no_harmful_version_the_trusted_one(learns_on):
+    world = World()
+    settings = LearningSettings(replay_every=10_000, replay_steps=4)
+    async with learner_of(world, settings) as learner:
+        answers(learner, 0, 32)
+        given = []
+        for quality in (1.0, 0.0, 1.0):
+            request_id, _ = world.ask()
+            given.append((world.judge(request_id, quality), request_id, time.time()))
+            await learner.learn(given[-1][0], wait=True)
+            await asyncio.sleep(0.002)
+        answers(learner, 2, 3, loops)
+        feedback, request_id, at = given[-1]
+        if not learns_on:
+            learner._state.gate = refuse
+        await learner.unlearn("toy", "default", feedback.id, request_id=request_id, given_at=at)
+        await learner.settle()
+        watched = learner.stats()["watched"][KEY]
+        assert (watched["reference"], watched["answers"]) == (0, 3)
+        version = learner.resolve(request()).version
+        assert version == (4 if learns_on else 2)
+        answers(learner, version, 30, loops)
+        await until(lambda: learner.resolve(request()) is None)
+        ledger = await learner._state.ledger(KEYED)
+        assert all(ledger.withdrawn(one.id) for one, _, _ in given), "nor do the others' lessons bring it back"
+
+
+async def refuse(*_):
+    return Verdict("kl", "too far", {})
 
 
 # ---- whenever the process dies

@@ -88,6 +88,7 @@ class Guard:
             watch = await state.watches.ready(key)
             lessons = [*back.lessons, *(watch.lessons if version <= watch.reference else ())]
             await state.withdraw(key, lessons, back.writes, everything=everything)
-            done = state.watches.restart(key, watch.back_to(version, back.newest), back.writes)
+            known = watch.back_to(version, back.newest, trusted=True)
+            done = state.watches.restart(key, known, back.writes)
         done()
         self._forget(key)

@@ -81,6 +81,8 @@ class Watch:
         self.undone = 0
         """The newest version that was ever gone back from. What is said late of it and of those before it says
         nothing of their successors."""
+        self.standing = 0
+        """The undone version that is served again and is on trial still; 0: none."""
         self.lifetime = 0
         """Answers of the key that were ever looked at"""
         self._known, self._trial = _Arm(), _Arm()
@@ -147,20 +149,27 @@ class Watch:
         are the reference's: a stream's evidence may be read at any time, also when it led to acceptance.
         """
         self.reference, self._known, self._trial = served, self._trial, _Arm()
-        self._recent, self._epoch = _Arm(), 1
+        self._recent, self._epoch, self.standing = _Arm(), 1, 0
         self.lessons.clear()
         self.changes += 1
 
-    def back_to(self, version: int, newest: int) -> Watch:
+    def back_to(self, version: int, newest: int, *, trusted: bool = False) -> Watch:
         """What is known once the key serves this version again and those up to `newest` are undone: nothing of any
-        other but the reference.
+        other but the reference. Unless it is `trusted`, a version that is newer than that goes on with its trial,
+        and what taught the others, which they would learn again, still counts as lessons on trial.
         """
-        watch = Watch(self._settings, version)
+        on_trial = version > self.reference and not trusted
+        watch = Watch(self._settings, self.reference if on_trial else version)
         watch.undone = max(self.undone, newest)
         watch.lifetime = self.lifetime
         watch._rated = self._rated
-        if version == self.reference:
+        if not trusted:
+            watch.lessons = list(self.lessons)
+        if watch.reference == self.reference:
             watch._known = self._known
+        if on_trial:
+            watch.standing = version
+            watch._trial, watch._recent, watch._epoch = self._trial, self._recent, self._epoch
         return watch
 
     def finding(self) -> Finding | None:
@@ -191,7 +200,8 @@ class Watch:
     def _arm(self, version: int) -> _Arm | None:
         if version == self.reference:
             return self._known
-        return self._trial if version > max(self.reference, self.undone) else None
+        newer = version > max(self.reference, self.undone)
+        return self._trial if newer or 0 < version == self.standing else None
 
     def _take(self, arm: _Arm, values: list[tuple[str, float]], answers: int = 1) -> None:
         arm.take(values, answers)
@@ -224,7 +234,7 @@ class Watch:
         """All but the words of the last answers, as it is now."""
         counts = (self._known.answers, self._trial.answers, self._epoch)
         arrays: dict[str, NDArray[Any]] = {
-            "state": np.asarray([self.reference, *counts, self.undone, self.lifetime]),
+            "state": np.asarray([self.reference, *counts, self.undone, self.lifetime, self.standing]),
             "lessons": np.asarray(self.lessons, dtype=np.str_),
             "rated": np.asarray(list(self._rated), dtype=np.str_),
         }
@@ -240,7 +250,8 @@ class Watch:
         try:
             numbers = [int(one) for one in held["state"]]
             watch.reference, watch._known.answers, watch._trial.answers, epoch = numbers[:4]
-            watch.undone, watch.lifetime = numbers[4:] or (0, watch.seen)
+            watch.undone, watch.lifetime = numbers[4:6] or (0, watch.seen)
+            watch.standing = numbers[6] if len(numbers) > 6 else 0
             watch._epoch = epoch + 1
             watch.lessons = [str(one) for one in held["lessons"]]
             watch._rated.update((str(one), None) for one in held.get("rated", ()))
