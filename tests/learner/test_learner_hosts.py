@@ -110,6 +110,37 @@ async def test_a_host_that_goes_in_the_middle_of_a_step():
             assert learner.stats()["accepted_feedback"][KEY] == 1
 
 
+async def test_a_host_that_goes_while_two_levels_publish_gets_both_and_no_version_is_made_twice():
+    host = FarHost()
+    world = World(host)
+    code, finer = RouteDecision(model="toy", reason="test", pattern_type="CodeGen"), "toy/default/CodeGen"
+    settings = LearningSettings(replay_every=10_000, min_feedback=1)
+    async with learner_of(world.store, {"toy": host}, settings=settings) as learner:
+
+        async def taught(quality):
+            request_id, _ = world.ask(route=code)
+            return await learner.learn(world.judge(request_id, quality), wait=True)
+
+        await taught(1.0)
+        real = host.put_adapter
+
+        async def goes(*_):
+            host.put_adapter = real
+            raise HostAway("gone")
+
+        host.put_adapter = goes
+        assert (await taught(0.0)).status == "queued"
+        made = {version: record for version, record in world.store.records.items() if version[1] == 2}
+        assert set(made) == {(KEY, 2), (finer, 2)}, "both are durable"
+        learner.retry("toy")
+        await settled(lambda: "f-1" in world.store.outcomes)
+        assert learner.stats()["served"] == {KEY: 2, finer: 2}
+        assert str((await taught(1.0)).adapter) == f"{finer}@3"
+        assert {version: world.store.records[version].feedback_ids for version in made} == dict.fromkeys(
+            made, ("f-1",)
+        )
+
+
 async def test_a_replay_waits_for_its_host():
     host = FarHost()
     world = World(host)

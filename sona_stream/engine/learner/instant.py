@@ -213,6 +213,8 @@ class InstantLoop:
         if made:
             await writes.commit()
         for line, record in made.items():
+            line.latest = record.version  # also where the host goes away first: no other version gets its number
+        for line, record in made.items():
             with self._refusals(feedback, line, told):
                 await self._state.versions.serve(line, record, writes)
                 self._state.counters["steps"] += 1
