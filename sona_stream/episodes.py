@@ -294,6 +294,7 @@ class EpisodeStore(Protocol):
         person: str | None = None,
         scope: Scope | None = None,
         model: str | None = None,
+        feedback: str | None = None,
         limit: int = 1000,
     ) -> list[Episode]:
         """Newest first. None: whichever."""

@@ -286,10 +286,8 @@ class Memories:
         if time.time() - feedback.created_at < _FRESH_S:
             return ""  # it came just now: no earlier start of the program can know it
         person = person_of(feedback.user, feedback.key_id)
-        for episode in await self.memory.episodes(tenant=feedback.tenant, person=person):
-            if episode.feedback_id == feedback.id:
-                return episode.key
-        return ""
+        found = await self.memory.episodes(tenant=feedback.tenant, person=person, feedback=feedback.id, limit=1)
+        return found[0].key if found else ""
 
     def _drop(self, keys: Sequence[str]) -> None:
         """Hosts let go of them. Nobody names them any more, so there is no hurry."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -18,7 +18,10 @@ TAKEN_BACK = "taken back"
 """Reason of the outcome of what was: durable, and seen by whoever learns it later."""
 
 _PAGE = 64
-_HEARD = 4096
+_HEARD = 64
+"""Judgements of one person that are known without a store"""
+_PEOPLE = 2048
+"""Who judged, known without a store; beyond, the tenant with the most gives up who has been silent for longest"""
 
 
 class Standing(NamedTuple):
@@ -46,12 +49,24 @@ class Said:
         known as long as this process lives; so are the episodes.
         """
         self._store, self._names = store, names
-        self._heard: deque[Feedback] = deque(maxlen=_HEARD)
+        self._heard: dict[str, OrderedDict[str, deque[Feedback]]] = {}
+        """Tenant -> person -> the newest last"""
+        self._people = 0
 
     def hear(self, feedback: Feedback) -> None:
         """Somebody has just said this. A correction's text is of no use here."""
-        if not self._names:
-            self._heard.append(dataclasses.replace(feedback, correction=None))
+        if self._names:
+            return
+        people = self._heard.setdefault(feedback.tenant, OrderedDict())
+        person = person_of(feedback.user, feedback.key_id)
+        if person not in people:
+            people[person] = deque(maxlen=_HEARD)
+            self._people += 1
+        people[person].append(dataclasses.replace(feedback, correction=None))
+        people.move_to_end(person)
+        if self._people > _PEOPLE:
+            max(self._heard.values(), key=len).popitem(last=False)
+            self._people -= 1
 
     async def by(
         self, principal: Principal, request_id: str | None = None
@@ -65,9 +80,9 @@ class Said:
 
     async def _all(self, tenant: str, person: str) -> AsyncIterator[Feedback]:
         if not self._names:
-            for one in reversed(tuple(self._heard)):
-                if (one.tenant, person_of(one.user, one.key_id)) == (tenant, person):
-                    yield one
+            people = self._heard.get(tenant, OrderedDict())
+            for one in reversed(tuple(people.get(person, ()))):
+                yield one
             return
         limit, given = _PAGE, 0
         while True:

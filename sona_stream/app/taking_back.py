@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..engine.learner import Learner
-from ..episodes import Episode, person_of
+from ..episodes import Episode, Scope, person_of
 from ..errors import FeedbackConflict, NotFound, SonaError
 from ..events import Feedback, FeedbackOutcome, Principal, pupil
 from ..protocols import Store
@@ -18,8 +18,6 @@ from .trajectories import TrajectoryFanOut
 __all__ = ["TakingBack"]
 
 _log = logging.getLogger(__name__)
-
-_ALL = 1 << 30
 
 View = Mapping[str, Any]
 
@@ -35,17 +33,20 @@ class TakingBack:
 
     async def undo(self, principal: Principal, model: str | None = None, request_id: str | None = None) -> View:
         """See `Services`. Two at once may take the same back, never one too many."""
-        episodes, refused = await self._made_by(principal), ""
+        refused = ""
         async for feedback, outcome in self._said.by(principal, request_id):
             trajectory = await self.store.trajectory(feedback.request_id, tenant=feedback.tenant)
-            said = Standing(feedback, outcome, trajectory, episodes.get(feedback.id))
+            made = await self._episodes(principal, 1, feedback=feedback.id)
+            said = Standing(feedback, outcome, trajectory, made[0] if made else None)
             if model not in (None, said.model):
                 continue
             why = self._stays(said)
             if not why:
                 return await self._take_back(said)
-            others = (one for one in episodes.values() if one.scope == "person" and one is not said.episode)
-            refused = refused or refusal(said, why, None if request_id else next(others, None))
+            if not refused:
+                known = {one.key for one in made}
+                others = [] if request_id else await self._episodes(principal, 2, scope="person")
+                refused = refusal(said, why, next((one for one in others if one.key not in known), None))
             if request_id is None:
                 break
         if refused:
@@ -109,10 +110,13 @@ class TakingBack:
                     _log.info("feedback %s is taken back without being learned: %s", feedback.id, error)
         return await self.store.outcome(feedback.id)
 
-    async def _made_by(self, principal: Principal) -> dict[str, Episode]:
-        """By the feedback that made them, newest first."""
+    async def _episodes(
+        self, principal: Principal, limit: int, *, feedback: str | None = None, scope: Scope | None = None
+    ) -> list[Episode]:
+        """What this person's judgements made, newest first. A few: their requests' texts are read with them."""
         if self._memory is None:
-            return {}
+            return []
         person = person_of(principal.user, principal.key_id)
-        found = await self._memory.memory.episodes(tenant=principal.tenant, person=person, limit=_ALL)
-        return {episode.feedback_id: episode for episode in found}
+        return await self._memory.memory.episodes(
+            tenant=principal.tenant, person=person, scope=scope, feedback=feedback, limit=limit
+        )

@@ -73,11 +73,14 @@ class SqliteEpisodes:
         person: str | None = None,
         scope: Scope | None = None,
         model: str | None = None,
+        feedback: str | None = None,
         limit: int = 1000,
     ) -> list[Episode]:
         """Newest first."""
         return await self._session().read(
-            lambda c: episodes.latest(c, tenant=tenant, person=person, scope=scope, model=model, limit=limit)
+            lambda c: episodes.latest(
+                c, tenant=tenant, person=person, scope=scope, model=model, feedback=feedback, limit=limit
+            )
         )
 
     async def stale(

@@ -126,6 +126,7 @@ def latest(
     person: str | None,
     scope: Scope | None,
     model: str | None,
+    feedback: str | None,
     limit: int,
 ) -> list[Episode]:
     """Newest first."""
@@ -134,6 +135,7 @@ def latest(
         "tenant = ?": tenant,
         "scope = ?": scope,
         "model = ?": model,
+        "feedback_id = ?": feedback,
         "user = ?": text_bytes(name) if kind == "user" else None,
         "user IS NULL AND key_id = ?": name if kind == "key" else None,
     }

@@ -192,10 +192,13 @@ class EpisodeMemory:
         person: str | None = None,
         scope: Scope | None = None,
         model: str | None = None,
+        feedback: str | None = None,
         limit: int = 1000,
     ) -> list[Episode]:
-        """Newest first; None: whichever."""
-        return await self._store.latest(tenant=tenant, person=person, scope=scope, model=model, limit=limit)
+        """Newest first; None: whichever. `feedback`: those that this one made."""
+        return await self._store.latest(
+            tenant=tenant, person=person, scope=scope, model=model, feedback=feedback, limit=limit
+        )
 
     async def find(self, key: str) -> Episode | None:
         """None when it is gone."""

@@ -98,13 +98,19 @@ class VolatileEpisodes:
         person: str | None = None,
         scope: Scope | None = None,
         model: str | None = None,
+        feedback: str | None = None,
         limit: int = 1000,
     ) -> list[Episode]:
         """Newest first."""
         asked = {"tenant": tenant, "person": person, "scope": scope, "model": model}
         given = {name: value for name, value in asked.items() if value is not None}
         newest = sorted(self._kept.values(), key=lambda kept: -kept.entry.rank)
-        found = [k.episode for k in newest if all(getattr(k.entry, n) == v for n, v in given.items())]
+        found = [
+            kept.episode
+            for kept in newest
+            if feedback in (None, kept.episode.feedback_id)
+            and all(getattr(kept.entry, name) == value for name, value in given.items())
+        ]
         return found[:limit]
 
     async def stale(
