@@ -65,11 +65,10 @@ class BackgroundLoop:
         """A lesson is taken back, durable when it returns. What is under way with it is void, and what holds it is
         fitted anew.
         """
-        taught = await self._unlearning.taught(root, request_id)
-        for key in taught:
-            self._state.versions.line(key).epoch += 1
-        now = self._at  # it may be past the point where it looks at the epoch
-        for key in await self._unlearning.take_back(root, taught, feedback_id, given_at=given_at, now=now):
+        found = await self._unlearning.take_back(
+            root, feedback_id, request_id=request_id, given_at=given_at, running=lambda: self._at
+        )
+        for key in found:
             self.request(key)
 
     def request(self, key: AdapterKey) -> None:
@@ -184,6 +183,7 @@ class BackgroundLoop:
             _log.exception("adapter %s: what was learned in the background failed", key)
 
     async def _slow(self, key: AdapterKey, *, forced: bool) -> None:
+        await self._unlearning.go_back(key)
         lessons = len((await self._state.book(key)).of(key))
         plan = dataclasses.replace(self._plan(lessons), steps=self._state.settings.base_steps)
         if await self._cycle.run(key, plan, forced=forced):

@@ -16,6 +16,7 @@ due.
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -65,14 +66,16 @@ class Cycle:
     async def run(self, key: AdapterKey, plan: Plan, *, forced: bool) -> list[AdapterRecord]:
         """The versions that came of it."""
         state = self._state
-        lessons = (await state.book(key)).of(key)
-        line = state.versions.line(key)
+        ledger, book = await state.ledger(key), await state.book(key)
+        lessons, line = book.of(key), state.versions.line(key)
         off = state.mode == "off" or state.rate == 0 or state.rates.base_lora_lr == 0 or state.versions.frozen
         if off or line.working is None or not lessons:
             return []
         if not forced and Evidence.of(line.working.moments).freedom < _SUPPORT:
             state.counters["consolidations_unsupported"] += 1
             return []
+        ledger.cycled[key.group] = time.time()
+        await ledger.save(state.store)
         curvature = await state.curvature(key, lessons)
         folded = await self._consolidate(line, curvature, lessons)
         if folded is None:

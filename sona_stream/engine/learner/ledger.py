@@ -37,6 +37,10 @@ class Ledger:
         """Group -> when a lesson was given that was taken back, and may still be in its weights"""
         self.unfolded: dict[str, int] = {}
         """Group -> lessons since its last consolidation"""
+        self.cycled: dict[str, float] = {}
+        """Group -> when its last cycle took what was there, lessons that wait for a replay among it"""
+        self.born: dict[str, float] = {}
+        """Group -> when its weights last began as those of a coarser level"""
         self.deferring: set[str] = set()
         """Groups whose coarser level serves in their place"""
         self._counted: OrderedDict[str, None] = OrderedDict()
@@ -78,6 +82,8 @@ class Ledger:
             self.baseline.patterns.pop(gone, None)
             for counts in (self.counts, self.unreplayed, self.unfolded):
                 counts.pop(gone, None)
+            for times in (self.cycled, self.born):
+                times.pop(gone, None)
             self.news.pop(gone, None)
             self.deferring.discard(gone)
         _remember(self._counted, (feedback_id,))
@@ -125,6 +131,8 @@ class Ledger:
             "news": self.news,
             "undone": self.undone,
             "unfolded": self.unfolded,
+            "cycled": self.cycled,
+            "born": self.born,
             "deferring": sorted(self.deferring),
             "chains": dict(self.chains),
             "counted": [one for one in self._counted if one != settled],
@@ -147,6 +155,8 @@ class Ledger:
         ledger.news = {str(group): list(ids) for group, ids in data.get("news", {}).items()}
         ledger.undone = {str(group): float(given) for group, given in data.get("undone", {}).items()}
         ledger.unfolded = {str(group): int(n) for group, n in data.get("unfolded", {}).items()}
+        ledger.cycled = {str(group): float(at) for group, at in data.get("cycled", {}).items()}
+        ledger.born = {str(group): float(at) for group, at in data.get("born", {}).items()}
         ledger.deferring = set(data.get("deferring", ()))
         ledger.chains = OrderedDict((finest, tuple(groups)) for finest, groups in data["chains"].items())
         if data["counted"]:

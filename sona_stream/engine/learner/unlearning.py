@@ -8,7 +8,8 @@ soon as its host is there; what others taught since is replayed from there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable
 
 from ...events import FeedbackOutcome
 from ...lora import AdapterRecord
@@ -28,39 +29,45 @@ class Unlearning:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    async def taught(self, root: AdapterKey, request_id: str) -> list[AdapterKey]:
-        """The levels that what was said of this answer has taught, the coarsest first. Where the answer is known no
-        more: all that were taught enough.
+    async def take_back(
+        self,
+        root: AdapterKey,
+        feedback_id: str,
+        *,
+        request_id: str,
+        given_at: float,
+        running: Callable[[], AdapterKey | None],
+    ) -> list[AdapterKey]:
+        """Durable when it returns. `running`: what is being replayed, which may be past the point where it looks at
+        the epoch. -> the levels that may hold it in their weights
+        """
+        state, ledger = self._state, await self._state.ledger(root)
+        taught = await self._taught(root, request_id)
+        outcome = await state.store.outcome(feedback_id)
+        # Nothing runs between here and the save: a replay that began there would learn from it, and not be void.
+        taught, now = [key for key in taught if state.active(key)], running()
+        seen = self._seen(ledger, feedback_id, outcome, given_at)
+        found = [key for key in taught if key == now or seen(key.group)]
+        for key in taught:
+            state.versions.line(key).epoch += 1
+        for key in found:
+            ledger.undone[key.group] = min(given_at, ledger.undone.get(key.group, given_at))
+        ledger.withdraw([feedback_id])
+        book = state.books.get(root)
+        if book is not None:
+            book.forget([feedback_id])
+        await ledger.save(state.store)
+        return found
+
+    async def _taught(self, root: AdapterKey, request_id: str) -> list[AdapterKey]:
+        """The levels that what was said of this answer may have taught, the coarsest first. Where the answer is
+        known no more: all.
         """
         state, ledger = self._state, await self._state.ledger(root)
         trajectory = await state.store.trajectory(request_id, tenant=root.tenant.partition(":")[0])
         if trajectory is None:
-            keys = [root, *(root.at(group) for group in ledger.counts if group != EVERYTHING)]
-        else:
-            keys = list(chain(root.model, root.tenant, trajectory.route))
-        return [key for key in keys if state.active(key)]
-
-    async def take_back(
-        self,
-        root: AdapterKey,
-        taught: Sequence[AdapterKey],
-        feedback_id: str,
-        *,
-        given_at: float,
-        now: AdapterKey | None,
-    ) -> list[AdapterKey]:
-        """Durable when it returns. `now`: what is being replayed. -> those that may hold it in their weights"""
-        state, ledger = self._state, await self._state.ledger(root)
-        outcome = await state.store.outcome(feedback_id)
-        found = [key for key in taught if key == now or self._may_hold(ledger, key.group, feedback_id, outcome)]
-        for key in found:
-            ledger.undone[key.group] = min(given_at, ledger.undone.get(key.group, given_at))
-        ledger.withdraw([feedback_id])
-        await ledger.save(state.store)
-        book = state.books.get(root)
-        if book is not None:
-            book.forget([feedback_id])
-        return found
+            return [root, *(root.at(group) for group in ledger.counts if group != EVERYTHING)]
+        return list(chain(root.model, root.tenant, trajectory.route))
 
     async def go_back(self, key: AdapterKey) -> None:
         """To before what was taken back, where that is still to be done. What others taught since waits for replay
@@ -92,12 +99,16 @@ class Unlearning:
         done()
         return list(dict.fromkeys(back.lessons))
 
-    def _may_hold(self, ledger: Ledger, group: str, feedback_id: str, outcome: FeedbackOutcome | None) -> bool:
-        """Whether the level's weights may hold the lesson: it made a step there, or a replay saw it."""
-        if outcome is None:
-            return ledger.counted(feedback_id)  # else nobody came to it yet, and nobody will
-        stepped = outcome.status == "published" or outcome.adapter is not None or self._state.mode == "observe"
-        return stepped or feedback_id not in ledger.news.get(group, ())
+    def _seen(
+        self, ledger: Ledger, feedback_id: str, outcome: FeedbackOutcome | None, given_at: float
+    ) -> Callable[[str], bool]:
+        """Whether a level's weights may hold the lesson: it made a step there, or a replay or a cycle saw it."""
+        stepped = outcome is not None and (outcome.status == "published" or outcome.adapter is not None)
+        if outcome is None or stepped or self._state.mode == "observe":
+            held = outcome is not None or ledger.counted(feedback_id)  # else nobody came to it yet, and nobody will
+            return lambda group: held
+        cycled, news = ledger.cycled, ledger.news
+        return lambda group: given_at <= cycled.get(group, -math.inf) or feedback_id not in news.get(group, ())
 
 
 def _last_before(given_at: float, records: Iterable[AdapterRecord], fingerprint: str) -> int:

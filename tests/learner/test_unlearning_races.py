@@ -1,0 +1,94 @@
+"""What is taken back leaves the weights, whatever else brought it there, and whatever begins in the same moment."""
+
+import anyio
+import anyio.lowlevel
+import pytest
+from test_unlearning import KEY, LATE, ROOT, Given, learner_of, lessons, replayed
+from toy import World
+
+from sona_stream.config.settings import LearningSettings
+from sona_stream.engine.learner.gates import Verdict
+
+SLOW = LearningSettings(replay_every=10_000, replay_steps=4, consolidate_every=1, base_steps=4)
+
+
+async def cycled_on_time(learner):
+    """The interval passes, and nobody asks for anything."""
+    learner._background._last = 0.0
+    learner._background._wake.set()
+    await anyio.wait_all_tasks_blocked()
+    await learner.settle()
+
+
+async def refuse(*_):
+    return Verdict("kl", "too far", {})
+
+
+@pytest.mark.parametrize("forced", [False, True], ids=["on time", "forced after a replay that no gate let through"])
+async def test_what_waits_for_a_replay_and_was_in_a_cycle_leaves_the_weights_and_the_domains(forced):
+    world = World()
+    async with learner_of(world, SLOW) as learner:
+        for text in ("abc", "cab", "abd"):
+            await Given(world, text=text).learned(learner)
+        await replayed(learner)
+        before = world.host.adapters[KEY][0]
+        wrong = Given(world, text="lmlm")
+        await wrong.learned(learner)
+        if forced:
+            gate, learner._state.gate = learner._state.gate, refuse
+            await replayed(learner)
+            learner._state.gate = gate
+            learner._background.request_new = lambda: None
+            await learner.force_learn()
+        else:
+            await cycled_on_time(learner)
+        reasons = [record.reason for record in world.store.records.values()]
+        assert reasons == ["replay", "consolidate", "background"]
+        [domain] = await learner._state.domains.of(ROOT, world.host.fingerprint)
+        assert wrong.id in [feedback_id for _, feedback_id in domain.kept]
+    async with learner_of(world, SLOW) as learner:  # whoever ends in between: it is durable
+        await wrong.taken_back(learner)
+        await learner.settle()
+        assert [world.store.records[KEY, version].status for version in (2, 3)] == ["rolled_back", "rolled_back"]
+        [version] = learner.stats()["served"].values()
+        assert version == before or world.store.records[KEY, version].parent == before
+        assert await learner._state.domains.of(ROOT, world.host.fingerprint) == []
+
+
+async def test_what_comes_after_a_cycle_and_only_waits_costs_nobody_a_version():
+    world = World()
+    async with learner_of(world, SLOW) as learner:
+        for text in ("abc", "cab", "abd"):
+            await Given(world, text=text).learned(learner)
+        await replayed(learner)
+        await cycled_on_time(learner)
+        served, puts = learner.stats()["served"], len(world.host.put_log)
+        waiting = Given(world, text="lmlm")
+        await waiting.learned(learner)
+        await waiting.taken_back(learner)
+        await learner.settle()
+        assert (learner.stats()["served"], len(world.host.put_log)) == (served, puts)
+
+
+async def test_a_replay_that_becomes_due_in_the_same_moment_is_void():
+    world = World()
+    async with learner_of(world, LATE) as learner:
+        kept, wrong = Given(world, text="abc"), Given(world, text="lmlm")
+        for one in (kept, wrong):
+            await one.learned(learner)
+        real = world.store.outcome
+
+        async def outcome(feedback_id):
+            world.store.outcome = real
+            await learner.tick()
+            for _ in range(3):  # as long as a store reads on a thread
+                await anyio.lowlevel.checkpoint()
+            return await real(feedback_id)
+
+        world.store.outcome = outcome
+        await wrong.taken_back(learner)
+        await learner.settle()
+        [version] = learner.stats()["served"].values()
+        assert world.store.records[KEY, version].feedback_ids == (kept.id,)
+        assert world.store.records[KEY, version].parent is None, "nothing of it but from before"
+        assert await lessons(learner) == [kept.id]
