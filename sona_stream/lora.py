@@ -280,7 +280,7 @@ class AdapterRecord:
     weights: LoraWeights
     moments: Mapping[str, F32] = dataclasses.field(default_factory=dict)
     """optimiser state by name; belongs to this version"""
-    status: Literal["published", "observed", "rolled_back", "canary"] = "published"
+    status: Literal["published", "observed", "rolled_back", "canary", "withdrawn"] = "published"
     reason: str = ""
     """what made it: step, replay, consolidate, rollback"""
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)

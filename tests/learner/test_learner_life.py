@@ -211,7 +211,7 @@ async def test_rollback_restores_bit_for_bit_and_takes_the_feedback_out_of_repla
 
 
 async def test_pinned_versions_are_put_on_demand_and_bounded(monkeypatch):
-    monkeypatch.setattr("sona_stream.engine.learner.versions._PINNED", 4)
+    monkeypatch.setattr("sona_stream.engine.learner.pins._PINNED", 4)
     world = World()
     async with learner_of(world) as learner:
         for i in range(7):

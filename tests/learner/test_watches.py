@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from test_watch import answer, counted, formed, learner_of, request, text, until
-from toy import MemoryStore, World
+from toy import MemoryStore, ToyHost, World
 
 from sona_stream.config.settings import CanarySettings, LearningSettings, ValiditySettings
 from sona_stream.engine.learner import watches
@@ -29,11 +29,11 @@ async def teach(world, learner, user, quality=1.0):
     return await learner.learn(world.judge(request_id, quality), wait=True)
 
 
-def answered(learner, user, version, count, tokens=text, seed=0):
+def answered(learner, user, version, count, tokens=text, seed=0, **more):
     rng = np.random.default_rng(seed)
     adapter = AdapterRef(key=key_of(user), version=version) if version else None
     for i in range(count):
-        one = answer(tokens(rng), version=0, request_id=f"{user}-{version}-{i}", user=user)
+        one = answer(tokens(rng), version=0, request_id=f"{user}-{version}-{i}", user=user, **more)
         learner.observe(dataclasses.replace(one, adapter=adapter))
 
 
@@ -247,3 +247,91 @@ async def test_going_back_by_hand_to_the_trusted_version_takes_its_successors_le
         ledger = await learner._state.ledger(AdapterKey.parse(key_of("anna")))
         # The first of them came before version 1 was accepted, with the second lesson.
         assert [i for i in range(7) if ledger.withdrawn(f"f-{i}")] == [1, 2, 3, 4, 5, 6]
+
+
+# ---- another model behind the same name
+
+
+def another():
+    return ToyHost(seed=5, fingerprint="other")
+
+
+def bare(learner, count, **more):
+    """Constrained answers of no version, all well formed."""
+    for i in range(count):
+        one = dataclasses.replace(formed(1.0, 0), user="anna", request_id=f"f{i}")
+        learner.observe(dataclasses.replace(one, **more))
+
+
+async def of_the_first_model(world, learner):
+    """Version 1 is trusted, its form has passed, and version 2 is on trial."""
+    answered(learner, "anna", 0, 32)
+    await teach(world, learner, "anna")
+    answered(learner, "anna", 1, 20)
+    bare(learner, 20)
+    bare(learner, 300, adapter=AdapterRef(key=key_of("anna"), version=1))
+    await teach(world, learner, "anna", 0.0)
+    answered(learner, "anna", 2, 5)
+    shown = in_memory(learner)[key_of("anna")]
+    assert (shown["reference"], shown["answers"], shown["constrained"]["state"]) == (1, 5, "passed")
+    return shown
+
+
+def as_new(learner):
+    watch = learner._state.watches.of(AdapterKey.parse(key_of("anna")))
+    constrained = request(user="anna", constrained=True)
+    return (watch.reference, watch.undone, learner.resolve(constrained)) == (0, 2, None)
+
+
+TRIALS = LearningSettings(replay_every=10_000, validity=SETTINGS.validity, canary=CanarySettings(probation=16))
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_another_model_is_not_judged_by_what_the_first_one_answered(restarts):
+    world = World()
+    first = world.host
+    async with learner_of(world, TRIALS) as learner:
+        before = await of_the_first_model(world, learner)
+        world.host = another()
+        if not restarts:
+            await learner.attach("toy", world.host)
+            assert key_of("anna") not in in_memory(learner)
+            answered(learner, "anna", 0, 40, score=0.5)
+            await teach(world, learner, "anna")
+            assert as_new(learner)
+            assert in_memory(learner)[key_of("anna")]["means"]["reference"]["score"] == [0.5, 40]
+            answered(learner, "anna", 3, 100, score=0.5)
+            await until(lambda: not learner._state.watches.due)
+            assert counted(learner, "rolled_back") == 0
+            assert learner.resolve(request(user="anna")).version == 3
+    if restarts:
+        world.host = another()
+        async with learner_of(world, TRIALS) as learner:
+            answered(learner, "anna", 0, 40)
+            bare(learner, 20)
+        async with learner_of(world, TRIALS) as learner:
+            assert key_of("anna") not in in_memory(learner), "nor after the next start"
+        world.host = first
+        async with learner_of(world, TRIALS) as learner:
+            assert in_memory(learner)[key_of("anna")] == before, "the first model comes back to its own"
+
+
+async def test_another_models_first_version_is_on_its_own_though_the_process_dies_before_its_watch_is_kept():
+    world = World()
+    async with learner_of(world, TRIALS) as learner:
+        await of_the_first_model(world, learner)
+    kept = dict(world.store.blobs)
+    world.host = another()
+    async with learner_of(world, TRIALS) as learner:
+        await teach(world, learner, "anna")
+        world.store.blobs = {
+            name: kept[name] if "/watch/" in name or "/validity/" in name else data
+            for name, data in world.store.blobs.items()
+        }
+        killed = dict(world.store.blobs)
+    world.store.blobs = killed
+    async with learner_of(world, TRIALS) as learner:
+        assert learner.resolve(request(user="anna")).version == 3
+        assert learner.resolve(request(user="anna", constrained=True)) is None
+        watch = await learner._state.watches.ready(AdapterKey.parse(key_of("anna")))
+        assert (watch.reference, watch.seen) == (0, 0)

@@ -2,7 +2,7 @@
 
 Only a key that has versions is kept in the store and read back: what its answers say must not be forgotten while
 one of them is on trial. Of the many that have none, a few are held, for what they answered is what a first version
-is measured by.
+is measured by. What is kept names its model: what another one answered says nothing.
 """
 
 from __future__ import annotations
@@ -73,9 +73,16 @@ class Known(Generic[T]):
         self._saving: Counter[AdapterKey] = Counter()
         self.evictions = self.unheard = 0
 
-    def tie(self, versions: Callable[[AdapterKey], bool], in_use: Callable[[AdapterKey], bool]) -> None:
-        """``versions``: whether a key has any; ``in_use`` ones stay in memory."""
-        self.versions, self._in_use = versions, in_use
+    def tie(
+        self,
+        versions: Callable[[AdapterKey], bool],
+        in_use: Callable[[AdapterKey], bool],
+        model: Callable[[AdapterKey], str],
+    ) -> None:
+        """``versions``: whether a key has any; ``in_use`` ones stay in memory. ``model``: a key's fingerprint, ""
+        while nobody knows.
+        """
+        self.versions, self._in_use, self._model = versions, in_use, model
 
     @property
     def held(self) -> tuple[int, int]:
@@ -166,11 +173,11 @@ class Known(Generic[T]):
         """Durable when it returns, if there are as many changes, or it makes room for others."""
         one, leaving = self._kept.get(key), key in self._leaving
         self._leaving.discard(key)
-        if one is not None and one.changes >= (1 if leaving else least):
+        if one is not None and self.versions(key) and one.changes >= (1 if leaving else least):
             changes, one.changes = one.changes, 0
             self._saving[key] += 1  # until that is durable it may not leave
             try:
-                data = await anyio.to_thread.run_sync(packed, one.to_arrays())
+                data = await anyio.to_thread.run_sync(packed, self._named(key, one))
                 await self._store.put_blob(self._blob(key), data)
             except BaseException:
                 one.changes += changes
@@ -182,12 +189,20 @@ class Known(Generic[T]):
 
     def save_with(self, writes: Writes, key: AdapterKey, one: T) -> None:
         """Once `writes` are durable, so is this, which `put` then makes the key's."""
-        writes.put_blob(self._blob(key), packed(one.to_arrays()))
+        writes.put_blob(self._blob(key), packed(self._named(key, one)))
 
-    async def save_all(self) -> None:
-        """Everything that is new."""
-        for key in list(self._kept):
+    async def save_all(self, model: str | None = None) -> None:
+        """Everything that is new, or that of one model."""
+        for key in [key for key in self._kept if model in (None, key.model)]:
             await self.save(key)
+
+    def leave(self, model: str) -> None:
+        """Nothing of this model is in memory any more."""
+        for key in [key for key in (*self._kept, *self._bare, *self._waiting) if key.model == model]:
+            self._kept.pop(key, None)
+            self._bare.pop(key, None)
+            self._leaving.discard(key)
+            self._heard -= len(self._waiting.pop(key, ()))
 
     def make_room(self) -> None:
         """What is in the store already leaves at once, the rest when it was kept (`save`). When that fails for
@@ -200,7 +215,7 @@ class Known(Generic[T]):
             if self._in_use(key) or key in self._saving:
                 continue
             excess -= 1
-            if self._kept[key].changes and not far:
+            if self._kept[key].changes and self.versions(key) and not far:
                 self._leaving.add(key)
                 self._wanted(key)
             else:
@@ -212,10 +227,15 @@ class Known(Generic[T]):
         if data is None:
             return None
         try:
-            return self._read(await anyio.to_thread.run_sync(unpacked, data))
+            held = await anyio.to_thread.run_sync(unpacked, data)
+            of, model = str(held.get("model", "")), self._model(key)
+            return self._read(held) if of == model or not of or not model else None
         except (ValueError, EOFError, BadZipFile) as error:
             _log.warning("adapter %s: what was watched (%s) cannot be read: %s", key, self._kind, error)
             return None
+
+    def _named(self, key: AdapterKey, one: T) -> dict[str, NDArray[Any]]:
+        return {**one.to_arrays(), "model": np.asarray(self._model(key))}
 
     def _blob(self, key: AdapterKey) -> str:
         return f"learner/{self._kind}/{key}"

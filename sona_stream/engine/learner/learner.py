@@ -153,7 +153,7 @@ class Learner:
         line = versions.line(AdapterKey.parse(adapter.key))
         reason = "it is not served any more"
         try:
-            await (versions.pin(adapter) if adapter.pinned else versions.bring(line))
+            await (versions.pins.pin(adapter) if adapter.pinned else versions.bring(line))
         except HostAway:
             raise
         except SonaError as error:
@@ -239,7 +239,7 @@ class Learner:
         named = ref.key.rsplit("/", 2)[0]
         if named in self._state.expected:
             self._state.host(named)
-        return await self._state.versions.pin(ref, model=model, tenant=tenant)
+        return await self._state.versions.pins.pin(ref, model=model, tenant=tenant)
 
     async def rollback(self, key: str, version: int, *, reason: str = "rollback") -> None:
         """Serve this version again (0: the base model). The feedback behind what is undone leaves replay.

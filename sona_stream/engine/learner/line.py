@@ -34,6 +34,8 @@ class Line:
         self.fit: LoraWeights | None = None
         """Where its last replay ended"""
         self.latest = 0
+        self.foreign = 0
+        """Up to which version they were made for another model than the present one; 0 where the latest was not."""
         self.epoch = 0
         """Counts rollbacks: work begun before one is void."""
         self._lock: anyio.Lock | None = None

@@ -134,6 +134,9 @@ class State:
                 await stack.enter_async_context(line.lock)
             self.expected.add(model)
             self._ready.discard(model)
+            before = self.hosts.get(model)
+            if before is None or before.fingerprint != host.fingerprint:
+                await self.watches.leave(model)
             self.hosts[model], self.since[model] = TakingTurns(host), since
             self.books.forget(model)
             await self.versions.restore(model)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections import OrderedDict
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from ...config.settings import CanarySettings
-from ...errors import HostAway, NotFound, NotPermitted, SonaError
+from ...errors import HostAway, NotFound, SonaError
 from ...events import AdapterRef, Request
 from ...lora import AdapterRecord, LoraWeights
 from ...protocols import Store, Writes
 from .keys import EVERYTHING, AdapterKey
 from .line import Line, Status
 from .optimiser import Moments
+from .pins import Pins
 from .shelf import Shelf, listed
 from .trials import Trials
 from .turns import TakingTurns
@@ -29,7 +30,6 @@ __all__ = ["GoingBack", "Line", "Versions"]
 
 _log = logging.getLogger(__name__)
 _FROZEN = "learner/frozen"
-_PINNED = 16  # old versions held on the hosts because requests ask for them
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class Versions:
         self._watches, self._canary = watches, canary
         self._lines: dict[AdapterKey, Line] = {}
         self.shelf = Shelf(store, max_bytes, self._give_up, watches.ready)
-        watches.tie(self.has, lambda key: self.shelf.in_use(key.at(EVERYTHING)))
-        self._pinned: OrderedDict[str, TakingTurns] = OrderedDict()
-        self.trials = Trials(hosts, self._pinned, canary.share)
+        watches.tie(self.has, lambda key: self.shelf.in_use(key.at(EVERYTHING)), self._made_for)
+        self.pins = Pins(hosts, self._kept)
+        self.trials = Trials(hosts, self.pins, canary.share)
         self.frozen = False
         self._problems: dict[AdapterKey, str] = {}
 
@@ -74,9 +74,9 @@ class Versions:
         return self._lines.setdefault(key, Line(key))
 
     def has(self, key: AdapterKey) -> bool:
-        """Whether the key has, or had, any version."""
+        """Whether the key has, or had, any version for the present model."""
         line = self._lines.get(key)
-        return line is not None and line.latest > 0
+        return line is not None and line.latest > line.foreign
 
     def lines(self, model: str | None = None) -> list[Line]:
         """All that are known, or those of one model."""
@@ -117,8 +117,7 @@ class Versions:
             self.shelf.forget(line)
             line.epoch += 1
             self._problems.pop(line.key, None)
-        for name in [name for name in self._pinned if AdapterKey.parse(name.rpartition("@")[0]).model == model]:
-            del self._pinned[name]
+        self.pins.forget(model)
         current = await self._store.current_versions()
         newest: dict[str, AdapterRecord] = {}
         records: dict[tuple[str, int], AdapterRecord] = {}
@@ -130,6 +129,7 @@ class Versions:
         own = [(self.line(key), last) for key, last in keys if key.model == model]
         for line, last in own:
             line.latest = last.version
+            line.foreign = 0 if self._fits(last) else last.version
             served = records.get((last.key, current.get(last.key, 0)))
             if served is not None and self._is_ours(line, served):
                 line.served = line.working = served
@@ -193,6 +193,11 @@ class Versions:
         )
         _log.warning("%s", self._problems[line.key])
         return False
+
+    def _made_for(self, key: AdapterKey) -> tuple[str, int]:
+        """The present model's fingerprint, "" while there is none, and up to which version they are another's."""
+        host, line = self._hosts.get(key.model), self._lines.get(key)
+        return "" if host is None else host.fingerprint, 0 if line is None else line.foreign
 
     def _fits(self, record: AdapterRecord) -> bool:
         return record.fingerprint == self._hosts[AdapterKey.parse(record.key).model].fingerprint
@@ -278,12 +283,16 @@ class Versions:
             writes.set_current(record.key, served, reason=record.reason)
 
     @contextlib.asynccontextmanager
-    async def going_back(self, key: AdapterKey, version: int, *, reason: str) -> AsyncIterator[GoingBack]:
+    async def going_back(
+        self, key: AdapterKey, version: int, *, reason: str, taught: float = math.inf
+    ) -> AsyncIterator[GoingBack]:
         """Serve `version` again, bit for bit; 0 is the base model. It is served before the block, and with what the
-        block adds to the writes durable after it, all at once.
+        block adds to the writes durable after it, all at once. Later ones that were made since `taught`
+        (``time.time()``) may hold a lesson that was taken back: nobody gets them ever again.
 
         It may also be one that was only observed, or was itself rolled back earlier. Raises NotFound when it is not
-        kept (any more) or was made for another model. After any error asking again does the rest.
+        kept (any more), was made for another model or holds what was taken back. After any error asking again does
+        the rest.
         """
         line = self.line(key)
         async with line.lock:
@@ -302,35 +311,26 @@ class Versions:
             line.epoch += 1
             self.shelf.note(line)
             await self.trials.end(line)
-            for later in undone:
-                writes.put_adapter(dataclasses.replace(later, status="rolled_back"))
+            await self._leave(undone, taught, writes)
             writes.set_current(str(key), version, reason=reason)
             lessons = [feedback_id for later in undone for feedback_id in later.feedback_ids]
             yield GoingBack(lessons, line.latest, writes)
             await writes.commit()
 
-    async def pin(self, ref: AdapterRef, *, model: str | None = None, tenant: str | None = None) -> AdapterRef:
-        """Make exactly this version servable, under ``key@version``. A given model or tenant must be the key's.
-        Raises NotFound, NotPermitted.
-        """
-        try:
-            key = AdapterKey.parse(ref.key)
-        except ValueError as error:
-            raise NotFound(str(error)) from error
-        if tenant is not None and key.tenant != tenant:
-            raise NotPermitted(f"adapter {ref} belongs to another tenant")
-        if model is not None and key.model != model:
-            raise NotFound(f"adapter {ref} is not one of model {model!r}")
-        name = str(ref)
-        if name not in self._pinned or not self._hosts[key.model].holds_adapter(name):
-            record = await self._kept(key, ref.version)
-            await self._hosts[key.model].put_adapter(name, ref.version, record.weights)
-        self._pinned[name] = self._hosts[key.model]
-        self._pinned.move_to_end(name)
-        while len(self._pinned) > _PINNED:
-            oldest, host = self._pinned.popitem(last=False)
-            await host.drop_adapter(oldest)
-        return dataclasses.replace(ref, pinned=True)
+    async def withdraw(self, key: AdapterKey, version: int, taught: float) -> None:
+        """As `going_back` does, of versions after this one that are not served now. Durable when it returns."""
+        line, writes = self.line(key), self._store.together()
+        async with line.lock:
+            later = [one for one in await self._store.adapters(str(key)) if one.version > version]
+            await self._leave([one for one in later if one.created_at >= taught], taught, writes)
+            await writes.commit()
+
+    async def _leave(self, undone: Sequence[AdapterRecord], taught: float, writes: Writes) -> None:
+        for one in undone:
+            withdrawn = one.status == "withdrawn" or one.created_at >= taught
+            writes.put_adapter(dataclasses.replace(one, status="withdrawn" if withdrawn else "rolled_back"))
+            if withdrawn:
+                await self.pins.release(one)
 
     async def _kept(self, key: AdapterKey, version: int) -> AdapterRecord:
         record = await self._store.adapter(str(key), version) if key.model in self._hosts else None
@@ -338,6 +338,8 @@ class Versions:
             raise NotFound(f"adapter {key}@{version} is not kept")
         if not self._fits(record):
             raise NotFound(f"adapter {key}@{version} was made for another model ({record.fingerprint})")
+        if record.status == "withdrawn":
+            raise NotFound(f"adapter {key}@{version} is served no more: a lesson that may be in it was taken back")
         return record
 
     async def set_frozen(self, frozen: bool) -> None:

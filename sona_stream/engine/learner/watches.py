@@ -65,7 +65,7 @@ class Watches:
             "watch",
             store,
             most=MOST,
-            new=lambda _: Watch(settings.canary),  # a version of which nothing was kept was never accepted
+            new=self._begun,
             read=lambda held: Watch.from_arrays(held, settings.canary),
             wanted=self._demand,
         )
@@ -81,10 +81,31 @@ class Watches:
         """Keys with a verdict to act on, to be read, or to be kept."""
         self.wake = anyio.Event()
 
-    def tie(self, versions: Callable[[AdapterKey], bool], in_use: Callable[[AdapterKey], bool]) -> None:
-        """``versions``: whether a key has any. ``in_use``: what is known of it must stay in memory."""
-        self._watches.tie(versions, in_use)
-        self._validity.tie(versions, in_use)
+    def tie(
+        self,
+        versions: Callable[[AdapterKey], bool],
+        in_use: Callable[[AdapterKey], bool],
+        made_for: Callable[[AdapterKey], tuple[str, int]],
+    ) -> None:
+        """``versions``: whether a key has any for its present model. ``in_use``: what is known of it must stay in
+        memory. ``made_for``: that model's fingerprint, "" while nobody knows, and up to which version all were made
+        for another one.
+        """
+        self._made_for = made_for
+        for known in (self._watches, self._validity):
+            known.tie(versions, in_use, lambda key: made_for(key)[0])
+
+    def _begun(self, key: AdapterKey) -> Watch:
+        """A version of which nothing was kept was never accepted."""
+        watch = Watch(self._settings.canary)
+        watch.undone = self._made_for(key)[1]
+        return watch
+
+    async def leave(self, model: str) -> None:
+        """Another model takes this one's name. What was seen of it is kept, and out of memory."""
+        await self.save_all(model)
+        self._watches.leave(model)
+        self._validity.leave(model)
 
     def of(self, key: AdapterKey) -> Watch:
         """That of a key which is `ready`; raises LookupError when it is not."""
@@ -202,11 +223,11 @@ class Watches:
 
         return done
 
-    async def save_all(self) -> None:
+    async def save_all(self, model: str | None = None) -> None:
         """Everything that is new, at the end. What cannot be kept is evidence lost, nothing else."""
         try:
-            await self._watches.save_all()
-            await self._validity.save_all()
+            await self._watches.save_all(model)
+            await self._validity.save_all(model)
         except Exception:
             _log.exception("what was watched could not be kept")
 
