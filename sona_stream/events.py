@@ -249,6 +249,8 @@ class Delta:
 
     pieces: tuple[Piece, ...] = ()
     raw: bytes | None = None
+    completion_id: str | None = None
+    """The ``id`` inside the answer's body, where ``raw`` brings it and as soon as it is known."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

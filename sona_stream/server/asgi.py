@@ -6,12 +6,13 @@ import asyncio
 import difflib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import NotFound, SonaError
 from ..events import Principal
 from ..wire import error_body
+from .answering import Answering
 from .auth import Authenticator
 from .headers import answer_headers
 from .incoming import Call, ClientLeft, open_call
@@ -46,7 +47,7 @@ class App:
         self.created = int(time.time())
         self.startup_error: BaseException | None = None
         self._authenticator = Authenticator(settings.sona)
-        self._running: dict[str, Principal | None] = {}
+        self.answering = Answering()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -59,20 +60,18 @@ class App:
         else:
             raise NotImplementedError(f"no {scope['type']} here")
 
-    def answering(self, request_id: str) -> Principal | None:
-        """Who is being answered, while this request is; None also for what nobody can judge."""
-        return self._running.get(request_id)
-
-    def begin(self, request_id: str, principal: Principal | None = None) -> None:
-        """The answering of a request begins; `end` belongs in a ``finally``. ``principal``: who may judge it."""
-        self._running[request_id] = principal
+    def begin(self, request_id: str, principal: Principal | None = None, names: Iterable[str] = ()) -> None:
+        """The answering of a request begins; `end` belongs in a ``finally``. ``principal``: who may judge it;
+        ``names``: the client's own for it.
+        """
+        self.answering.begin(request_id, principal, names)
         self._idle.clear()
         self.metrics.in_flight.inc()
 
     def end(self, request_id: str) -> None:
         """It has ended, in whatever way."""
-        self._running.pop(request_id, None)
-        if not self._running:
+        self.answering.end(request_id)
+        if not self.answering:
             self._idle.set()
         self.metrics.in_flight.dec()
 
@@ -129,7 +128,7 @@ class App:
         try:
             await asyncio.wait_for(self._idle.wait(), _DRAIN_S)
         except TimeoutError:
-            _log.warning("%d requests did not end in time", len(self._running))
+            _log.warning("%d requests did not end in time", len(self.answering))
 
 
 def _find(path: str) -> tuple[Route, str]:

@@ -73,16 +73,22 @@ async def _find(call: Call, named: str, principal: Principal) -> list[str]:
     deadline = time.monotonic() + _STILL_ANSWERING_S
     while True:
         # Asked before the search: an answer that ends in between has then been recorded.
-        whose = call.app.answering(bare)
-        running = whose is not None and whose.tenant == tenant and not _is_foreign(whose, principal)
+        running = {one for name in (named, bare) for one in _answering(call, name, principal)}
         found = await store.find_requests(named, tenant=tenant)
         if not found and bare != named:
             found = await store.find_requests(bare, tenant=tenant)
-        if found or not running:
+        if running <= set(found):
             return found
         if time.monotonic() > deadline:
             raise FeedbackConflict("this request is still being answered: say so again when its answer has ended")
         await asyncio.sleep(_POLL_S)
+
+
+def _answering(call: Call, named: str, principal: Principal) -> list[str]:
+    """Ids of their requests of this name whose answers are on their way."""
+    running = call.app.answering.find(named).items()
+    mine = ((one, whose) for one, whose in running if whose is not None and whose.tenant == principal.tenant)
+    return [one for one, whose in mine if not _is_foreign(whose, principal)]
 
 
 def _is_foreign(got: Trajectory | Principal, principal: Principal) -> bool:

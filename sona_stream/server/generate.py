@@ -41,7 +41,7 @@ async def completions(call: Call) -> None:
 async def _generate(call: Call, endpoint: Endpoint) -> None:
     request = await _request(call, endpoint)
     answer: _Answer = _Stream(call, request) if request.stream else _Body(call, request)
-    call.app.begin(call.id, request.principal)
+    call.app.begin(call.id, request.principal, request.client_ids)
     try:
         with ClientWatch(call.receive) as watch:
             await answer.run(watch)
@@ -91,6 +91,7 @@ class _Answer:
         self.call, self.request = call, request
         self.head: Head | None = None
         self.finish: Finish | None = None
+        self.completion_id: str | None = None
         self.started = False
         self.timing = Timing(call.began)
 
@@ -132,12 +133,20 @@ class _Answer:
     async def _take(self, event: Event, watch: ClientWatch) -> None:
         if isinstance(event, Delta):
             self.timing.chunk()
+            if event.completion_id != self.completion_id:
+                self._call_it(event.completion_id)
             await self.delta(event, self.head or self._opened(Head(model=self.request.model)))
         elif isinstance(event, Head):
             self._opened(event)
         else:
             self.finish = event
             watch.answered()
+
+    def _call_it(self, completion_id: str | None) -> None:
+        """The client knows it by this name from now on, and may judge it before its end is recorded."""
+        self.completion_id = completion_id
+        if completion_id is not None:
+            self.call.app.answering.name(self.request.id, completion_id)
 
     def _opened(self, head: Head) -> Head:
         self.head = head

@@ -235,7 +235,7 @@ async def test_a_hundred_streams_half_of_them_left_leave_nothing_behind(proxy):
         tasks = len(asyncio.all_tasks())
         for _ in range(4):
             await asyncio.gather(*(client(it.url, i % 2) for i in range(100)))
-            await settled(lambda: not it.app._running)
+            await settled(lambda: not it.app.answering)
             resident.append(_resident())
         pools = it.application.backends["*"][0]._client._pools.values()
         assert sum(len(pool._counted) - len(pool._idle) for pool in pools) == 0

@@ -11,7 +11,7 @@ from server_fakes import HEAD, FakeServices
 from sona_stream.config.load import hash_key
 from sona_stream.config.settings import KeySettings, MetricSettings, SonaSettings
 from sona_stream.errors import CaptureGone, InvalidRequest
-from sona_stream.events import AdapterRef, Delta, FeedbackOutcome, Finish, Piece
+from sona_stream.events import AdapterRef, Delta, FeedbackOutcome, Finish, Piece, Principal
 from sona_stream.server import create_app
 from sona_stream.server.judgement import parse_judgement
 
@@ -268,6 +268,47 @@ async def test_an_answer_that_goes_on_is_a_conflict_and_nobody_elses_business(mo
     assert not services.store.committed
     let_go.set()
     await running
+
+
+@pytest.mark.parametrize("named", ["mine", "in-body", "chatcmpl-up", "chatcmpl-{}", "cmpl-{}"])
+async def test_an_answer_that_goes_on_is_known_by_every_name_that_the_client_has(monkeypatch, named):
+    monkeypatch.setattr("sona_stream.server.feedback._STILL_ANSWERING_S", 0.05)
+    services = FakeServices()
+    app = create_app(services)
+    let_go = asyncio.Event()
+    first = Delta(raw=b"data: {}\n\n")  # before the upstream's name for it is known
+    second = Delta(raw=b"data: {}\n\n", completion_id="chatcmpl-up")
+    services.pipeline.steps = [HEAD, first, second, second, let_go.wait, Finish(raw=b"")]
+    sent = {"x-request-id": "mine"}
+    asked = Asked(app, "POST", "/v1/chat/completions", chat_bytes(metadata={"id": "in-body"}), sent)
+    running = asyncio.create_task(asked.run())
+    await asked.wrote.wait()
+    await asyncio.sleep(0)
+    own = services.pipeline.requests[0].id
+    judgement = {"request_id": named.format(own), "rating": 1}
+    assert (await tell(app, judgement)).status == 409
+    services.store.add("req-older", names=("mine",))
+    assert (await tell(app, {**judgement, "request_id": "mine"})).status == 409, "not the older one in its place"
+    let_go.set()
+    await running
+    assert (await tell(app, judgement)).status == (202 if named == "mine" else 404), "nothing of it was recorded"
+    assert not app.answering._named
+
+
+async def test_two_running_answers_may_share_a_name():
+    app = create_app(FakeServices())
+    app.begin("req-1", Principal(tenant="a"), ("shared", "shared"))
+    app.begin("req-2", Principal(tenant="b"), ("shared", "req-1"))
+    assert {one: whose.tenant for one, whose in app.answering.find("shared").items()} == {
+        "req-1": "a",
+        "req-2": "b",
+    }
+    app.end("req-1")
+    assert list(app.answering.find("shared")) == list(app.answering.find("req-1")) == ["req-2"]
+    app.end("req-1")
+    app.end("req-2")
+    assert not app.answering
+    assert not app.answering._named
 
 
 @pytest.mark.parametrize(

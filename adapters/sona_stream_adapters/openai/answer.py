@@ -95,7 +95,7 @@ class _Reading:
         raw, events = self._decoder.take(chunk)
         pieces = self.parser.events(events)
         if self.opened:
-            return (Delta(raw=raw, pieces=pieces),) if raw else ()
+            return (self._delta(raw, pieces),) if raw else ()
         self.held += raw
         return self.open(pieces) if pieces or self._may_open() else ()
 
@@ -104,7 +104,10 @@ class _Reading:
         self.opened = True
         held, self.held = self.held, b""
         head = _told(self._head, self.parser)
-        return (head, Delta(raw=held, pieces=pieces)) if held else (head,)
+        return (head, self._delta(held, pieces)) if held else (head,)
+
+    def _delta(self, raw: bytes, pieces: tuple[Piece, ...]) -> Delta:
+        return Delta(raw=raw, pieces=pieces, completion_id=self.parser.completion_id)
 
     def _may_open(self) -> bool:
         parser = self.parser
@@ -124,7 +127,7 @@ class _Reading:
         self._require_end(readable=readable, read_to_close=read_to_close)
         self.held += tail + rest
         first = () if self.opened else (_told(self._head, parser),)
-        last = (Delta(raw=self.held, pieces=pieces),) if self.held else ()
+        last = (self._delta(self.held, pieces),) if self.held else ()
         return (*first, *last, _finish(parser))
 
     def _require_end(self, *, readable: bool, read_to_close: bool) -> None:
