@@ -1,5 +1,8 @@
 """What recent requests asked, so that a correction finds its question.
 
+A question of more than `LONGEST` characters, as where a document is pasted into it, is none here: nothing is
+remembered for it and nothing recalled. Its words are compared on the event loop, where other answers wait.
+
 In memory as it was said. Where `sona.storage` is `features`, text is nowhere else, and so a question is kept as a
 sketch, too: quantised vectors and keyed hashes of its words (`EpisodeMemory.sketch`). A correction that comes after
 a restart is remembered by that.
@@ -10,8 +13,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -22,12 +25,12 @@ from ..errors import SonaError
 from ..events import Request
 from .question_vectors import QuestionEmbedders
 
-__all__ = ["AskedQuestions"]
+__all__ = ["LONGEST", "AskedQuestions", "asked_in"]
 
 _log = logging.getLogger(__name__)
 
 _REMEMBERED = 16_384
-_LONGEST = 16_384
+LONGEST = 16_384
 """Characters of a question. Nobody corrects the answer to a longer one word by word."""
 _WAITING = 4096
 """Questions that wait to be sketched; beyond, the oldest are given up."""
@@ -66,9 +69,9 @@ class AskedQuestions:
         """On a request's path. What is asked twice, as after a fallback, is noted once."""
         if request.id in self._asked or isinstance(request.prompt, tuple):
             return
-        question = question_of(request.messages, request.prompt)
-        if question is None or not 0 < len(question.text) + len(question.system) <= _LONGEST:
-            return
+        question = asked_in(request.messages, request.prompt)
+        if question is None or not 0 < len(question.text) + len(question.system) <= LONGEST:
+            return  # both are held in memory; after a longer system prompt the stored text tells, where it is kept
         self._asked[request.id] = question
         while len(self._asked) > _REMEMBERED:
             self._asked.popitem(last=False)
@@ -151,3 +154,11 @@ class AskedQuestions:
             KeptQuestion(one.tenant, one.user, one.request_id, sketch)
             for one, sketch in zip(some, sketches, strict=True)
         ]
+
+
+def asked_in(messages: Sequence[Mapping[str, Any]], prompt: str | None = None) -> Question | None:
+    """`question_of` these, unless it is too long."""
+    if prompt is not None and len(prompt) > LONGEST:
+        return None
+    question = question_of(messages, prompt)
+    return None if question is None or len(question.text) > LONGEST else question

@@ -17,13 +17,13 @@ import numpy as np
 
 from ..config.settings import SonaSettings
 from ..engine.learner import accepted_capture, correction_capture
-from ..engine.memory import EpisodeMemory, question_of
+from ..engine.memory import EpisodeMemory
 from ..episodes import Episode, EpisodeRecord, EpisodeText, Question, Viewer, person_of
 from ..errors import CaptureGone, SonaError
 from ..events import EpisodeRef, Feedback, Request, Trajectory
 from ..lora import Capture
 from ..protocols import HiddenStateHost, Store
-from .asked import AskedQuestions
+from .asked import AskedQuestions, asked_in
 from .hosts import Hosts
 from .question_vectors import QuestionEmbedders
 from .renewal import Backends, Renewal
@@ -118,7 +118,7 @@ class Memories:
         return ()
 
     async def _recall(self, request: Request, host: HiddenStateHost) -> tuple[EpisodeRef, ...]:
-        question = self._asked.get(request.id) or question_of(request.messages, _prompt(request))
+        question = self._asked.get(request.id) or asked_in(request.messages, _prompt(request))
         if question is None:
             return ()
         static = await self._embedders.static(question.text)
@@ -320,8 +320,8 @@ def _read_question(body: bytes) -> Question | None:
     said = json.loads(body)
     prompt = said.get("prompt")
     if isinstance(prompt, str):
-        return question_of((), prompt)
-    return question_of(said["messages"]) if said.get("messages") else None
+        return asked_in((), prompt)
+    return asked_in(said["messages"]) if said.get("messages") else None
 
 
 def _prompt(request: Request) -> str | None:

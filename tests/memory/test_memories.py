@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from sona_stream.app.memory import Memories
 from sona_stream.app.question_vectors import QuestionEmbedders
 from sona_stream.config.settings import SonaSettings
+from sona_stream.episodes import Question
 from sona_stream.events import Principal, Request
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
@@ -56,6 +59,35 @@ async def test_a_very_long_number_fails_no_request(opened, make, memories):
         text = f"{FRANCE} {'9' * 5000} million"
         key = (await memory.remember(make.record(text))).episode.key
         assert [ref.key for ref in await memories(memory).recall(request(text))] == [key]
+
+
+@pytest.mark.parametrize("endpoint", ["chat.completions", "completions"])
+async def test_a_very_long_text_is_not_read_at_all(opened, make, memories, endpoint, monkeypatch):
+    """Whose normal form is eighteen times as long: 3 MB of it would hold up all other answers for seconds."""
+    async with opened("text") as (_, memory):
+        await memory.remember(make.record())
+        text = "\ufdfa" * 1_000_000
+        said = {"prompt": text} if endpoint == "completions" else {"messages": [{"role": "user", "content": text}]}
+        asked = request("" if endpoint == "completions" else text, endpoint=endpoint, prompt=said.get("prompt"))
+        recalling = memories(memory)
+        monkeypatch.setattr(memory._reading.reader, "read", lambda text: pytest.fail("read"))
+        assert recalling.concerns(asked)
+        assert await recalling.recall(asked) == ()
+        trajectory = SimpleNamespace(request_id="r1", body=json.dumps(said).encode())
+        assert recalling._question(trajectory) is None
+
+
+async def test_a_long_system_prompt_keeps_no_question_from_being_recalled(opened, make, memories):
+    async with opened("text") as (_, memory):
+        system = "Be brief, and name your sources. " * 600
+        key = (await memory.remember(make.record(system=system))).episode.key
+        messages = ({"role": "system", "content": system}, {"role": "user", "content": FRANCE})
+        asked = dataclasses.replace(request(FRANCE), messages=messages)
+        recalling = memories(memory)
+        assert recalling.concerns(asked)
+        assert [ref.key for ref in await recalling.recall(asked)] == [key]
+        body = json.dumps({"messages": messages}).encode()
+        assert recalling._question(SimpleNamespace(request_id="r2", body=body)) == Question(FRANCE, system)
 
 
 async def test_nor_does_anything_else(opened, make, memories, monkeypatch, caplog):
