@@ -3,11 +3,13 @@
 import anyio
 import anyio.lowlevel
 import pytest
-from test_unlearning import KEY, LATE, ROOT, Given, learner_of, lessons, replayed
+from test_unlearning import CODE, KEY, LATE, ROOT, Given, learner_of, lessons, replayed
 from toy import World
 
 from sona_stream.config.settings import LearningSettings
 from sona_stream.engine.learner.gates import Verdict
+from sona_stream.errors import HostError
+from sona_stream.events import RouteDecision
 
 SLOW = LearningSettings(replay_every=10_000, replay_steps=4, consolidate_every=1, base_steps=4)
 
@@ -92,3 +94,80 @@ async def test_a_replay_that_becomes_due_in_the_same_moment_is_void():
         assert world.store.records[KEY, version].feedback_ids == (kept.id,)
         assert world.store.records[KEY, version].parent is None, "nothing of it but from before"
         assert await lessons(learner) == [kept.id]
+
+
+FACT = RouteDecision(model="toy", reason="test", pattern_type="Factual")
+MATH = RouteDecision(model="toy", reason="test", pattern_type="Math")
+FINE = LearningSettings(replay_every=10_000, replay_steps=4, min_feedback=1, least_trust=1.0)
+CODEGEN, FACTUAL = f"{KEY[:-1]}CodeGen", f"{KEY[:-1]}Factual"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_level_that_began_as_one_that_held_it_goes_back_too(restarts):
+    world = World()
+    async with learner_of(world, FINE) as learner:
+        await Given(world, 0.9, text=None, route=FACT).learned(learner)
+        wrong = Given(world, 0.9, text=None, route=FACT)
+        await wrong.learned(learner)
+        own = Given(world, 0.9, text=None, route=CODE)
+        await own.learned(learner)
+        assert world.store.records[CODEGEN, 1].feedback_ids == (own.id,)
+        if not restarts:
+            await wrong.taken_back(learner)
+            await learner.settle()
+    if restarts:
+        async with learner_of(world, FINE, hosts={}) as learner:
+            await wrong.taken_back(learner)
+        async with learner_of(world, FINE) as learner:
+            await learner.settle()
+    assert world.store.records[CODEGEN, 1].status == "rolled_back"
+    assert world.store.records[FACTUAL, 1].status == "published"
+    async with learner_of(world, FINE) as learner:
+        version = learner.stats()["served"].get(CODEGEN, 1)
+        assert version == 1 or world.store.records[CODEGEN, version].parent is None, "from the level above again"
+
+
+async def test_a_level_that_began_before_or_from_what_only_waited_stays():
+    world = World()
+    async with learner_of(world, FINE) as learner:
+        await Given(world, 0.9, text=None, route=FACT).learned(learner)
+        await Given(world, 0.9, text=None, route=CODE).learned(learner)
+        wrong = Given(world, 0.9, text=None, route=FACT)
+        await wrong.learned(learner)
+        await wrong.taken_back(learner)
+        await learner.settle()
+        assert world.store.records[CODEGEN, 1].status == "published"
+        waiting = Given(world, route=FACT)
+        await waiting.learned(learner)
+        await Given(world, 0.9, text=None, route=MATH).learned(learner)
+        await waiting.taken_back(learner)
+        await learner.settle()
+        assert world.store.records[f"{KEY[:-1]}Math", 1].status == "published"
+
+
+async def test_no_level_begins_as_one_that_is_still_to_go_back():
+    world = World()
+    async with learner_of(world, FINE) as learner:
+        wrong = Given(world, 0.9, text=None, route=FACT)
+        await wrong.learned(learner)
+        world.host.refuse_put = True
+        await wrong.taken_back(learner)
+        real = world.host.drop_adapter
+
+        async def drop_adapter(key):
+            raise HostError("not now")
+
+        world.host.drop_adapter = drop_adapter
+        await learner.settle()
+        world.host.refuse_put = False
+        begins, state = {}, learner._state
+        birth = state.birth
+
+        async def noted(line, *args):
+            begins[line.key.group], moments = await birth(line, *args)
+            return begins[line.key.group], moments
+
+        state.birth = noted
+        await Given(world, 0.9, text=None, route=CODE).learned(learner)
+        assert not begins["CodeGen"].micro.lora_B.any(), "an adapter that changes nothing"
+        world.host.drop_adapter = real

@@ -194,7 +194,7 @@ class BackgroundLoop:
         state = self._state
         await self._unlearning.go_back(key)
         off = state.mode == "off" or state.rate == 0 or state.settings.replay_steps == 0
-        if off or state.versions.frozen:
+        if off or state.versions.frozen or not state.active(key):  # it came to go back
             return None
         ledger, lessons = await state.ledger(key), (await state.book(key)).of(key)
         waited, news = ledger.unreplayed.get(key.group, 0), tuple(ledger.news.get(key.group, ()))

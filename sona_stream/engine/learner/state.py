@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -227,13 +228,17 @@ class State:
         return line.working is None or "rms" not in line.working.moments
 
     async def birth(self, line: Line, lesson: Lesson, curvature: Curvature) -> tuple[LoraWeights, Moments]:
-        """A start without the line's own steps: the nearest parent's fit, else an adapter that changes nothing."""
-        fresh = {"rms": np.asarray([curvature.rms], dtype=np.float32)}
+        """A start without the line's own steps: the nearest parent's fit, else an adapter that changes nothing.
+        When it was a parent's is durable before there is a version of it. A parent that is to go back is none.
+        """
+        fresh, ledger = {"rms": np.asarray([curvature.rms], dtype=np.float32)}, await self.ledger(line.key)
         for origin in self._parents(line, lesson):
             async with self.versions.shelf.using(origin, learning=False):
-                if origin.working is not None:
-                    known = origin.working.moments
-                    return self.fitted(origin.working), Evidence.of(known).beside(fresh, trust_of(known))
+                if origin.working is not None and origin.key.group not in ledger.undone:
+                    ledger.born[line.key.group] = time.time()
+                    known, start = origin.working.moments, self.fitted(origin.working)
+                    await ledger.save(self.store)
+                    return start, Evidence.of(known).beside(fresh, trust_of(known))
         layers = await self.host(line.key.model).initial_layers(str(line.key))
         return initial_weights(curvature, self.rates.micro_lora_rank, str(line.key), layers), fresh
 

@@ -48,7 +48,9 @@ class Unlearning:
         taught, now = [key for key in taught if state.active(key)], running()
         seen = self._seen(ledger, feedback_id, outcome, given_at)
         found = [key for key in taught if key == now or seen(key.group)]
-        for key in taught:
+        heirs = [root.at(group) for group, born in ledger.born.items() if found and born >= given_at]
+        found = list(dict.fromkeys([*found, *heirs]))
+        for key in {*taught, *found}:
             state.versions.line(key).epoch += 1
         for key in found:
             ledger.undone[key.group] = min(given_at, ledger.undone.get(key.group, given_at))
@@ -81,18 +83,20 @@ class Unlearning:
         fingerprint, line = state.host(key.model).fingerprint, state.versions.line(key)
         version = _last_before(given_at, records, fingerprint)
         if any(one is not None and one.version > version for one in (line.served, line.working, line.candidate)):
-            lessons = await self._serve_again(key, version)
+            lessons = await self._serve_again(key, version, given_at)
             in_it = {one for record in records if record.version <= version for one in record.feedback_ids}
             ledger.note([one for one in lessons if one not in in_it], [key.group], keep=state.newest)
             _log.info("adapter %s: back to version %d: %s", key, version, _REASON)
+        elif any(one.version > version for one in records):
+            await state.versions.withdraw(key, version, given_at)
         if ledger.undone[key.group] == given_at:  # else an older one was taken back meanwhile
             del ledger.undone[key.group]
         await ledger.save(state.store)
 
-    async def _serve_again(self, key: AdapterKey, version: int) -> list[str]:
+    async def _serve_again(self, key: AdapterKey, version: int, given_at: float) -> list[str]:
         """-> the lessons that what is undone was made of, as far as it is kept"""
         state = self._state
-        async with state.versions.going_back(key, version, reason=_REASON) as back:
+        async with state.versions.going_back(key, version, reason=_REASON, taught=given_at) as back:
             watch = await state.watches.ready(key)
             await state.domains.reopen(key, state.host(key.model).fingerprint, version, back.writes)
             done = state.watches.restart(key, watch.back_to(version, back.newest), back.writes)
