@@ -11,7 +11,8 @@ from toy import Rates, World
 from sona_stream.config.settings import LearningSettings
 from sona_stream.engine.learner import AdapterKey, Learner
 from sona_stream.engine.learner.gates import Verdict
-from sona_stream.events import RouteDecision
+from sona_stream.errors import NotFound
+from sona_stream.events import AdapterRef, RouteDecision
 
 KEY = "toy/default/*"
 ROOT = AdapterKey("toy", "default")
@@ -77,7 +78,7 @@ async def test_a_correction_changes_the_next_replay_and_leaves_book_ledger_and_w
                 assert wrong.id not in await lessons(learner)
                 await learner.settle()
                 assert same(world.store.records[KEY, 1].weights, before[1])
-                assert world.store.records[KEY, 2].status == "rolled_back"
+                assert world.store.records[KEY, 2].status == "withdrawn"
             await Given(world, text="abc").learned(learner)
             await replayed(learner)
             served = world.host.adapters[KEY]
@@ -94,7 +95,7 @@ async def test_a_correction_changes_the_next_replay_and_leaves_book_ledger_and_w
     assert made > without
     assert parent >= 1
     # Noise apart (a replay's draws go by its version's number), the same lessons were fitted from the same start.
-    assert abs(float((gone.micro.lora_B - never.micro.lora_B).max())) < 0.5 * float(abs(never.micro.lora_B).max())
+    assert float(abs(gone.micro.lora_B - never.micro.lora_B).max()) < 0.5 * float(abs(never.micro.lora_B).max())
 
 
 async def test_with_nothing_left_to_weigh_it_goes_back_to_the_version_before_or_to_none():
@@ -245,7 +246,7 @@ async def test_with_the_host_away_it_is_taken_back_for_good(restarts):
         await learner.settle()
         assert await lessons(learner) == [kept.id]
         [version] = learner.stats()["served"].values()
-        assert world.store.records[KEY, 2].status == "rolled_back"
+        assert world.store.records[KEY, 2].status == "withdrawn"
         assert wrong.id not in world.store.records[KEY, version].feedback_ids
 
 
@@ -283,3 +284,37 @@ async def test_what_others_taught_since_is_fitted_again_and_named():
         assert record.reason == "replay"
         assert set(record.feedback_ids) == {one.id for i, one in enumerate(given) if i > 2}
         assert record.parent == 2
+
+
+# ---- nobody gets it again
+
+
+@pytest.mark.parametrize("rolled_back", [False, True])
+async def test_no_admin_and_no_header_brings_back_a_version_that_holds_what_was_taken_back(rolled_back):
+    world = World()
+    async with learner_of(world) as learner:
+        await Given(world, text="abc").learned(learner)
+        await replayed(learner)
+        wrong = Given(world, text="lmlm")
+        await wrong.learned(learner)
+        await replayed(learner)
+        held = AdapterRef(key=KEY, version=2)
+        await learner.pin(held)
+        if rolled_back:
+            await learner.rollback(KEY, 1)
+            await learner.pin(held)
+        await wrong.taken_back(learner)
+        await learner.settle()
+        assert world.store.records[KEY, 2].status == "withdrawn"
+        assert str(held) not in world.host.adapters
+        before = learner.stats()["served"]
+        for brings in (learner.rollback(KEY, 2), learner.pin(held)):
+            with pytest.raises(
+                NotFound, match=r"\*@2 is served no more: a lesson that may be in it was taken back"
+            ):
+                await brings
+        assert learner.stats()["served"] == before
+        await learner.rollback(KEY, 0)
+        assert world.store.records[KEY, 2].status == "withdrawn", "for good"
+        await learner.rollback(KEY, 1)
+        assert learner.stats()["served"] == {KEY: 1}, "others are there as ever"
