@@ -2,9 +2,9 @@
 
 `profile.*.gain` (percent): the concise family after 200 pieces of feedback (`--quick`: 24), as in `reward`, on
 three seeds.
-`profile.*.us_per_token`: what the adapter of such a profile costs a token, micro and base pair together, in an engine
-at the guide's hidden size that has learned of 40 directions, so that its base pair has all of its rank; the profiles
-take turns, so that whatever disturbs the machine disturbs all.
+`profile.*.us_per_token`: what the adapter of such a profile costs a token, micro and base pair together, in an
+engine at the guide's hidden size that has learned of 40 directions, so that its base pair has all of its rank; the
+profiles take turns, so that whatever disturbs the machine disturbs all.
 
 The guide says that realtime has the lowest latency and research the largest gain.
 """

@@ -1,7 +1,7 @@
 """The texts that a model adapts to, each in the order of its source.
 
-All but one are files of ``DATA/stream_text`` (`benchmarks/data/README.md`: sources, licences, fields); `stdlib` is the source of
-the Python that runs this, its top-level modules by name.
+All but one are files of ``DATA/stream_text`` (`benchmarks/data/README.md`: sources, licences, fields); `stdlib` is
+the source of the Python that runs this, its top-level modules by name.
 """
 
 from __future__ import annotations
