@@ -4,9 +4,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 from test_unlearning import CODE, KEY, LATE, ROOT, Given, learner_of, lessons, replayed
-from toy import World
+from toy import Rates, ToyHost, World
 
 from sona_stream.config.settings import LearningSettings
+from sona_stream.engine.learner import Learner
 from sona_stream.engine.learner.gates import Verdict
 from sona_stream.errors import HostError
 from sona_stream.events import RouteDecision
@@ -51,7 +52,7 @@ async def test_what_waits_for_a_replay_and_was_in_a_cycle_leaves_the_weights_and
     async with learner_of(world, SLOW) as learner:  # whoever ends in between: it is durable
         await wrong.taken_back(learner)
         await learner.settle()
-        assert [world.store.records[KEY, version].status for version in (2, 3)] == ["rolled_back", "rolled_back"]
+        assert [world.store.records[KEY, version].status for version in (2, 3)] == ["withdrawn", "withdrawn"]
         [version] = learner.stats()["served"].values()
         assert version == before or world.store.records[KEY, version].parent == before
         assert await learner._state.domains.of(ROOT, world.host.fingerprint) == []
@@ -120,7 +121,7 @@ async def test_a_level_that_began_as_one_that_held_it_goes_back_too(restarts):
             await wrong.taken_back(learner)
         async with learner_of(world, FINE) as learner:
             await learner.settle()
-    assert world.store.records[CODEGEN, 1].status == "rolled_back"
+    assert world.store.records[CODEGEN, 1].status == "withdrawn"
     assert world.store.records[FACTUAL, 1].status == "published"
     async with learner_of(world, FINE) as learner:
         version = learner.stats()["served"].get(CODEGEN, 1)
@@ -171,3 +172,70 @@ async def test_no_level_begins_as_one_that_is_still_to_go_back():
         await Given(world, 0.9, text=None, route=CODE).learned(learner)
         assert not begins["CodeGen"].micro.lora_B.any(), "an adapter that changes nothing"
         world.host.drop_adapter = real
+
+
+# ---- where it goes back to
+
+
+async def test_it_goes_back_to_what_was_served_not_to_what_no_host_took():
+    world = World()
+    async with learner_of(world) as learner:
+        kept = Given(world, 1.0, text=None)
+        await kept.learned(learner)
+        refused = Given(world, 0.0, text=None)
+        world.host.refuse_put = True
+        assert (await refused.learned(learner)).status == "gated"
+        world.host.refuse_put = False
+        await refused.taken_back(learner)
+        await learner.settle()
+        wrong = Given(world, 0.9, text=None)
+        assert (await wrong.learned(learner)).status == "published"
+        learner._state.gate = refuse
+        await wrong.taken_back(learner)
+        await learner.settle()
+        [version] = learner.stats()["served"].values()
+        assert world.store.records[KEY, version].feedback_ids == (kept.id,)
+
+
+async def test_another_models_versions_are_not_served_again_when_it_comes_back():
+    first, world = ToyHost(), World()
+    async with learner_of(world, SLOW, hosts={"toy": first}) as learner:
+        for text in ("abc", "cab", "abd"):
+            await Given(world, text=text).learned(learner)
+        await replayed(learner)
+        wrong = Given(world, text="lmlm")
+        await wrong.learned(learner)
+        await replayed(learner)
+        await cycled_on_time(learner)
+        await learner.attach("toy", ToyHost(seed=5, fingerprint="another"))
+        await wrong.taken_back(learner)
+        await learner.settle()
+        assert (await learner._state.ledger(ROOT)).undone == {}
+        await learner.attach("toy", first)
+        assert learner.stats()["served"] == {KEY: 1}, "from the first moment on"
+        assert await learner._state.domains.of(ROOT, first.fingerprint) == []
+        await replayed(learner)
+        [version] = learner.stats()["served"].values()
+        assert world.store.records[KEY, version].created_at < wrong.at or version > 4
+
+
+async def test_an_undo_under_observe_keeps_what_was_observed_before():
+    world = World()
+    async with Learner({"toy": world.host}, world.store, Rates(), LATE, "observe") as learner:
+        for quality in (1.0, 0.0):
+            await Given(world, quality, text=None).learned(learner)
+        wrong = Given(world, 1.0, text=None)
+        await wrong.learned(learner)
+        after = Given(world, 0.0, text=None)
+        await after.learned(learner)
+        learner._state.gate = refuse
+        await wrong.taken_back(learner)
+        await learner.settle()
+        working = learner._state.versions.line(ROOT).working
+        assert (working.version, working.status) == (2, "observed")
+        assert [world.store.records[KEY, n].status for n in (1, 2, 3, 4)] == ["observed"] * 2 + ["withdrawn"] * 2
+        assert world.host.adapters == {}, "nobody is served any of it"
+        ledger = await learner._state.ledger(ROOT)
+        assert after.id in ledger.news["*"]
+        assert wrong.id not in ledger.news["*"]
+        assert ledger.undone == {}

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from ...events import FeedbackOutcome
 from ...lora import AdapterRecord
+from .domains import Domains
 from .keys import EVERYTHING, AdapterKey, chain
 from .ledger import Ledger
+from .line import Line
 from .state import State
 
 __all__ = ["Unlearning"]
@@ -79,29 +81,63 @@ class Unlearning:
         given_at = ledger.undone.get(key.group)
         if given_at is None:
             return
-        records = await state.store.adapters(str(key))
-        fingerprint, line = state.host(key.model).fingerprint, state.versions.line(key)
-        version = _last_before(given_at, records, fingerprint)
-        if any(one is not None and one.version > version for one in (line.served, line.working, line.candidate)):
-            lessons = await self._serve_again(key, version, given_at)
-            in_it = {one for record in records if record.version <= version for one in record.feedback_ids}
-            ledger.note([one for one in lessons if one not in in_it], [key.group], keep=state.newest)
-            _log.info("adapter %s: back to version %d: %s", key, version, _REASON)
-        elif any(one.version > version for one in records):
-            await state.versions.withdraw(key, version, given_at)
+        line = state.versions.line(key)
+        if any(one is not None and one.created_at >= given_at for one in (line.served, line.candidate)):
+            await self._serve_before(line, given_at)
+        else:
+            await self._leave(line, given_at)
         if ledger.undone[key.group] == given_at:  # else an older one was taken back meanwhile
             del ledger.undone[key.group]
         await ledger.save(state.store)
 
-    async def _serve_again(self, key: AdapterKey, version: int, given_at: float) -> list[str]:
-        """-> the lessons that what is undone was made of, as far as it is kept"""
-        state = self._state
+    async def _serve_before(self, line: Line, given_at: float) -> None:
+        state, key, fingerprint = self._state, line.key, self._state.host(line.key.model).fingerprint
+        records = await self._records(key)
+        version = _before(given_at, records, line.working, fingerprint)
         async with state.versions.going_back(key, version, reason=_REASON, taught=given_at) as back:
             watch = await state.watches.ready(key)
-            await state.domains.reopen(key, state.host(key.model).fingerprint, version, back.writes)
+            await state.domains.reopen(key, fingerprint, version, back.writes)
             done = state.watches.restart(key, watch.back_to(version, back.newest), back.writes)
         done()
-        return list(dict.fromkeys(back.lessons))
+        await self._note(key, records, version, back.lessons)
+
+    async def _leave(self, line: Line, given_at: float) -> None:
+        """Versions that nobody is served now: observed ones, such as no host took, and another model's."""
+        state, key = self._state, line.key
+        async with line.lock:
+            records, now = await self._records(key), line.working
+            if now is not None and now.created_at >= given_at:
+                version = _before(given_at, records, now, now.fingerprint, "observed")
+                await self._reopen(state.domains, now, version)
+                line.working, line.fit = records.get(version), None
+                line.epoch += 1
+                state.versions.shelf.note(line)
+                later = [one for one in records.values() if one.version > version]
+                await self._note(key, records, version, [name for one in later for name in one.feedback_ids])
+            awaited = records.get((await state.store.current_versions()).get(str(key), 0))
+            if awaited is not None and awaited.created_at >= given_at:  # it is served when its model comes back
+                version = _before(given_at, records, awaited, awaited.fingerprint)
+                await self._reopen(Domains(state.store), awaited, version)
+                await state.store.set_current(str(key), version, reason=_REASON)
+        await state.versions.withdraw(key, 0, given_at)
+
+    async def _records(self, key: AdapterKey) -> dict[int, AdapterRecord]:
+        return {one.version: one for one in await self._state.store.adapters(str(key))}
+
+    async def _reopen(self, domains: Domains, record: AdapterRecord, version: int) -> None:
+        writes = self._state.store.together()
+        await domains.reopen(AdapterKey.parse(record.key), record.fingerprint, version, writes)
+        await writes.commit()
+
+    async def _note(
+        self, key: AdapterKey, records: Mapping[int, AdapterRecord], version: int, lessons: Iterable[str]
+    ) -> None:
+        """Those of what is undone, as far as it is kept, that this version is not made of wait for a replay."""
+        state, ledger = self._state, await self._state.ledger(key)
+        in_it = {name for one in records.values() if one.version <= version for name in one.feedback_ids}
+        new = [name for name in dict.fromkeys(lessons) if name not in in_it]
+        ledger.note(new, [key.group], keep=state.newest)
+        _log.info("adapter %s: back to version %d: %s", key, version, _REASON)
 
     def _seen(
         self, ledger: Ledger, feedback_id: str, outcome: FeedbackOutcome | None, given_at: float
@@ -115,6 +151,19 @@ class Unlearning:
         return lambda group: given_at <= cycled.get(group, -math.inf) or feedback_id not in news.get(group, ())
 
 
-def _last_before(given_at: float, records: Iterable[AdapterRecord], fingerprint: str) -> int:
-    fitting = (one for one in records if one.status == "published" and one.fingerprint == fingerprint)
-    return max((one.version for one in fitting if one.created_at < given_at), default=0)
+def _before(
+    given_at: float, records: Mapping[int, AdapterRecord], now: AdapterRecord | None, fingerprint: str, *also: str
+) -> int:
+    """The newest version from before that `now` was made from, and that was served or has the status `also`. 0:
+    none, or none is kept.
+    """
+
+    def fits(one: AdapterRecord) -> bool:
+        known = one.status in ("published", *also) and one.fingerprint == fingerprint
+        return known and one.created_at < given_at
+
+    at = 0 if now is None else now.version
+    while at in records and not fits(records[at]):
+        at = records[at].parent or 0
+    # Beyond the oldest of its line nothing is kept that was never served.
+    return at if at in records else max((n for n, one in records.items() if n < at and fits(one)), default=0)
