@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn
 
 from ..config.settings import MetricSettings
 from ..errors import InvalidRequest
+from ..wire import read_user
 
 __all__ = ["Judgement", "parse_judgement"]
 
@@ -47,7 +48,7 @@ def parse_judgement(
     common = {
         "named": _text(given, "request_id", MAX_ID, required=True),
         "idempotency_key": _idempotency_key(given, header_key),
-        "user": _text(given, "user", MAX_ID),
+        "user": read_user(body.get("user")),
     }
     forms = [name for name in ("rating", "metric_name", "correction") if name in given]
     if len(forms) != 1:

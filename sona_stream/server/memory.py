@@ -7,6 +7,7 @@ from urllib.parse import parse_qs
 
 from ..episodes import Scope
 from ..errors import InvalidRequest
+from ..wire import read_user
 from .auth import asserted_user
 from .feedback import judged
 from .incoming import Call, read_json
@@ -27,7 +28,7 @@ async def undo(call: Call) -> Response:
     """
     body = await _fields(call, "model", "user", "request_id")
     header = call.app.services.settings.sona.user_header
-    principal = asserted_user(call.principal, call.headers, header, _text(body, "user"))
+    principal = asserted_user(call.principal, call.headers, header, read_user(body.get("user")))
     named = _text(body, "request_id")
     request_id = None if named is None else (await judged(call, named, principal)).request_id
     return json_response(await call.app.services.undo(principal, _text(body, "model"), request_id))

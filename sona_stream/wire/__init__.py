@@ -8,6 +8,7 @@ from .errors import encode_error, encode_error_event, error_body
 from .hop_by_hop import HOP_BY_HOP
 from .model_name import read_model, replace_model
 from .models import encode_model, encode_models
+from .request_fields import read_user
 from .requests import decode_request
 from .sse import DONE, PING, SseDecoder, encode_event
 
@@ -32,5 +33,6 @@ __all__ = [
     "encode_models",
     "error_body",
     "read_model",
+    "read_user",
     "replace_model",
 ]

@@ -16,7 +16,7 @@ from .request_fields import (
     include_usage,
     is_constrained,
     is_given,
-    named_user,
+    read_user,
     refuse,
     sampling,
 )
@@ -63,7 +63,7 @@ def decode_chat_request(body: bytes) -> DecodedRequest:
             logprobs=_logprobs(fields, objections),
         ),
         constrained=is_constrained(fields) or is_given(fields.tools) or is_given(fields.functions),
-        user=named_user(fields),
+        user=read_user(fields.user),
         client_ids=client_ids(fields.metadata),
         objections=objections.all,
     )

@@ -14,7 +14,7 @@ from .request_fields import (
     decode_as,
     include_usage,
     is_constrained,
-    named_user,
+    read_user,
     refuse,
     sampling,
 )
@@ -55,7 +55,7 @@ def decode_completion_request(body: bytes) -> DecodedRequest:
         include_usage=include_usage(fields),
         sampling=asked,
         constrained=is_constrained(fields),
-        user=named_user(fields),
+        user=read_user(fields.user),
         client_ids=client_ids(fields.metadata),
         objections=objections.all,
     )

@@ -24,7 +24,7 @@ __all__ = [
     "include_usage",
     "is_constrained",
     "is_given",
-    "named_user",
+    "read_user",
     "refuse",
     "sampling",
 ]
@@ -59,7 +59,7 @@ class RequestFields(msgspec.Struct):
     presence_penalty: Any = None
     frequency_penalty: Any = None
     max_tokens: Any = None
-    user: str | int | None = None
+    user: Any = None
     metadata: Any = None
     response_format: Any = None
     guided_json: msgspec.Raw = _ABSENT
@@ -144,9 +144,13 @@ def _stops(stop: Any, objections: Objections) -> tuple[str, ...]:
     return tuple(objections.read("stop", stop, list[str]) or ())
 
 
-def named_user(fields: RequestFields) -> str | None:
-    """The body's `user`; some count theirs."""
-    return None if fields.user is None else str(fields.user)
+def read_user(user: Any) -> str | None:
+    """A body's `user`; some count theirs. Raises `InvalidRequest` for what is neither text nor a whole number."""
+    try:
+        found = msgspec.convert(user, str | int | None)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"user: {error}", param="user") from None
+    return None if found is None else str(found)
 
 
 def include_usage(fields: RequestFields) -> bool:

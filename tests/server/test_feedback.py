@@ -172,6 +172,41 @@ async def test_other_tenants_and_users_requests_do_not_exist():
     assert services.store.committed[-1].user is None
 
 
+USERS = [(12, "12"), (0, "0"), ("eve", "eve"), ("x" * 300, "x" * 300), (" ", " "), ("", None), (None, None)]
+
+
+@pytest.mark.parametrize(("sent", "user"), USERS)
+async def test_a_user_is_read_as_it_is_in_the_request_that_is_judged(sent, user):
+    services = FakeServices(sona=SonaSettings(keys=KEYS))
+    app = create_app(services)
+    gate = {"authorization": "Bearer sk-gate"}
+    undone = []
+
+    async def undo(principal, model, request_id):
+        undone.append(principal.user)
+        return {}
+
+    services.undo = undo
+    assert (await ask(app, "POST", "/v1/chat/completions", chat_bytes(user=sent), gate)).status == 200
+    (asked,) = services.pipeline.requests
+    services.store.add(asked.id, tenant="b", user=asked.principal.user)
+    assert (await tell(app, {"request_id": asked.id, "rating": 1, "user": sent}, **gate)).status == 202
+    assert (await ask(app, "POST", "/v1/feedback/undo", {"user": sent}, gate)).status == 200
+    assert [asked.principal.user, services.store.committed[-1].user, *undone] == [user] * 3
+
+
+@pytest.mark.parametrize("sent", [True, 1.5, {"id": 5}, [1]])
+async def test_what_is_no_user_is_refused_alike(app, services, sent):
+    services.store.add("req-1")
+    for path, body in (
+        ("/v1/chat/completions", chat_bytes(user=sent)),
+        ("/v1/feedback", {"request_id": "req-1", "rating": 1, "user": sent}),
+        ("/v1/feedback/undo", {"user": sent}),
+    ):
+        reply = await ask(app, "POST", path, body)
+        assert (reply.status, reply.json()["error"]["param"]) == (400, "user"), path
+
+
 async def test_waiting_answers_with_the_version_or_the_gates_reason(services, app):
     ref = AdapterRef(key="m1/default/*", version=2)
     services.feedback.answer = lambda f: FeedbackOutcome(feedback_id=f.id, status="published", adapter=ref)
