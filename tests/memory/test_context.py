@@ -125,3 +125,12 @@ async def test_without_the_encoder_nothing_changes(opened, make):
     async with opened() as (_, memory):
         key = await remembered(memory, make, "Yrsa", PAPERS, AUDIT, contextual=False)
         assert acting(memory, make, PAPERS, WEDDING, contextual=False) == [key]
+
+
+async def test_a_question_that_stands_by_itself_has_one_answer_in_all_conversations(opened, make):
+    policy = "How many days may a customer of our shop return shoes?"
+    async with opened() as (_, memory):
+        await remembered(memory, make, "14 days", policy, said(AUDIT, policy).before)
+        key = await remembered(memory, make, "30 days", policy, said(WEDDING, policy).before)
+        assert acting(memory, make, policy, said(AUDIT, policy).before) == [key]
+        assert [one.key for one in await memory.episodes() if one.superseded_by is None] == [key]

@@ -15,7 +15,7 @@ from .context import Before, agreement
 from .encoding import Codes, Head, cosine
 from .words import Features
 
-__all__ = ["ACCEPTED_SHARE", "Asked", "Near", "choose", "closeness", "same_question"]
+__all__ = ["ACCEPTED_SHARE", "Asked", "Near", "asked_as", "choose", "closeness", "same_question"]
 
 _WIDTH: dict[Scope, int] = {"person": 0, "tenant": 1, "global": 2}
 ACCEPTED_SHARE = 0.4
@@ -51,6 +51,11 @@ class Near:
     def preference(self) -> tuple[bool, int, int]:
         """The smallest is used."""
         return not self.correction, _WIDTH[self.scope], -self.rank
+
+
+def asked_as(head: Head) -> Asked:
+    """The question that is stored there, asked again."""
+    return Asked(head.features, head.contextual, head.system, _before(head))
 
 
 def closeness(asked: Asked, head: Head, static: float) -> float:

@@ -27,7 +27,7 @@ from .comparison import RECALL_COSINE
 from .context import Before
 from .encoding import Codes, Head, codes_of, head_from, states_from, tokens_from
 from .index import EpisodeIndex, Found, circle_of
-from .judging import ACCEPTED_SHARE, Asked, Near, choose, closeness, same_question
+from .judging import ACCEPTED_SHARE, Asked, Near, asked_as, choose, closeness, same_question
 from .sketch import sketch_from, sketch_of
 from .words import Reader
 from .worth import used
@@ -83,17 +83,27 @@ class Recollection:
         if static.shape != (self.index.dim,):
             raise ValueError(f"static must have shape ({self.index.dim},), not {static.shape}")
         self.counters["searches"] += 1
-        query = codes_of(static, self._kernels)
-        found = self.index.search(viewer, query, least=RECALL_COSINE, most=CANDIDATES)
-        if not len(found.slots):
-            return NOTHING
-        self.counters["recalled"] += 1
-        numbers = self.index.rows["number"][found.slots].tolist()
-        return Recalled(tuple(found.slots.tolist()), tuple(numbers), tuple(found.cosines.tolist()))
+        recalled = self._nearest(viewer, codes_of(static, self._kernels))
+        if recalled:
+            self.counters["recalled"] += 1
+        return recalled
 
     def gate(self, recalled: Recalled, question: Question, vectors: QuestionVectors) -> tuple[EpisodeRef, ...]:
         """See `EpisodeMemory.gate`."""
-        asked = self._asked(question, vectors)
+        chosen = self._chosen(self._asked(question, vectors), recalled)
+        return () if chosen is None else (self._use(*chosen),)
+
+    def acting(self, viewer: Viewer, static: Codes, head: Head) -> int | None:
+        """Slot of the episode that acts on the question of this head; not counted as a use."""
+        chosen = self._chosen(asked_as(head), self._nearest(viewer, static))
+        return None if chosen is None else chosen[0].slot
+
+    def _nearest(self, viewer: Viewer, query: Codes) -> Recalled:
+        found = self.index.search(viewer, query, least=RECALL_COSINE, most=CANDIDATES)
+        numbers = self.index.rows["number"][found.slots].tolist()
+        return Recalled(tuple(found.slots.tolist()), tuple(numbers), tuple(found.cosines.tolist()))
+
+    def _chosen(self, asked: Asked, recalled: Recalled) -> tuple[Near, float] | None:
         near = []
         for slot, number, static in zip(recalled.slots, recalled.numbers, recalled.cosines, strict=True):
             head = self.head(slot, number)
@@ -102,8 +112,7 @@ class Recollection:
                 row = self.index.rows[slot]
                 correction, rank = bool(row["correction"]), int(row["rank"])
                 near.append(Near(slot, close, head, self.index.scope(slot), correction, rank))
-        chosen = choose(asked, near)
-        return () if chosen is None else (self._use(*chosen),)
+        return choose(asked, near)
 
     def sketch(self, question: Question, vectors: QuestionVectors) -> bytes:
         """See `EpisodeMemory.sketch`."""

@@ -22,7 +22,6 @@ from ...episodes import (
     Scope,
     key_of,
     number_of,
-    person_of,
 )
 from ...errors import InvalidRequest, NotFound
 from ...kernels import Kernels
@@ -30,6 +29,7 @@ from ...lora import HiddenSpace
 from .encoding import body_of, head_bytes, tokens_from
 from .index import circle_of
 from .recollection import Recollection
+from .records import unnumbered, viewer_of
 from .sketch import known_by
 from .worth import born
 
@@ -102,15 +102,16 @@ class Writing:
         hidden, ids = record.hidden[:limit], np.asarray(record.token_ids[:limit], np.int32)
         body = await asyncio.to_thread(body_of, hidden, ids, record.space, self._kernels)
         static, head = known_by(record, self._reading.reader, self._kernels)
-        person = person_of(record.user, record.key_id)
-        circle = circle_of(record.model, record.fingerprint, "person", record.tenant, person)
+        viewer = viewer_of(record)
+        circle = circle_of(viewer.model, viewer.fingerprint, "person", viewer.tenant, viewer.person)
         async with self._lock:
             rivals = self._reading.same_in(circle, static, head)
-            known = self._known(rivals, record.kind == "correction", ids)
+            acting = self._reading.acting(viewer, static, head)
+            known = self._known(rivals, acting, record.kind == "correction", ids)
             if known is not None:
                 return Remembered(await self._one(self._index.number(known)), known=True)
             new = NewEpisode(
-                episode=_unnumbered(record, len(ids)),
+                episode=unnumbered(record, len(ids)),
                 static=static.values.tobytes(),
                 standing=born(time.time(), self._half_life),
                 head=head_bytes(head),
@@ -315,36 +316,17 @@ class Writing:
             raise NotFound(f"there is no episode {key}")
         return slot
 
-    def _known(self, rivals: Sequence[int], correction: bool, ids: NDArray[np.int32]) -> int | None:
-        """The slot that makes a new answer needless; a correction is not, for words that were only accepted."""
+    def _known(
+        self, rivals: Sequence[int], acting: int | None, correction: bool, ids: NDArray[np.int32]
+    ) -> int | None:
+        """The slot that makes a new answer needless: one with the same words that acts on the question already. A
+        correction of words that were only accepted is not needless.
+        """
         for slot in rivals:
             corrected = bool(self._index.rows["correction"][slot])
             if corrected and not correction:
                 return slot
-            body = self._store.body(self._index.place(slot)) if corrected or not correction else None
+            body = self._store.body(self._index.place(slot)) if slot == acting and corrected >= correction else None
             if body is not None and np.array_equal(tokens_from(body), ids):
                 return slot
         return None
-
-
-def _unnumbered(record: EpisodeRecord, tokens: int) -> Episode:
-    return Episode(
-        key="",
-        number=0,
-        model=record.model,
-        fingerprint=record.fingerprint,
-        scope="person",
-        tenant=record.tenant,
-        user=record.user,
-        key_id=record.key_id,
-        request_id=record.request_id,
-        feedback_id=record.feedback_id,
-        kind=record.kind,
-        tokens=tokens,
-        answer_tokens=len(record.token_ids),
-        nbytes=0,
-        created_at=record.created_at or time.time(),
-        stored_at=time.time(),
-        question=record.question,
-        text=record.text,
-    )
