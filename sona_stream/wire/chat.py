@@ -16,6 +16,7 @@ from .request_fields import (
     include_usage,
     is_constrained,
     is_given,
+    is_streamed,
     read_user,
     refuse,
     sampling,
@@ -52,8 +53,8 @@ def decode_chat_request(body: bytes) -> DecodedRequest:
         model=fields.model,
         messages=messages,
         query=_query(messages),
-        stream=bool(fields.stream),
-        include_usage=include_usage(fields),
+        stream=is_streamed(fields),
+        include_usage=include_usage(fields, objections),
         sampling=sampling(
             fields,
             objections,

@@ -14,6 +14,7 @@ from .request_fields import (
     decode_as,
     include_usage,
     is_constrained,
+    is_streamed,
     read_user,
     refuse,
     sampling,
@@ -26,6 +27,7 @@ _MAX_LOGPROBS = 20
 
 class _CompletionFields(RequestFields):
     prompt: Any = None
+    prompt_embeds: Any = None
     logprobs: Any = None
     echo: Any = None
     suffix: Any = None
@@ -40,7 +42,7 @@ def decode_completion_request(body: bytes) -> DecodedRequest:
     fields, objections = decode_as(_decoder, body), Objections()
     top = objections.read("logprobs", fields.logprobs, int)
     objections.within("logprobs", top, 0, _MAX_LOGPROBS)
-    prompt, query = _prompt(fields.prompt)
+    prompt, query = _question(fields, objections)
     # OpenAI allows 0 here: only the prompt's log-probabilities are wanted then.
     asked = sampling(
         fields, objections, max_tokens=fields.max_tokens, max_tokens_name="max_tokens", least=0, logprobs=top
@@ -51,8 +53,8 @@ def decode_completion_request(body: bytes) -> DecodedRequest:
         model=fields.model,
         prompt=prompt,
         query=query,
-        stream=bool(fields.stream),
-        include_usage=include_usage(fields),
+        stream=is_streamed(fields),
+        include_usage=include_usage(fields, objections),
         sampling=asked,
         constrained=is_constrained(fields),
         user=read_user(fields.user),
@@ -67,6 +69,14 @@ def _look_over(fields: _CompletionFields, n: int, objections: Objections) -> Non
     best_of = objections.read("best_of", fields.best_of, int)
     if best_of is not None and best_of > n:
         objections.note("best_of", f"must be at most n, {n}, where a model runs here", best_of)
+
+
+def _question(fields: _CompletionFields, objections: Objections) -> tuple[str | tuple[int, ...] | None, str]:
+    """As `_prompt`. vLLM takes vectors besides, or in place of text and ids: then there is not one prompt."""
+    if not fields.prompt_embeds:
+        return _prompt(fields.prompt)
+    objections.note("prompt_embeds", "must be left out where a model runs here")
+    return None, fields.prompt if isinstance(fields.prompt, str) else ""
 
 
 def _prompt(prompt: Any) -> tuple[str | tuple[int, ...] | None, str]:

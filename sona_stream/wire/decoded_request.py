@@ -20,7 +20,7 @@ class DecodedRequest:
     sampling: Sampling
     messages: tuple[Mapping[str, Any], ...] = ()
     prompt: str | tuple[int, ...] | None = None
-    """None for chat, and for completions that hold several prompts."""
+    """None for chat, and for completions that hold several prompts or vectors."""
     query: str = ""
     stream: bool = False
     include_usage: bool = False

@@ -14,7 +14,7 @@ import msgspec
 
 __all__ = ["Objections", "complaint"]
 
-_AT = re.compile(r"^(.*) - at `\$\.?(.*)`$", re.DOTALL)
+_AT = re.compile(r"^(.*) - at `\$(.*)`$", re.DOTALL)
 _INT64 = 1 << 63
 _SHOWN_CHARS = 80
 

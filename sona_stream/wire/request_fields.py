@@ -24,6 +24,7 @@ __all__ = [
     "include_usage",
     "is_constrained",
     "is_given",
+    "is_streamed",
     "read_user",
     "refuse",
     "sampling",
@@ -48,8 +49,8 @@ class RequestFields(msgspec.Struct):
     """The shared part. Names and meanings are OpenAI's; the ``guided_*`` family is vLLM's."""
 
     model: str
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream: Any = None
+    stream_options: Any = None
     temperature: Any = None
     top_p: Any = None
     n: Any = None
@@ -153,10 +154,18 @@ def read_user(user: Any) -> str | None:
     return None if found is None else str(found)
 
 
-def include_usage(fields: RequestFields) -> bool:
+def is_streamed(fields: RequestFields) -> bool:
+    """Whether events were asked for. Raises `InvalidRequest` for what does not say so: it is the answer's form."""
+    try:
+        return bool(msgspec.convert(fields.stream, bool | None, strict=False))
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"stream: {error}", param="stream") from None
+
+
+def include_usage(fields: RequestFields, objections: Objections) -> bool:
     """Whether the usage chunk was asked for; it exists in streams only."""
-    options = fields.stream_options
-    return bool(fields.stream and options is not None and options.include_usage)
+    options = objections.read("stream_options", fields.stream_options, StreamOptions)
+    return bool(options is not None and options.include_usage and is_streamed(fields))
 
 
 def is_constrained(fields: RequestFields) -> bool:

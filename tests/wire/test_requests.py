@@ -168,6 +168,8 @@ def test_constrained(fields, constrained):
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
         ({"stop": [1]}, "stop[0]", "got `int`"),
         ({"stop": {"a": 1}}, "stop", "Expected `array`"),
+        ({"stream_options": {"include_usage": "often"}}, "stream_options.include_usage", "got `str`"),
+        ({"stream_options": 5}, "stream_options", "got `int`"),
         ({"messages": [{"content": "x"}]}, "messages[0].role", "must be one of system"),
         ({"messages": [{"role": "ipython"}]}, "messages[0].role", "got 'ipython'"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "got 'int'"),
@@ -203,6 +205,19 @@ def test_values_are_read_as_generously_as_servers_do(fields, sampling):
     assert chat(**fields).sampling == sampling
 
 
+@pytest.mark.parametrize("true", [True, 1, "1", "true", "True"])
+def test_truth_is_read_as_generously_as_servers_do(true):
+    got = chat(stream=true, stream_options={"include_usage": true})
+    assert (got.stream, got.include_usage, got.objections) == (True, True, ())
+
+
+@pytest.mark.parametrize("false", [False, None, 0, "0", "false"])
+def test_untruth_is_read_as_generously(false):
+    got = chat(stream=false, stream_options={"include_usage": True})
+    assert (got.stream, got.include_usage, got.objections) == (False, False, ())
+    assert not chat(stream=True, stream_options={"include_usage": false}).include_usage
+
+
 def test_what_openai_would_take_meets_no_objection():
     got = chat(
         temperature=2, top_p=0, n=1, max_tokens=1, seed=-1, logprobs=True, top_logprobs=20, stop=["a"], user="u"
@@ -230,7 +245,8 @@ def test_a_long_value_is_not_quoted_whole():
     ("fields", "param", "says"),
     [
         ({"stream": "yes"}, "stream", "got `str`"),
-        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "got `int`"),
+        ({"stream": 2}, "stream", "got `int`"),
+        ({"stream": []}, "stream", "got `array`"),
         ({"messages": []}, "messages", "at least one"),
         ({"messages": "hi"}, "messages", "got `str`"),
         ({"model": ""}, "model", "1 to 256 printable"),
@@ -304,6 +320,15 @@ def test_what_changes_no_answer_meets_no_objection():
     assert text(best_of=3, n=3).objections == ()
     assert text(stop=["a", "b", "c", "d", "e"]).objections == (), "models that run here take any number"
     assert [param for param, _ in chat(logit_bias={"1": 5}).objections] == ["logit_bias"]
+
+
+@pytest.mark.parametrize(("prompt", "query"), [(None, ""), ("", ""), ([], ""), ("and then?", "and then?")])
+def test_vectors_may_stand_in_for_a_prompt(prompt, query):
+    got = text(prompt=prompt, prompt_embeds="AAAA")
+    assert (got.prompt, got.query) == (None, query)
+    assert got.objections == (("prompt_embeds", "prompt_embeds must be left out where a model runs here"),)
+    with pytest.raises(InvalidRequest):
+        text(prompt=None, prompt_embeds=None)
 
 
 def test_completion_limits():
