@@ -200,10 +200,17 @@ class LearningSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     baseline_shrinkage: Annotated[float, Meta(ge=0)] = 8.0
     inbox: Count = 1024
     keep_versions: Count = 16
+    """The newest versions of an adapter on disk. Half as many older ones stay beside them, each about twice as far
+    back as the next, so that an old lesson can be taken back."""
     capture_mb: Count = 256
     """Memory of the host's ring of captures."""
     canary: CanarySettings = CanarySettings()
     validity: ValiditySettings = ValiditySettings()
+
+    @property
+    def older_versions(self) -> int:
+        """See `keep_versions`."""
+        return self.keep_versions // 2
 
 
 class MemorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

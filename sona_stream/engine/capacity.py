@@ -172,7 +172,8 @@ def rows_of(
 
 def _on_disk(load: Load, settings: SonaSettings, config: SonaConfig, keys: int) -> list[Row]:
     keeps = settings.storage != "none"
-    versions = keys * settings.learner.keep_versions
+    keep, older = settings.learner.keep_versions, settings.learner.older_versions
+    versions = keys * (keep + min(older, (load.lessons // keep).bit_length()))  # at a version a lesson
     answer, text = _lesson_file(load) + _ROW["lesson"], 4 * (load.tokens + 2 * load.prompt_tokens)
     features = _ROW["ids"] + 4 * _VECTOR + 4 * (load.prompt_tokens + load.tokens)
     request = _paged(_ROW["request"] + (features if keeps else 0)) + _ROW["index"]

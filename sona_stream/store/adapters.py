@@ -6,6 +6,7 @@ import json
 import logging
 import sqlite3
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = [
     "one_record",
     "prune",
     "put",
+    "rungs",
     "set_current",
     "tenant_of",
     "unused",
@@ -138,15 +140,32 @@ def set_current(connection: sqlite3.Connection, key: str, version: int, reason: 
     )
 
 
-def prune(connection: sqlite3.Connection, key: str, keep: int, besides: int = 0) -> list[str]:
-    """Delete all but the newest `keep` versions, the served one and `besides`; returns files perhaps unused now."""
+def prune(connection: sqlite3.Connection, key: str, keep: int, older: int = 0, besides: int = 0) -> list[str]:
+    """Delete all but the newest `keep` versions, the `rungs` of those before them, the served one and `besides`;
+    returns files perhaps unused now.
+    """
     rows = connection.execute(
-        "DELETE FROM adapters WHERE key = ?1 "
-        "AND version NOT IN (SELECT version FROM adapters WHERE key = ?1 ORDER BY version DESC LIMIT ?2) "
-        "AND version NOT IN (SELECT version FROM current_adapters WHERE key = ?1) AND version <> ?3 RETURNING file",
-        (key, max(0, keep), besides),
+        "SELECT version, status, fingerprint FROM adapters WHERE key = ? ORDER BY version DESC", (key,)
+    ).fetchall()
+    before = [one for one, status, made_for in rows[keep:] if status == "published" and made_for == rows[0][2]]
+    stay = rungs(before, rows[0][0], keep, older) if before else set()
+    gone = connection.execute(
+        "DELETE FROM adapters WHERE key = ?1 AND version IN (SELECT value FROM json_each(?2)) "
+        "AND version NOT IN (SELECT version FROM current_adapters WHERE key = ?1) RETURNING file",
+        (key, json.dumps([one for one, _, _ in rows[keep:] if one not in stay and one != besides])),
     )
-    return [row[0] for row in rows.fetchall()]
+    return [row[0] for row in gone.fetchall()]
+
+
+def rungs(versions: Iterable[int], newest: int, keep: int, most: int) -> set[int]:
+    """The oldest of each doubling of the distance from `newest`, the first of which begins at `keep`, and the last
+    of `most` has no end. In time it gets to the next rung, and is the oldest there or gives way.
+    """
+    found: dict[int, int] = {}
+    for version in sorted(versions):
+        rung = ((newest - version) // max(keep, 1)).bit_length()
+        found.setdefault(min(rung, most), version)
+    return {version for rung, version in found.items() if rung}
 
 
 def delete_tenant(connection: sqlite3.Connection, tenant: str) -> list[str]:

@@ -219,10 +219,10 @@ class SqliteStore:
         writes.set_current(key, version, reason=reason)
         await writes.commit()
 
-    async def prune_adapters(self, key: str, *, keep: int, besides: int = 0) -> None:
-        """Keep the newest `keep` versions, the served one, and `besides`."""
+    async def prune_adapters(self, key: str, *, keep: int, older: int = 0, besides: int = 0) -> None:
+        """Keep the newest `keep` versions, `older` ones from before them, the served one, and `besides`."""
         writes = self._writes()
-        writes.prune_adapters(key, keep=keep, besides=besides)
+        writes.prune_adapters(key, keep=keep, older=older, besides=besides)
         await writes.commit()
 
     def together(self) -> SqliteWrites:

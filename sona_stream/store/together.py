@@ -55,9 +55,9 @@ class SqliteWrites:
 
         self._steps.append(point)
 
-    def prune_adapters(self, key: str, *, keep: int, besides: int = 0) -> None:
-        """Keep the newest `keep` versions, the served one, and `besides`."""
-        self._steps.append(lambda c: adapters.prune(c, key, keep, besides))
+    def prune_adapters(self, key: str, *, keep: int, older: int = 0, besides: int = 0) -> None:
+        """Keep the newest `keep` versions, `older` ones from before them, the served one, and `besides`."""
+        self._steps.append(lambda c: adapters.prune(c, key, keep, older, besides))
 
     def put_blob(self, name: str, data: bytes) -> None:
         """The caller answers for what is in it: storage levels do not look inside."""

@@ -65,7 +65,7 @@ def test_numbers_come_from_the_configuration_and_flags_go_first(config):
     assert mine["first"] == {"setting": "sona.memory.tenant_episodes", "users": 5}
     rows = {(row["place"], row["what"]): row for row in mine["rows"]}
     assert rows["host", "adapters"]["needed"] == 10 * 3 * weights
-    assert rows["disk", "adapter versions"]["each"] == 3 * 4
+    assert rows["disk", "adapter versions"]["each"] == 3 * (4 + 2)
     for place, total in mine["totals"].items():
         assert total["needed"] == sum(row["needed"] for (where, _), row in rows.items() if where == place)
         assert total["within_bounds"] <= total["needed"]

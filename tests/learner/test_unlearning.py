@@ -318,3 +318,26 @@ async def test_no_admin_and_no_header_brings_back_a_version_that_holds_what_was_
         assert world.store.records[KEY, 2].status == "withdrawn", "for good"
         await learner.rollback(KEY, 1)
         assert learner.stats()["served"] == {KEY: 1}, "others are there as ever"
+
+
+async def test_what_came_long_before_an_old_lesson_that_is_taken_back_stays():
+    world = World()
+    async with learner_of(world) as learner:
+        given = []
+        for i in range(40):
+            given.append(Given(world, float(i % 2), text=None))
+            await given[-1].learned(learner)
+        assert learner.stats()["served"] == {KEY: 40}
+        dropped = []
+
+        async def drop(key):
+            dropped.append(key)
+
+        world.host.drop_adapter = drop
+        await given[20].taken_back(learner)
+        await learner.settle()
+        assert dropped == [], "nobody was put on the base model"
+        [version] = learner.stats()["served"].values()
+        parent = world.store.records[KEY, version].parent
+        assert 1 <= parent <= 20
+        assert world.store.records[KEY, parent].status == "published"

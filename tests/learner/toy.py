@@ -6,6 +6,7 @@ Written from the formulas alone: nothing here is shared with the product but its
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections import defaultdict
 
@@ -351,9 +352,16 @@ class MemoryStore:
         self._step("set_current")
         self.current[key] = version
 
-    async def prune_adapters(self, key, *, keep, besides=0):
-        rows = [r.version for r in await self.adapters(key) if r.version not in (self.current.get(key), besides)]
-        for version in rows[: max(0, len(rows) + 1 - keep)]:
+    async def prune_adapters(self, key, *, keep, older=0, besides=0):
+        every = [r.version for r in await self.adapters(key)]
+        rows = [version for version in every if version not in (self.current.get(key), besides)]
+        gone = rows[: max(0, len(rows) + 1 - keep)]
+        good = [one for one in gone if self.records[key, one].status == "published"]
+        stay = set()
+        for rung in range(older):
+            most = keep * 2 ** (rung + 1) if rung + 1 < older else math.inf
+            stay |= set([one for one in good if keep * 2**rung <= every[-1] - one < most][:1])
+        for version in set(gone) - stay:
             del self.records[key, version]
 
     def together(self):

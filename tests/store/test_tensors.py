@@ -103,6 +103,27 @@ async def test_pruning_keeps_the_newest_and_the_served_one(open_store, make, fol
         assert len(tensor_files(folder, "adapters")) == 4
 
 
+async def test_pruning_leaves_older_versions_at_growing_distances(open_store, make):
+    """As versions come one by one. Whoever must go back goes at most four times as far, or to the very first."""
+    keep, older, others = 4, 5, {10: "rolled_back", 11: "canary", 12: "observed"}
+    async with open_store() as store:
+        for version in range(1, 201):
+            await store.put_adapter(make.record(version, status=others.get(version, "published")))
+            await store.set_current(make.key, version, reason="step")
+            await store.prune_adapters(make.key, keep=keep, older=older)
+            ages = [version - one.version for one in await store.adapters(make.key)]
+            assert len(ages) <= keep + older
+            assert ages[-keep:] == list(range(min(version, keep)))[::-1]
+            assert ages[0] == version - 1
+            for age in range(keep, min(version, keep * 2 ** (older - 2))):
+                assert any(age <= one <= 4 * age for one in ages), (version, age)
+        kept = [one.version for one in await store.adapters(make.key)]
+        assert not set(kept) & set(others)
+        await store.put_adapter(make.record(201, fingerprint="another model"))
+        await store.prune_adapters(make.key, keep=keep, older=older)
+        assert [one.version for one in await store.adapters(make.key)] == [198, 199, 200, 201]
+
+
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
 async def test_a_damaged_version_gives_way_to_the_one_before(open_store, make, folder, caplog, harm):
     async with open_store() as store:

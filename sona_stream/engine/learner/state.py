@@ -84,6 +84,7 @@ class State:
             self.hosts,
             store,
             keep=settings.keep_versions,
+            older=settings.older_versions,
             serve_new=serve_new,
             watches=self.watches,
             canary=settings.canary,

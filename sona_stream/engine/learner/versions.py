@@ -52,14 +52,15 @@ class Versions:
         store: Store,
         *,
         keep: int,
+        older: int,
         serve_new: bool,
         watches: Watches,
         canary: CanarySettings,
         max_bytes: int,
     ) -> None:
-        """``max_bytes``: of all weights in memory."""
+        """``keep`` newest versions and ``older`` ones in the store. ``max_bytes``: of all weights in memory."""
         self._hosts, self._store = hosts, store
-        self._keep, self._serve_new = keep, serve_new
+        self._keep, self._older, self._serve_new = keep, older, serve_new
         self._watches, self._canary = watches, canary
         self._lines: dict[AdapterKey, Line] = {}
         self.shelf = Shelf(store, max_bytes, self._give_up, watches.ready)
@@ -247,7 +248,8 @@ class Versions:
             await self._serve_all(line, record, writes)
             await self.trials.end(line)
         line.working = record
-        writes.prune_adapters(record.key, keep=self._keep, besides=self._watches.of(line.key).reference)
+        trusted = self._watches.of(line.key).reference
+        writes.prune_adapters(record.key, keep=self._keep, older=self._older, besides=trusted)
 
     async def _serve_all(self, line: Line, record: AdapterRecord, writes: Writes) -> None:
         async with line.serving:
