@@ -168,6 +168,16 @@ class Memories:
             return ""
         return await self._remember(feedback, subject, capture, feedback.correction or "")
 
+    async def accept_again(self, feedback: Feedback) -> list[str]:
+        """A good rating stands alone again, a poor one of the same answer being taken back. -> keys of what is used
+        again: none where nothing was forgotten, or it cannot be made anew
+        """
+        if (feedback.quality or 0.0) < self._settings.memory.accepted_quality or await self._made_by(feedback):
+            return []
+        self._remembered.pop(feedback.id, None)
+        await self.take(feedback)
+        return await self._made_by(feedback)
+
     async def _rated(self, feedback: Feedback) -> None:
         quality = 0.0 if feedback.quality is None else feedback.quality
         good = quality >= self._settings.memory.accepted_quality
@@ -285,9 +295,12 @@ class Memories:
             return self._remembered[feedback.id]
         if time.time() - feedback.created_at < _FRESH_S:
             return ""  # it came just now: no earlier start of the program can know it
+        return next(iter(await self._made_by(feedback)), "")
+
+    async def _made_by(self, feedback: Feedback) -> list[str]:
         person = person_of(feedback.user, feedback.key_id)
         found = await self.memory.episodes(tenant=feedback.tenant, person=person, feedback=feedback.id, limit=1)
-        return found[0].key if found else ""
+        return [episode.key for episode in found]
 
     def _drop(self, keys: Sequence[str]) -> None:
         """Hosts let go of them. Nobody names them any more, so there is no hurry."""

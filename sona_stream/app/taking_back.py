@@ -42,7 +42,7 @@ class TakingBack:
                 continue
             why = self._stays(said)
             if not why:
-                return await self._take_back(said)
+                return await self._take_back(principal, said)
             if not refused:
                 known = {one.key for one in made}
                 others = [] if request_id else await self._episodes(principal, 2, scope="person")
@@ -67,7 +67,7 @@ class TakingBack:
             return "the request is known no more, and with it what was taught"
         return ""
 
-    async def _take_back(self, said: Standing) -> View:
+    async def _take_back(self, principal: Principal, said: Standing) -> View:
         """Out of what was learned, out of the memory, and then for good: what fails on the way can be asked for
         again.
         """
@@ -83,6 +83,7 @@ class TakingBack:
                 said.model, whose, feedback.id, request_id=feedback.request_id, given_at=feedback.created_at
             )
         undone = None if self._memory is None or episode is None else await self._memory.memory.undo(episode.key)
+        returned = await self._accepted_again(principal, feedback) if undone is None else list(undone.returned)
         await self.store.record_outcome(
             FeedbackOutcome(feedback_id=feedback.id, status="skipped", reason=TAKEN_BACK)
         )
@@ -95,9 +96,17 @@ class TakingBack:
             "value": feedback.value,
             "created_at": feedback.created_at,
             "episode": None if episode is None else episode.key,
-            "returned": [] if undone is None else list(undone.returned),
+            "returned": returned,
             "adapter": str(stepped) if stepped else None,
         }
+
+    async def _accepted_again(self, principal: Principal, feedback: Feedback) -> list[str]:
+        """Keys of what a poor rating had forgotten, where the person's rating before it found that answer good."""
+        if self._memory is not None and feedback.kind == "rating":
+            async for other, _ in self._said.by(principal, feedback.request_id):
+                if other.kind == "rating" and other.id != feedback.id:
+                    return await self._memory.accept_again(other)
+        return []
 
     async def _through(self, feedback: Feedback) -> FeedbackOutcome | None:
         """What waits is learned first, where it can be: afterwards nobody is at work on it."""

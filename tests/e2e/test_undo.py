@@ -127,6 +127,19 @@ def test_of_one_request_the_newest_that_can_be(ann):
     assert ann.ask(QUESTION).text == answer.text
 
 
+def test_what_was_found_good_before_the_rating_that_is_taken_back_is_used_again(ann):
+    answer = ann.ask(QUESTION)
+    ann.teach(answer, rating=1)
+    assert kept(ann) == [answer.request_id]
+    ann.teach(answer, rating=-1)
+    assert kept(ann) == []
+    said = undo(ann)
+    assert kept(ann) == [answer.request_id]
+    assert said["returned"] == [row["key"] for row in ann.get(f"/v1/sona/memory?tenant={ann.tenant}")["data"]]
+    assert ann.ask(QUESTION).text == answer.text
+    assert undo(ann)["returned"] == kept(ann) == []
+
+
 def test_the_same_correction_twice_takes_two(ann):
     answer = ann.ask(QUESTION)
     ann.teach(answer, correction=ANSWER)
