@@ -65,6 +65,7 @@ def test_completions_and_several_choices(tenant):
         ({"temperature": "hot"}, "temperature: Expected `float`"),
         ({"logprobs": True, "top_logprobs": 25}, "top_logprobs must be between 0 and 20"),
         ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
+        ({"logit_bias": {"7": 5}}, "logit_bias must be left out where a model runs here"),
         ({"messages": [{"role": "ipython", "content": "x"}]}, "messages[0].role must be one of"),
     ],
 )
@@ -76,10 +77,19 @@ def test_a_model_that_runs_here_says_which_limit_it_has(tenant, fields, says):
     assert error["message"].startswith(error["param"])
 
 
+@pytest.mark.parametrize("fields", [{"echo": True}, {"suffix": "z"}, {"best_of": 2}, {"prompt_embeds": "AAAA"}])
+def test_what_a_model_that_runs_here_would_pass_over_is_refused(tenant, fields):
+    body = {"model": "tiny", "prompt": "the quick", "max_tokens": 2}
+    assert tenant.http.post("/v1/completions", json=body).status_code == 200
+    refused = tenant.http.post("/v1/completions", json={**body, **fields})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, *fields)
+    assert "where a model runs here" in refused.json()["error"]["message"]
+
+
 def test_stop_ends_before_the_stop_string(tenant):
     whole = tenant.ask().text
     stop = whole[len(whole) // 2 :][:3]
-    stopped = tenant.ask(stop=[stop])
+    stopped = tenant.ask(stop=[*"\x01\x02\x03\x04\x05", stop])
     assert stopped.text == whole[: whole.index(stop)]
     assert stopped.body["choices"][0]["finish_reason"] == "stop"
 
