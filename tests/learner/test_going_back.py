@@ -71,6 +71,20 @@ def test_an_older_blob_is_read():
     assert (again.undone, again.lifetime, again.standing) == (5, 9, 0)
 
 
+def test_an_answer_that_is_rated_again_is_no_other_answer_however_many_come_in_between():
+    watch = Watch(CanarySettings())
+    for _ in range(3):
+        for i in range(2000):
+            watch.rated(1, 0.5, f"a{i}")
+        watch = Watch.from_arrays(watch.to_arrays(), CanarySettings())
+    assert watch.view()["means"]["trial"]["rating"] == [0.5, 2000]
+    held = {**watch.to_arrays(), "rated": np.asarray(["a0", "a1"])}
+    old = Watch.from_arrays(held, CanarySettings())
+    for answer_id in ("a0", "a1", "b"):
+        old.rated(1, 0.5, answer_id)
+    assert old.view()["means"]["trial"]["rating"] == [0.5, 2001], "ids that an older version kept are known"
+
+
 async def test_late_ratings_do_not_undo_what_came_after_a_fall():
     world = World()
     async with learner_of(world) as learner:

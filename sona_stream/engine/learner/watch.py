@@ -8,8 +8,8 @@ pending one and inherits its evidence.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,7 +31,8 @@ _SURE = 16
 """Ratings of versions on trial that overrule what automatic measures say of their quality and length."""
 _OVERRULED = ("score", "length")
 _LESSONS = 1024
-_RATED = 256
+_RATED = 2048
+"""Answers of which four bytes are kept each; one in two million is taken for another."""
 _SHARES = {"rating": 0.4, "coherence": 0.2, "distinct": 0.2, "score": 0.1, "length": 0.1}
 """Of `alpha`."""
 _EPOCH = 32
@@ -71,6 +72,12 @@ class _Arm:
         return self.streams.get(measure, _NOTHING)
 
 
+def _mark(answer: str) -> np.uint32:
+    return np.uint32(
+        int.from_bytes(hashlib.blake2b(answer.encode("utf-8", "surrogatepass"), digest_size=4).digest())
+    )
+
+
 class Watch:
     """One adapter key. Not thread-safe; a few hundred microseconds an answer."""
 
@@ -90,8 +97,9 @@ class Watch:
         """The last answers on trial, counted anew every `_EPOCH`: good ones before a fall would hide it."""
         self.lessons: list[str] = []
         """Feedback that taught the versions on trial."""
-        self._rated: OrderedDict[str, None] = OrderedDict()
-        """Answers whose rating was counted, the newest `_RATED`: more ratings of them are no more answers."""
+        self._rated = np.zeros(0, np.uint32)
+        """Marks of the answers whose rating was counted, the last `_RATED`: more ratings of them are no more
+        answers."""
         self.changes = 0
         """Values since this was last kept."""
 
@@ -126,12 +134,11 @@ class Watch:
         """What somebody said of such an answer, in [0, 1]. The same answer counts once, also when a crash came in
         between: a test takes what it sees for independent. Without an id it always does.
         """
-        if answer in self._rated:
-            return
         if answer:
-            self._rated[answer] = None
-            if len(self._rated) > _RATED:
-                self._rated.popitem(last=False)
+            mark = _mark(answer)
+            if mark in self._rated:
+                return
+            self._rated = np.append(self._rated, mark)[-_RATED:]
             self.changes += 1
         arm = self._arm(version)
         if arm is not None:
@@ -236,7 +243,7 @@ class Watch:
         arrays: dict[str, NDArray[Any]] = {
             "state": np.asarray([self.reference, *counts, self.undone, self.lifetime, self.standing]),
             "lessons": np.asarray(self.lessons, dtype=np.str_),
-            "rated": np.asarray(list(self._rated), dtype=np.str_),
+            "rated": self._rated,
         }
         for side, arm in (("known", self._known), ("trial", self._trial)):
             for measure, stream in arm.streams.items():
@@ -254,7 +261,10 @@ class Watch:
             watch.standing = numbers[6] if len(numbers) > 6 else 0
             watch._epoch = epoch + 1
             watch.lessons = [str(one) for one in held["lessons"]]
-            watch._rated.update((str(one), None) for one in held.get("rated", ()))
+            rated = held.get("rated", watch._rated)
+            if rated.dtype != np.uint32:  # ids, as they were kept once
+                rated = np.asarray([_mark(str(one)) for one in rated], np.uint32)
+            watch._rated = rated
             for side, arm in (("known", watch._known), ("trial", watch._trial)):
                 for measure in MEASURES:
                     names = {part: f"{side}.{measure}.{part}" for part in ("sums", "up", "down")}
