@@ -61,6 +61,8 @@ async def test_not_even_one_of_a_wider_scope(opened, make):
         await memory.remember(accepted(make))
         (ref,) = acting(make, memory)
         assert (ref.key, ref.share) == (correction.key, 1.0)
+        assert (await memory.remember(accepted(make))).known, "again and again it is found good, and stored once"
+        assert len(await memory.episodes()) == 2
 
 
 async def test_undone_a_correction_gives_way_to_what_was_accepted(opened, make):

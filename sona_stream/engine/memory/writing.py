@@ -319,14 +319,16 @@ class Writing:
     def _known(
         self, rivals: Sequence[int], acting: int | None, correction: bool, ids: NDArray[np.int32]
     ) -> int | None:
-        """The slot that makes a new answer needless: one with the same words that acts on the question already. A
-        correction of words that were only accepted is not needless.
+        """The slot that makes a new answer needless: one with the same words that acts on the question already, or
+        would but for a correction. A correction of words that were only accepted is not needless.
         """
+        corrections = self._index.rows["correction"]
+        overruled = not correction and acting is not None and bool(corrections[acting])
         for slot in rivals:
-            corrected = bool(self._index.rows["correction"][slot])
-            if corrected and not correction:
+            if corrections[slot] and not correction:
                 return slot
-            body = self._store.body(self._index.place(slot)) if slot == acting and corrected >= correction else None
+            acts = overruled or (slot == acting and bool(corrections[slot]) == correction)
+            body = self._store.body(self._index.place(slot)) if acts else None
             if body is not None and np.array_equal(tokens_from(body), ids):
                 return slot
         return None
