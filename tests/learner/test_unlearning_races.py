@@ -1,13 +1,16 @@
 """What is taken back leaves the weights, whatever else brought it there, and whatever begins in the same moment."""
 
+import itertools
+
 import anyio
 import anyio.lowlevel
 import pytest
+from test_learner_hosts import settled
 from test_unlearning import CODE, KEY, LATE, ROOT, Given, learner_of, lessons, replayed
 from toy import Rates, ToyHost, World
 
 from sona_stream.config.settings import LearningSettings
-from sona_stream.engine.learner import Learner
+from sona_stream.engine.learner import Learner, inbox
 from sona_stream.engine.learner.gates import Verdict
 from sona_stream.errors import HostError
 from sona_stream.events import RouteDecision
@@ -239,3 +242,43 @@ async def test_an_undo_under_observe_keeps_what_was_observed_before():
         assert after.id in ledger.news["*"]
         assert wrong.id not in ledger.news["*"]
         assert ledger.undone == {}
+
+
+# ---- what fails is tried again
+
+
+@pytest.mark.parametrize("fails", ["host", "store"])
+async def test_one_that_could_not_go_back_is_tried_again_after_longer_and_longer_pauses(fails, monkeypatch):
+    monkeypatch.setattr(inbox, "_FIRST_PAUSE_S", 0.02)
+    world = World()
+    async with learner_of(world) as learner:
+        await Given(world, text="abc").learned(learner)
+        await replayed(learner)
+        wrong = Given(world, text="lmlm")
+        await wrong.learned(learner)
+        await replayed(learner)
+        tries, real = [], learner._state.versions.going_back
+
+        def going_back(*args, **more):
+            tries.append(anyio.current_time())
+            return real(*args, **more)
+
+        learner._state.versions.going_back = going_back
+        if fails == "host":
+            world.host.refuse_put = True
+        else:
+            world.store.crash_before = "set_current"
+        await wrong.taken_back(learner)
+        await learner.settle()
+        assert learner.stats()["idle"], "whoever waits for what is due does not wait for this"
+        await settled(lambda: len(tries) >= 4)
+        pauses = [b - a for a, b in itertools.pairwise(tries)]
+        assert all(pause >= 0.02 * 2**n for n, pause in enumerate(pauses)), pauses
+        world.host.refuse_put, world.store.crash_before = False, None
+        ledger = await learner._state.ledger(ROOT)
+        await settled(lambda: not ledger.undone)
+        await learner.settle()
+        assert world.store.records[KEY, 2].status == "withdrawn"
+        [version] = learner.stats()["served"].values()
+        assert version != 2
+        assert not learner._background._late

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 
@@ -18,6 +19,7 @@ from .appraisal import evidence_of, stands
 from .cycle import Cycle
 from .evidence import Evidence
 from .gates import Verdict
+from .inbox import Failed, again
 from .keys import EVERYTHING, AdapterKey
 from .ledger import Ledger
 from .lessons import Lesson
@@ -45,6 +47,8 @@ class BackgroundLoop:
         """Replays that wait for their host."""
         self._again: dict[AdapterKey, int] = {}
         """Key whose replay is under way, or failed -> how many lessons must wait until one is due again"""
+        self._late: dict[AdapterKey, Failed] = {}
+        """What failed to go back, and is tried again"""
         self._unlearning = Unlearning(state)
         self._cycle = Cycle(state)
         self._cycles: dict[AdapterKey, bool] = {}
@@ -114,9 +118,11 @@ class BackgroundLoop:
         """For ever."""
         await self._resume()
         while True:
-            with anyio.move_on_after(max(self._pause(), 0.0)):
+            late = min((failed.due for failed in self._late.values()), default=math.inf) - anyio.current_time()
+            with anyio.move_on_after(max(min(self._pause(), late), 0.0)):
                 await self._wake.wait()
             self._wake = anyio.Event()
+            self._due |= {key: None for key, failed in self._late.items() if failed.due <= anyio.current_time()}
             await self._attempt_cycles_on_time()
             while self._due or self._cycles:
                 self._at = key = next(iter(self._due or self._cycles))  # what is known at once comes first
@@ -172,15 +178,25 @@ class BackgroundLoop:
                 else:
                     await self._slow(key, forced=forced)
                 self._state.books.note(key.at(EVERYTHING))
+            self._late.pop(key, None)
         except HostAway as error:
             self._away[key] = None
+            self._late.pop(key, None)
             _log.info("adapter %s: the replay waits: %s", key, error)
         except HostError as error:
             self._state.counters["host_errors"] += 1
             _log.warning("adapter %s: the host refused a replay: %s", key, error)
+            self._go_back_later(key)
         except Exception:
             self._state.counters["failures"] += 1
             _log.exception("adapter %s: what was learned in the background failed", key)
+            self._go_back_later(key)
+
+    def _go_back_later(self, key: AdapterKey) -> None:
+        """Where it is still to: nothing else asks for that, and what was taken back is served until then."""
+        earlier, ledger = self._late.pop(key, None), self._state.ledgers.get(key.at(EVERYTHING))
+        if ledger is not None and key.group in ledger.undone:
+            self._late[key] = again(0.0 if earlier is None else earlier.pause)
 
     async def _slow(self, key: AdapterKey, *, forced: bool) -> None:
         await self._unlearning.go_back(key)

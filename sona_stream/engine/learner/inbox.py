@@ -12,7 +12,7 @@ import anyio
 from ...events import Feedback, FeedbackOutcome
 from ...protocols import Store
 
-__all__ = ["Inbox", "Item"]
+__all__ = ["Failed", "Inbox", "Item", "again"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Item:
 
 
 @dataclasses.dataclass(slots=True)
-class _Failed:
+class Failed:
     """When what failed is tried again, and after how long a pause (seconds)."""
 
     due: float
@@ -53,12 +53,12 @@ class Inbox:
         self._capacity, self._store = capacity, store
         self._queue: deque[Item] = deque()
         self._known: dict[str, Item] = {}
-        self._failed: dict[str, _Failed] = {}
+        self._failed: dict[str, Failed] = {}
         """What is not yet to be tried again; as long as it waits in the store, or it would be tried at once."""
-        self._away: dict[str, _Failed] = {}
+        self._away: dict[str, Failed] = {}
         """Models whose host did not answer"""
         self._next_try = math.inf
-        self._fetch_failed = _Failed(due=math.inf, pause=0.0)
+        self._fetch_failed = Failed(due=math.inf, pause=0.0)
         self._arrived = anyio.Event()
         self._behind = False
         self.overflows = 0
@@ -115,11 +115,11 @@ class Inbox:
         if model:
             away = self._away.get(model)
             if away is None or away.due <= anyio.current_time():
-                away = self._away[model] = _again(0.0 if away is None else away.pause)
-            failed = _Failed(away.due, away.pause, model)
+                away = self._away[model] = again(0.0 if away is None else away.pause)
+            failed = Failed(away.due, away.pause, model)
         else:
             self.answers("" if earlier is None else earlier.model)
-            failed = _again(0.0 if earlier is None or earlier.model else earlier.pause)
+            failed = again(0.0 if earlier is None or earlier.model else earlier.pause)
         self._failed[item.feedback.id] = failed
         self._next_try = min(self._next_try, failed.due)
 
@@ -139,7 +139,7 @@ class Inbox:
             self.finish(item, outcome=None)
         self._queue.clear()
 
-    def _end(self, item: Item, outcome: FeedbackOutcome | None, error: Exception | None) -> _Failed | None:
+    def _end(self, item: Item, outcome: FeedbackOutcome | None, error: Exception | None) -> Failed | None:
         """-> its last failure"""
         item.outcome, item.error = outcome, error
         self._known.pop(item.feedback.id, None)
@@ -154,9 +154,9 @@ class Inbox:
             pending = await self._store.pending_feedback()
         except Exception:
             _log.exception("the feedback that waits in the store cannot be read now; it stays there")
-            self._behind, self._fetch_failed = False, _again(self._fetch_failed.pause)
+            self._behind, self._fetch_failed = False, again(self._fetch_failed.pause)
             return
-        self._behind, self._fetch_failed = False, _Failed(due=math.inf, pause=0.0)
+        self._behind, self._fetch_failed = False, Failed(due=math.inf, pause=0.0)
         self._take(pending, anyio.current_time())
 
     def _take(self, pending: list[Feedback], now: float) -> None:
@@ -178,7 +178,7 @@ class Inbox:
                 asked.add(failed.model)
             self._add(Item(feedback, resumed=True))
 
-    def _due(self, failed: _Failed) -> float:
+    def _due(self, failed: Failed) -> float:
         if not failed.model:
             return failed.due
         return self._away[failed.model].due if failed.model in self._away else -math.inf
@@ -195,6 +195,7 @@ class Inbox:
         return item
 
 
-def _again(pause: float) -> _Failed:
+def again(pause: float) -> Failed:
+    """After a pause twice as long as the last one, 0 for none."""
     longer = min(max(2 * pause, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-    return _Failed(due=anyio.current_time() + longer, pause=longer)
+    return Failed(due=anyio.current_time() + longer, pause=longer)

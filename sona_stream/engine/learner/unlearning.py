@@ -81,18 +81,20 @@ class Unlearning:
         given_at = ledger.undone.get(key.group)
         if given_at is None:
             return
-        line = state.versions.line(key)
-        if any(one is not None and one.created_at >= given_at for one in (line.served, line.candidate)):
-            await self._serve_before(line, given_at)
+        line, fingerprint = state.versions.line(key), state.host(key.model).fingerprint
+        records, current = await self._records(key), (await state.store.current_versions()).get(str(key), 0)
+        kept = records.get(current)  # the line's, unless it is another model's or going back has failed halfway
+        here = (line.served, line.candidate, kept if kept and kept.fingerprint == fingerprint else None)
+        if any(one is not None and one.created_at >= given_at for one in here):
+            await self._serve_before(line, given_at, records)
         else:
-            await self._leave(line, given_at)
+            await self._leave(line, given_at, current)
         if ledger.undone[key.group] == given_at:  # else an older one was taken back meanwhile
             del ledger.undone[key.group]
         await ledger.save(state.store)
 
-    async def _serve_before(self, line: Line, given_at: float) -> None:
+    async def _serve_before(self, line: Line, given_at: float, records: Mapping[int, AdapterRecord]) -> None:
         state, key, fingerprint = self._state, line.key, self._state.host(line.key.model).fingerprint
-        records = await self._records(key)
         version = _before(given_at, records, line.working, fingerprint)
         async with state.versions.going_back(key, version, reason=_REASON, taught=given_at) as back:
             watch = await state.watches.ready(key)
@@ -101,7 +103,7 @@ class Unlearning:
         done()
         await self._note(key, records, version, back.lessons)
 
-    async def _leave(self, line: Line, given_at: float) -> None:
+    async def _leave(self, line: Line, given_at: float, current: int) -> None:
         """Versions that nobody is served now: observed ones, such as no host took, and another model's."""
         state, key = self._state, line.key
         async with line.lock:
@@ -114,7 +116,7 @@ class Unlearning:
                 state.versions.shelf.note(line)
                 later = [one for one in records.values() if one.version > version]
                 await self._note(key, records, version, [name for one in later for name in one.feedback_ids])
-            awaited = records.get((await state.store.current_versions()).get(str(key), 0))
+            awaited = records.get(current)
             if awaited is not None and awaited.created_at >= given_at:  # it is served when its model comes back
                 version = _before(given_at, records, awaited, awaited.fingerprint)
                 await self._reopen(Domains(state.store), awaited, version)
