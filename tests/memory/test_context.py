@@ -32,8 +32,9 @@ def test_only_a_question_that_may_mean_it_keeps_what_was_said_before():
     assert said(PAPERS).before == said(PAPERS, PAPERS).before == ""
     for specific in ("What is the capital of France?", "Who signs form 12?", "How many books may a member borrow?"):
         assert said(AUDIT, specific) == Question(specific)
-    window = "How long is the refund window here?"
-    assert said(AUDIT, window) == Question(window, "", AUDIT), "which one, nothing tells"
+    window, shop = "How long is the refund window here?", "I bought something in a shop with a refund window."
+    assert said(AUDIT, window) == Question(window)
+    assert said(shop, window) == Question(window, "", shop), "it was spoken of"
     assert said("Hello!", "Thanks", PAPERS).before == "", "nothing said"
     assert len(said("words of all kinds " * 5000, PAPERS).before) == 4096
 

@@ -12,8 +12,8 @@ from sona_stream.episodes import Question
 
 WORDINGS = (
     "What is the return window for shoes in the shop?",
-    "Return window for shoes in the shop, what is it?",
-    "The return window for shoes in the shop is what?",
+    "Please tell me what the return window for shoes in the shop is.",
+    "The return window for shoes in the shop?",
 )
 
 

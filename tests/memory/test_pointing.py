@@ -31,7 +31,9 @@ POINTING = [
     "Which of these is the cheapest for 20 people?",
     "What did the author mean in the third paragraph?",
     "Thanks, that works!\nNow write a unit test for this function",
-    "What is the sum of the numbers?",
+    "What is the sum of the rows?",
+    "Make the function faster",
+    "Is the file empty or does it have 3 lines?",
     "Does the code handle empty lists on Windows?",
     "And in Python instead",
     "List the names mentioned in the article",
@@ -54,6 +56,12 @@ STANDING = [
     "Are orders above 50 euros shipped free?",
     "What is the best way to learn Spanish quickly?",
     'What does the word "parked" mean on our board?',
+    "How long is the refund window?",
+    "What is the maximum file size?",
+    "What is the return policy for shoes?",
+    "When does the shop open on Sunday?",
+    "How do I convert C++ to Rust?",
+    "Does the office in Ghent have a lift?",
     "When a cat purrs, is it happy or nervous?",
     "I have a function that adds numbers. What does the function return for 2 and 3?",
     "Summarize this text:\nThe Danube is a river in Europe. It flows through ten countries to the Black Sea",
@@ -77,6 +85,14 @@ def test_what_points_keeps_what_was_said_before(text):
 def test_what_stands_by_itself_does_not(text):
     assert not points(text)
     assert said(PASTE, text) == Question(text)
+
+
+def test_a_definite_noun_points_at_what_was_spoken_of():
+    shop = "I have a question about a shop in Ghent."
+    text = "When does the shop open on Sunday?"
+    assert said(shop, text).before == shop
+    assert said("I have a question about a theatre.", text) == Question(text)
+    assert said(f"{shop} {text}", "What is the capital of France?").before == "", "France is named"
 
 
 @settings(max_examples=100, deadline=None)

@@ -122,13 +122,15 @@ def test_who_speaks_is_no_name():
     )
 )
 def test_any_signs_can_be_read(text):
-    words, signs, pictures, cut = split(text)
+    words, signs, pictures, cased, cut = split(text)
     assert all(word for word, _ in words)
     assert set(signs) <= {word for word, _ in words}
     assert not cut
     assert all(not picture.isascii() for picture in pictures)
     features = READER.read(text)
-    assert nearly_exact(features, READER.read(f"  {text.upper().lower()} ")) or text.upper().lower() != text.lower()
+    assert nearly_exact(features, READER.read(f"  {text} "))
+    if not cased and not any(word.isupper() for word, _ in words):
+        assert nearly_exact(features, READER.read(f"  {text.lower()} "))
     assert Features.from_json(features.to_json()) == features
 
 
@@ -179,11 +181,22 @@ def test_what_was_stored_before_signs_counted_acts_as_it_did():
     assert same_text(stored, READER.read("What is a + b?"))
     assert same_text(READER.read("what is A + B"), stored)
     assert not same_text(stored, READER.read("What is a + c?"))
-    assert nearly_exact(stored, READER.read("What is the + b?"))
-    orders = earlier("how many rents 7 and 3", ["rent"], ["7", "3"], ["rent"])
-    assert nearly_exact(orders, earlier("rent 3 7", ["rent"], ["3", "7"]))
-    assert nearly_exact(orders, READER.read("rent 7 3"))
-    assert nearly_exact(orders, READER.read("rent 3 7")), "their order was not kept"
+    assert not nearly_exact(stored, READER.read("What is the + b?")), "its words are not known"
+    rents = earlier("how many rents, 7 or 8", ["rent"], ["7", "8"], ["how", "many", "rents", "7", "or", "8"])
+    assert nearly_exact(rents, READER.read("How many rents? 7 or 8"))
+    assert not nearly_exact(rents, READER.read("How many rents: 8 or 7?"))
+    assert not nearly_exact(rents, READER.read("How many rents: 7 and 8?"))
+
+
+def test_what_was_stored_before_the_wording_was_kept_is_known_by_its_words():
+    text = "What is the range of the Model S?"
+    values = json.loads(READER.read(text).to_json())
+    stored = Features.from_json(json.dumps(values[:-2]).encode())
+    assert stored.version == 2
+    assert json.loads(stored.to_json()) == values[:-2]
+    assert same_text(stored, READER.read(text.upper()))
+    assert nearly_exact(stored, READER.read("what is the range of the (Model) S"))
+    assert not nearly_exact(stored, READER.read("What is the range of the Model T?"))
 
 
 def test_an_earlier_hash_of_words_is_no_hash_of_a_text():

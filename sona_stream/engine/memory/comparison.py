@@ -3,8 +3,8 @@
 An encoder places "over 30 days" and "under 30 days" together (0.99), and some paraphrases no nearer (0.5) than
 what has only its form in common. So of the stored questions the nearest by the contextual encoder is taken, and a
 logistic regression says whether it is the same: on its cosine, its lead over the next one, the words of both and
-their order. A few differences let nothing pass. Without a contextual vector on either side only questions that are
-the same but for case, endings and words that say nothing are let through.
+their order. A few differences let nothing pass. Without a contextual vector on either side only questions of the
+same wording (`wording`) are let through.
 
 `python benchmarks/gate_fit.py --fit` fitted the constants, by the rule that `learning_parts/gate_fit.py` states, on
 the half of the benchmark's questions that is for fitting.
@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from difflib import SequenceMatcher
 
-from .words import WORDS_IN_ORDER, Features
+from .words import EARLIER, UNSPACED, WORDED, WORDS_IN_ORDER, Features
 
 __all__ = [
     "ASKED_COSINE",
@@ -35,6 +35,7 @@ __all__ = [
     "likeness",
     "nearly_exact",
     "overlap",
+    "same_said",
     "same_text",
 ]
 
@@ -54,7 +55,7 @@ SAME_QUESTION = 0.92
 SYSTEM_COSINE = 0.97
 """Static cosine from which two system prompts are one: they hold dates, say."""
 
-VETOES = frozenset({"numbers", "signs", "opposites", "roles", "cut"})
+VETOES = frozenset({"numbers", "signs", "opposites", "roles", "cut", "apart", "more", "unread"})
 """Differences after which two questions are not the same, whatever else is alike"""
 BIAS = -6.830
 WEIGHTS: Mapping[str, float] = {
@@ -79,6 +80,8 @@ WEIGHTS: Mapping[str, float] = {
 }
 """Of what `evidence` says, in its order; two names are their product"""
 
+_LITTLE, _FEW = 2, 3
+"""Different words that say something; words. The more of them, the better knows the encoder."""
 _WORDS = 10.0
 """Numbers of words are counted in tens, so that all evidence is of about one size."""
 
@@ -87,7 +90,9 @@ def differences(a: Features, b: Features) -> frozenset[str]:
     """Names of the differences that these two questions have; none for the same words.
 
     Numbers, signs, names, roles, opposites: each question has one that the other lacks. Cut: a text of which
-    the regression does not see all, so that only the same one can be meant.
+    the regression does not see all, so that only the same one can be meant. Apart: next to nothing is said, and
+    nothing of it by both. More: one asks for something besides. Unread: each says what the other does not, in a
+    script of which the encoder knows next to nothing.
     """
     if same_text(a, b):
         return frozenset()
@@ -99,6 +104,9 @@ def differences(a: Features, b: Features) -> frozenset[str]:
         "negation": a.negated != b.negated,
         "names": bool(a.names - set(b.content) and b.names - set(a.content)),
         "cut": a.cut or b.cut or max(len(a.words), len(b.words)) >= WORDS_IN_ORDER,
+        "apart": _apart(a, b),
+        "more": _asks_more(a, b) or _asks_more(b, a),
+        "unread": _unread(a, b),
         "asking": bool(a.asking and b.asking and a.asking.isdisjoint(b.asking)),
     }
     return frozenset(name for name, there in found.items() if there)
@@ -122,22 +130,37 @@ def likeness(asked: Features, stored: Features, cosine: float, lead: float) -> f
 
 
 def same_text(a: Features, b: Features) -> bool:
-    """Whether two texts are one but for case, white space and marks at the end. Of what was stored before signs
-    counted, only the words are known; of what is cut, not even those.
+    """Whether two texts are one but for white space, marks at the end, and case where it means nothing. Of what was
+    stored before signs counted, only the words are known; of what is cut, not even those.
     """
-    if a.version == b.version:
-        return a.exact == b.exact
-    return not (a.cut or b.cut) and a.plain == b.plain
+    if a.version != b.version and EARLIER in (a.version, b.version):
+        return not (a.cut or b.cut) and a.plain == b.plain
+    return a.exact == b.exact
 
 
 def nearly_exact(a: Features, b: Features) -> bool:
-    """Whether two questions say the same words in the same order, words that say nothing and endings left out."""
+    """Whether two questions are of the same wording; of what was stored before it was kept: have the same words."""
+    if same_text(a, b):
+        return True
+    others = a.pictures and b.pictures and a.pictures != b.pictures
+    if a.cut or b.cut or others or _opposed(a, b):
+        return False
+    if a.version == b.version == WORDED:
+        return a.wording == b.wording
+    words = [tuple(map(abs, one.words)) for one in (a, b)]
+    return words[0] == words[1] and 0 < len(words[0]) < WORDS_IN_ORDER
+
+
+def same_said(a: Features, b: Features) -> bool:
+    """Whether two texts have the same words that say something, in the same order; less than `nearly_exact`."""
     if same_text(a, b):
         return True
     if a.cut or b.cut or a.content != b.content or a.negated != b.negated or _each_lacks(a.pictures, b.pictures):
         return False
-    numbers = (a.numbers, b.numbers) if a.version == b.version else (sorted(a.numbers), sorted(b.numbers))
-    return numbers[0] == numbers[1] and a.asking == b.asking and a.sides == b.sides and a.roles == b.roles
+    numbers = (
+        (a.numbers, b.numbers) if EARLIER not in (a.version, b.version) else (sorted(a.numbers), sorted(b.numbers))
+    )
+    return numbers[0] == numbers[1] and a.asking == b.asking and not _opposed(a, b) and a.roles == b.roles
 
 
 def gate_of(odds: float) -> float:
@@ -191,6 +214,23 @@ def _opposed(a: Features, b: Features) -> bool:
         return True
     content_a, content_b = set(a.content), set(b.content)
     return bool((a.stripped & content_b) - content_a or (b.stripped & content_a) - content_b)
+
+
+def _apart(a: Features, b: Features) -> bool:
+    said, words = (_said(a), _said(b)), (a.words, b.words)
+    little = max(map(len, said)) <= _LITTLE and min(map(len, words)) <= _FEW
+    return little and said[0].isdisjoint(said[1])
+
+
+def _unread(a: Features, b: Features) -> bool:
+    scripts = ({dimension for dimension, _ in one.sides} for one in (a, b))
+    return all(UNSPACED in one for one in scripts) and _each_lacks(_said(a), _said(b))
+
+
+def _asks_more(a: Features, b: Features) -> bool:
+    """Whether a has a request of which b says no more than half."""
+    said = _said(b)
+    return any(2 * len(said.intersection(words)) <= len(set(words)) for words in a.requests if words)
 
 
 def _each_lacks(a: frozenset[int], b: frozenset[int]) -> bool:

@@ -19,7 +19,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from .comparison import differences, nearly_exact, overlap
+from .comparison import differences, overlap, same_said
 from .encoding import Codes, cosine
 from .words import Features
 
@@ -47,7 +47,7 @@ class Before:
 
 def agreement(a: Before | None, b: Before | None) -> float:
     """Log odds that both mean the same; inf where one is not known or both say the same, -inf after a veto."""
-    if a is None or b is None or nearly_exact(a.features, b.features):
+    if a is None or b is None or same_said(a.features, b.features):
         return math.inf
     found = differences(a.features, b.features)
     if found & VETOES:

@@ -1,14 +1,17 @@
 """Whether a message points at something that an earlier one brought: "this function", "the second point",
 "translate it into French".
 
-Such a message may have any number of words, names and numbers, and read as if it stood by itself. It errs on the
-side of "yes": what was said before is then kept beside the question and compared where both sides have it. What the
-message itself brings it does not point at: "Summarise this text:" and the text, "the capital of France", "the sun".
+Such a message may have any number of words, names and numbers, and read as if it stood by itself. Where it points,
+what was said before is kept beside the question and compared where both sides have it. What the message itself
+brings it does not point at: "Summarise this text:" and the text, "the capital of France", "the sun". A definite
+noun alone points only at what is written ("the invoice", "the function") or was spoken of earlier: "how long is the
+refund window" is the same question after anything else.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from .tokens import split_words
 from .wordlists import CLASSES, COUNTING, EMPTY, HANDLING, LEANING, UNIQUE, WRITTEN
@@ -28,6 +31,7 @@ _APPOSED = re.compile(rf"\b(?:the|this|that)((?:\s+\w+){{1,3}}\s*[{_QUOTES}])", 
 """"The word "idle"" is named at once."""
 _ELSEWHERE = {"another", "else", "mentioned", "aforementioned"}
 _BE = {"is", "was", "does", "did", "would", "will", "can", "could", "be"}
+_DO = _BE - {"is", "was", "be"} | {"do"}
 _PLACES = {"in", "at", "near"}
 _AFTER_HANDLING = {"to", "into", "in", "as", "for", "with", "more", "again", "please", "further", "using", "now"}
 _LINKS = _BE | {"between", "among", "during", "before", "after", "since", "until", "against", "without", "because"}
@@ -46,8 +50,9 @@ _TIMES = _sides("monday", "january", "summer", "morning", "week") | {"time", "we
 class _Message:
     """Its words: what follows what, and what stands before what."""
 
-    def __init__(self, text: str) -> None:
-        found = [(word, named) for word, named in split_words(text) if word[-1].isalnum()]
+    def __init__(self, text: str, earlier: Sequence[str] = ()) -> None:
+        found = [(word, named) for word, named in split_words(text) if any(map(str.isalnum, word))]
+        self.earlier = {stem(word) for one in earlier for word in _said(one)}
         self.words = [word for word, _ in found]
         self.named = [named or word[0].isdecimal() for word, named in found]
         self.stems = [stem(word) for word in self.words]
@@ -66,11 +71,11 @@ class _Message:
         return self.stems[i] in self.stems[:i]
 
 
-def points(text: str) -> bool:
-    """Whether a message may mean something that was said before it."""
+def points(text: str, earlier: Sequence[str] = ()) -> bool:
+    """Whether a message may mean something that was said in the ``earlier`` ones."""
     if len(text) > _LONG:
         return False
-    message = _Message(_APPOSED.sub(r"\1", text))
+    message = _Message(_APPOSED.sub(r"\1", text), earlier)
     rules = _BACK if _brings_its_own(text) else (*_BACK, *_UNLESS_BROUGHT)
     return any(rule(message, i) for i in range(len(message.words)) for rule in rules)
 
@@ -114,7 +119,7 @@ def _there_above(message: _Message, i: int) -> bool:
 
 
 def _definite(message: _Message, i: int) -> bool:
-    """A definite noun of which the message says nothing more."""
+    """A definite noun of which the message says nothing more, and which something before may have brought."""
     if message.words[i] != "the":
         return False
     end = message.phrase(i + 1)
@@ -124,12 +129,23 @@ def _definite(message: _Message, i: int) -> bool:
     words = [message.words[j] for j in said]
     if "of" in (message.at(end), message.at(end + 1)) or message.at(end) in ("between", "among", "who", "whose"):
         return False  # "of the invoice" is looked at by itself
+    if not any(message.words[j] in WRITTEN or message.stems[j] in message.earlier for j in _nouns(message, i, end)):
+        return False
     if any(message.named[j] or message.brought(j) for j in said) or UNIQUE.intersection(words):
         return False
     if (words[0] in _EXTREMES or words[0].endswith("est")) and words[0] not in COUNTING:
         return False
     named = end + 1 < len(message.words) and message.named[end + 1] and message.at(end + 1) not in CLASSES
     return not (message.at(end) in _PLACES and named)
+
+
+def _nouns(message: _Message, i: int, end: int) -> range:
+    """Which of a phrase's words may be its noun: the last of "the file size"; after a verb any, for what follows
+    may be none of it: "does the code handle", "make the function faster".
+    """
+    before = message.at(i - 1)
+    verb = before in HANDLING or before in _DO or (before in _BE and i == 1)
+    return range(i + 1 if verb else end - 1, end)
 
 
 def _owned(message: _Message, i: int) -> bool:

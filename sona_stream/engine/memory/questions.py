@@ -5,10 +5,11 @@ same after small talk. "And for Italy?" is not: it means what was said before. S
 question, unless it leans on the conversation; then the earlier user messages, back to one that stands by itself,
 are put before it.
 
-Between the two are questions such as "Who prepares the papers?", one or two words that say something, no name and
-no number, and those that point: "Write a unit test for this function" (`pointing`). They are taken as they stand,
-but what was said before is kept beside them, as it is beside those that lean (`Question.before`), and where
-something was said before on both sides, it must have come to the same (`context`).
+Between the two are questions such as "Who prepares the papers?", one or two words that say something (of Chinese
+and the like up to six characters), no name and no number, and those that point: "Write a unit test for this
+function" (`pointing`). They are taken as they stand, but what was said before is kept beside them, as it is beside
+those that lean (`Question.before`), and where something was said before on both sides, it must have come to the
+same (`context`).
 So a correction given in one conversation does not act in another about something else. One given on a first message
 acts in any later turn that asks the same, as people expect who have said it once.
 
@@ -25,7 +26,7 @@ from typing import Any
 
 from ...episodes import Question
 from .pointing import points
-from .tokens import split_words
+from .tokens import split_words, unspaced
 from .wordlists import CLASSES, EMPTY, LEANING
 from .words import stem
 
@@ -38,6 +39,8 @@ _SYSTEM = ("system", "developer")
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _VAGUE = 2
 """Different words that say something, up to which a question without a name may mean what was said before."""
+_CHARACTERS = 3
+"""of scripts without spaces, about as much as a word"""
 _BEGINNINGS = {
     "and",
     "but",
@@ -78,7 +81,8 @@ def question_of(messages: Sequence[Mapping[str, Any]], prompt: str | None = None
             break
         if earlier.strip() and earlier.strip() != parts[0].strip():
             parts.insert(0, earlier)
-    dependent = len(users) > 1 and any(rule(asked[-1]) for rule in (leans, _vague, points))
+    last = asked[-1]
+    dependent = len(users) > 1 and (leans(last) or _vague(last) or points(last, _earlier(asked)))
     if dependent and not all(map(_is_text, users)):
         return None
     before = parts[:-1] or (_earlier(asked) if dependent else [])
@@ -107,8 +111,9 @@ def leans(text: str) -> bool:
 def _vague(text: str) -> bool:
     words = split_words(text)
     said = {stem(word) for word, _ in words if word not in EMPTY}
+    characters = sum(map(unspaced, said))
     specific = any(named for _, named in words) or any(word[0].isdigit() for word, _ in words)
-    return len(said) <= _VAGUE and not specific
+    return len(said) - characters + characters / _CHARACTERS <= _VAGUE and not specific
 
 
 def _earlier(asked: Sequence[str]) -> list[str]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from importlib import resources
 
 __all__ = [
+    "ALIKE",
     "CLASSES",
     "COUNTING",
     "EMPTY",
     "HANDLING",
+    "IDLE",
     "LEANING",
     "NEGATIONS",
     "NUMBER_WORDS",
+    "OPENING",
     "PREFIXES",
+    "SPOKEN",
     "UNIQUE",
     "WRITTEN",
 ]
@@ -44,6 +48,12 @@ _WORDS = {name: " ".join(lines).split() for name, lines in _SECTIONS.items()}
 
 EMPTY = frozenset(_WORDS["empty"])
 """Left out when the words of two questions are compared; some of them count in other ways."""
+ALIKE = {word: line.split()[0] for line in _SECTIONS["alike"] for word in line.split()}
+"""Word -> the one that stands for all of its meaning"""
+IDLE, OPENING = frozenset(_WORDS["idle"]), frozenset(_WORDS["opening"])
+"""Left out of a question's wording: anywhere, and at its beginning"""
+SPOKEN = frozenset(_WORDS["spoken"])
+"""After these any word may be what is asked about: "how do you spell please"."""
 NEGATIONS = frozenset(_WORDS["negations"])
 LEANING = frozenset(_WORDS["leaning"])
 """A question with one of these may speak of something said before."""

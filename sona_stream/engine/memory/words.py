@@ -1,7 +1,8 @@
 """What of a question's words the gate looks at: small, comparable without the text, kept beside its vectors.
 
 Words are kept as hashes keyed with a secret of the state folder, so that an episode stored without its text does
-not show it. The lists behind this are English; of other languages numbers, identity and order of words count.
+not show it. The lists behind this are English; of other languages numbers, identity and order of words count, and
+of Chinese and Japanese what negates.
 """
 
 from __future__ import annotations
@@ -12,21 +13,29 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from .tokens import earlier_words, split, whole_text
-from .wordlists import CLASSES, EMPTY, NEGATIONS, NUMBER_WORDS, PREFIXES
+from .numerals import number_of, numbers_of
+from .sentences import requests
+from .tokens import Tokens, earlier_words, split, unspaced, whole_text
+from .wording import wording
+from .wordlists import CLASSES, EMPTY, NEGATIONS, PREFIXES
 
-__all__ = ["WORDS_IN_ORDER", "Features", "Reader", "stem"]
+__all__ = ["EARLIER", "UNSPACED", "WORDED", "WORDS_IN_ORDER", "Features", "Reader", "stem"]
 
 _ASKING = ("who", "when", "where", "why", "how")
 _MEASURES = {"many", "much", "long", "old", "far", "often", "tall", "big", "fast", "high", "deep", "heavy", "large"}
-_SCALES = {"hundred", "thousand", "million", "billion"}
 _DIRECTIONS = {"from", "to", "into", "than"}
 WORDS_IN_ORDER = 64
 """So many of a question's first words are kept in order."""
-_EARLIER, _SIGNED = 1, 2
-"""Versions: before signs counted, and since"""
-_LONGEST_FACTOR = 15
-"""Digits of what may stand before "million": nobody writes more, and integers have a longest text."""
+EARLIER, _SIGNED, WORDED = 1, 2, 3
+"""Versions: before signs counted, since, and since the wording is kept"""
+_ADDED = {EARLIER: 0, _SIGNED: 4, WORDED: 6}
+"""Values that were added since the first"""
+UNSPACED = -1
+"""Dimension of `Features.sides` that texts in scripts without spaces have"""
+_NOT = re.compile(
+    "[\u4e0d\u6ca1\u6c92\u7121\u65e0\u975e\u672a\u52ff\u5426\u522b\u5225]|\u306a[\u3044\u304b\u304f\u3057]|\u305b\u3093|\u305a\u306b|\u0e44\u0e21\u0e48"
+)
+"""In Chinese, Japanese and Thai; part of other words, too, after which only the same words are the same question"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,8 +43,8 @@ class Features:
     """Of one question. Numbers in tuples are keyed hashes of words."""
 
     exact: int
-    """of the whole text but for case, white space and marks at its end; of episodes that were stored before signs
-    counted: `plain`
+    """of the whole text but for white space, marks at its end and case where it means nothing; of episodes that
+    were stored before signs counted: `plain`
     """
     words: tuple[int, ...]
     """all words in order, the first 64, those that say nothing by themselves negative; none of episodes that were
@@ -50,7 +59,9 @@ class Features:
     asking: frozenset[str]
     """who, when, where, why, how, or how with a measure; what and which ask for anything"""
     sides: frozenset[tuple[int, int]]
-    """(dimension, side) of `wordlists.CLASSES`"""
+    """(dimension, side) of `wordlists.CLASSES`; of scripts without spaces, whether something is negated; (word, how
+    it is written) of what its case tells apart
+    """
     stripped: frozenset[int]
     """words without a prefix of negation"""
     roles: frozenset[tuple[str, int]]
@@ -63,7 +74,11 @@ class Features:
     """of all words in order without most signs: all that is known of the text of earlier episodes"""
     cut: bool = False
     """Whether all but `exact` is of the two ends of a longer text"""
-    version: int = _SIGNED
+    wording: int = 0
+    """of what `wording.wording` leaves of it"""
+    requests: tuple[tuple[int, ...], ...] = ()
+    """what each says, where there are several"""
+    version: int = WORDED
 
     def to_json(self) -> bytes:
         """Small, and the same on every platform."""
@@ -79,15 +94,16 @@ class Features:
             sorted(self.roles),
             self.words,
         ]
-        if self.version != _EARLIER:
-            values += [sorted(self.signs), sorted(self.pictures), self.plain, self.cut]
+        values += [sorted(self.signs), sorted(self.pictures), self.plain, self.cut, self.wording, self.requests]
+        values = values[: len(values) - _ADDED[WORDED] + _ADDED[self.version]]
         return json.dumps(values, separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Features:
         """Inverse of `to_json`. Raises ValueError."""
         exact, content, names, numbers, negated, asking, sides, stripped, roles, *later = json.loads(data)
-        words, signs, pictures, plain, cut = later + [[], [], [], exact, False][len(later) :]
+        added = max(0, len(later) - 1)
+        words, signs, pictures, plain, cut, said, requests = later + [[], [], [], exact, False, 0, []][len(later) :]
         return cls(
             exact=exact,
             words=tuple(words),
@@ -103,7 +119,9 @@ class Features:
             pictures=frozenset(pictures),
             plain=plain,
             cut=cut,
-            version=_SIGNED if len(later) > 1 else _EARLIER,
+            wording=said,
+            requests=tuple(map(tuple, requests)),
+            version=next(version for version, count in _ADDED.items() if added <= count),
         )
 
 
@@ -129,26 +147,44 @@ class Reader:
 
     def read(self, text: str) -> Features:
         """Of one question."""
-        words, signs, pictures, cut = split(text)
+        text = text.strip()
+        tokens = split(text)
+        words, signs, pictures, _, cut = tokens
         plain = [word for word, _ in words]
-        said = [(word, named) for word, named in words if word not in EMPTY and not _number(word)]
-        said = [(word, named) for word, named in said if word.replace("'", "") not in NEGATIONS]
+        said = list(_saying(words))
+        capitals = [one for one in (*tokens.cased, *filter(str.isupper, plain)) if not one.islower()]
         return Features(
-            exact=self._hash("\0" + whole_text(text)),
+            exact=self._hash("\0" + "\0".join([whole_text(text), *capitals])),
             words=tuple(self._signed(word) for word in plain[:WORDS_IN_ORDER]),
             content=tuple(self._hash(stem(word)) for word, _ in said),
             names=frozenset(self._hash(stem(word)) for word, named in said if named),
-            numbers=tuple(map(self._hash, _numbers(plain))),
-            negated=any(word.replace("'", "") in NEGATIONS or word.endswith("n't") for word in plain),
+            numbers=tuple(map(self._hash, numbers_of(plain))),
+            negated=any(word.replace("'", "") in NEGATIONS or word.endswith("n't") for word in plain)
+            or _NOT.search(text) is not None,
             asking=frozenset(_asking(plain)),
-            sides=frozenset(side for word in plain for side in CLASSES.get(word, ())),
+            sides=frozenset(self._sides(text, tokens)),
             stripped=frozenset(self._hash(stem(rest)) for word, _ in said for rest in _stripped(word)),
             roles=frozenset(self._roles(plain)),
             signs=frozenset(map(self._hash, signs)),
             pictures=frozenset(map(self._hash, pictures)),
             plain=0 if cut else self._hash(" ".join(earlier_words(text))),
             cut=cut,
+            wording=0 if cut else self._hash(" ".join(wording(text))),
+            requests=() if cut else tuple(tuple(self._said(split(one).words)) for one in requests(text)),
         )
+
+    def _said(self, words: Sequence[tuple[str, bool]]) -> Iterable[int]:
+        """What says something, numbers, too."""
+        yield from (self._hash(stem(word)) for word, _ in _saying(words))
+        yield from map(self._hash, numbers_of([word for word, _ in words]))
+
+    def _sides(self, text: str, tokens: Tokens) -> Iterable[tuple[int, int]]:
+        for word, _ in tokens.words:
+            yield from CLASSES.get(word.casefold(), ())
+        if any(unspaced(word) for word, _ in tokens.words):
+            yield UNSPACED, int(_NOT.search(text) is not None)
+        for written in tokens.cased:
+            yield self._hash(written.casefold()), self._hash(written)
 
     def _roles(self, words: Sequence[str]) -> Iterable[tuple[str, int]]:
         for i, word in enumerate(words):
@@ -166,29 +202,11 @@ class Reader:
         return int.from_bytes(hashlib.blake2b(data, key=self._key, digest_size=6).digest(), "little")
 
 
-def _number(word: str) -> str:
-    """Its value as digits; empty for a word that is no number."""
-    if word[0] == "." and word[1:].isdecimal():
-        word = f"0{word}"
-    if not word[0].isdecimal():
-        return NUMBER_WORDS.get(word, "")
-    digits = re.sub(r",(?=\d{3}\b)", "", word)
-    return digits.rstrip("0").rstrip(".") if re.fullmatch(r"\d+\.\d+", digits) else digits.lstrip("0") or "0"
-
-
-def _numbers(words: Sequence[str]) -> Iterable[str]:
-    """Values of all; "fifty thousand" is one, and so is "two million"."""
-    last = ""
-    for word in words:
-        value = _number(word)
-        if word in _SCALES and last.isdecimal() and len(last) <= _LONGEST_FACTOR:
-            last = str(int(last) * int(value))
-            continue
-        if last:
-            yield last
-        last = value
-    if last:
-        yield last
+def _saying(words: Iterable[tuple[str, bool]]) -> Iterable[tuple[str, bool]]:
+    """Those that say something and are no numbers and no negations."""
+    for word, named in words:
+        if word not in EMPTY and not number_of(word) and word.replace("'", "") not in NEGATIONS:
+            yield word, named
 
 
 def _asking(words: Sequence[str]) -> Iterable[str]:
