@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from test_watch import KEY, answer, answers, counted, learner_of, request, teach, text, until
+from test_watch import KEY, answer, answers, counted, formed, learner_of, request, teach, text, until
 from toy import MemoryStore, ToyHost, World
 
 from sona_stream.config.settings import CanarySettings, LearningSettings
@@ -136,6 +136,10 @@ async def test_who_takes_a_lesson_back_makes_no_harmful_version_the_trusted_one(
             await learner.learn(given[-1][0], wait=True)
             await asyncio.sleep(0.002)
         answers(learner, 2, 3, loops)
+        for _ in range(60):
+            learner.observe(formed(1.0, 0))
+            learner.observe(formed(0.0, 3))
+        assert learner.stats()["watched"][KEY]["constrained"]["state"] == "failed"
         feedback, request_id, at = given[-1]
         if not learns_on:
             learner._state.gate = refuse
@@ -143,6 +147,7 @@ async def test_who_takes_a_lesson_back_makes_no_harmful_version_the_trusted_one(
         await learner.settle()
         watched = learner.stats()["watched"][KEY]
         assert (watched["reference"], watched["answers"]) == (0, 3)
+        assert watched["constrained"]["state"] == "failed"
         version = learner.resolve(request()).version
         assert version == (4 if learns_on else 2)
         answers(learner, version, 30, loops)

@@ -205,9 +205,9 @@ class Watches:
 
     def restart(self, key: AdapterKey, watch: Watch, writes: Writes) -> Callable[[], None]:
         """The key serves something else now, of which `watch` knows; constrained answers of before say nothing of
-        it. Into `writes`; call the result once they are durable.
+        it, unless it is on trial still. Into `writes`; call the result once they are durable.
         """
-        validity = Validity(self._settings.validity)
+        validity = self._validity.of(key) if watch.standing else Validity(self._settings.validity)
         self._watches.save_with(writes, key, watch)
         self._validity.save_with(writes, key, validity)
         before = self._watches.of(key)
