@@ -15,7 +15,7 @@ from .adapters import tenant_of
 from .files import DamagedFile, StateFiles
 from .tensors import capture_from, capture_stem, tensors_from
 
-__all__ = ["newest", "newest_of", "put"]
+__all__ = ["drop", "newest", "newest_of", "put"]
 
 _log = logging.getLogger("sona_stream.store")
 
@@ -75,6 +75,15 @@ def put(
         (key, capacity),
     ).fetchall()
     return [row[0] for row in (*replaced, *expired)]
+
+
+def drop(connection: sqlite3.Connection, key: str, feedback_id: str) -> list[str]:
+    """Of either; empty: of none. Returns files that may now be unused."""
+    rows = connection.execute(
+        "DELETE FROM captures WHERE (?1 != '' AND key = ?1) OR (?2 != '' AND feedback_id = ?2) RETURNING file",
+        (key, feedback_id),
+    ).fetchall()
+    return [row[0] for row in rows]
 
 
 def newest(

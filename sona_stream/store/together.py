@@ -40,6 +40,10 @@ class SqliteWrites:
             lambda c: captures.put(c, files, key, capture, advantage, feedback_id, data(), capacity=capacity)
         )
 
+    def drop_captures(self, *, key: str = "", feedback_id: str = "") -> None:
+        """All that is kept under this key, all that came with this feedback; their files go with the commit."""
+        self._steps.append(lambda c: captures.drop(c, key, feedback_id))
+
     def put_adapter(self, record: AdapterRecord) -> None:
         """The file first, then the row. The same version again replaces its row."""
         files = self._session.files

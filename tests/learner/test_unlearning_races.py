@@ -180,7 +180,8 @@ async def test_no_level_begins_as_one_that_is_still_to_go_back():
 # ---- where it goes back to
 
 
-async def test_it_goes_back_to_what_was_served_not_to_what_no_host_took():
+@pytest.mark.parametrize("pruned", [False, True])
+async def test_it_goes_back_to_what_was_served_not_to_what_no_host_took(pruned):
     world = World()
     async with learner_of(world) as learner:
         kept = Given(world, 1.0, text=None)
@@ -191,8 +192,12 @@ async def test_it_goes_back_to_what_was_served_not_to_what_no_host_took():
         world.host.refuse_put = False
         await refused.taken_back(learner)
         await learner.settle()
+        if pruned:
+            await Given(world, 0.9, text=None).learned(learner)
         wrong = Given(world, 0.9, text=None)
         assert (await wrong.learned(learner)).status == "published"
+        if pruned:
+            del world.store.records[KEY, 3]
         learner._state.gate = refuse
         await wrong.taken_back(learner)
         await learner.settle()
@@ -282,3 +287,39 @@ async def test_one_that_could_not_go_back_is_tried_again_after_longer_and_longer
         [version] = learner.stats()["served"].values()
         assert version != 2
         assert not learner._background._late
+
+
+# ---- it stays away
+
+
+async def test_it_is_gone_from_the_store_however_much_else_is_taken_back_later():
+    world = World()
+    async with learner_of(world) as learner:
+        wrong, kept = Given(world, text="lmlm"), Given(world, text="abc")
+        for one in (wrong, kept):
+            await one.learned(learner)
+        await wrong.taken_back(learner)
+        assert [name for kept in world.store.kept.values() for name in kept] == [kept.id]
+        ledger = await learner._state.ledger(ROOT)
+        for i in range(1100):
+            ledger.withdraw([f"other-{i}"])
+        await ledger.save(world.store)
+    async with learner_of(world) as learner:
+        assert not (await learner._state.ledger(ROOT)).withdrawn(wrong.id), "as many ids are remembered as may wait"
+        assert await lessons(learner) == [kept.id]
+
+
+async def test_the_answers_of_a_domain_that_is_forgotten_go_with_it():
+    world = World()
+    async with learner_of(world, SLOW) as learner:
+        for text in ("abc", "cab", "abd"):
+            await Given(world, text=text).learned(learner)
+        await replayed(learner)
+        wrong = Given(world, text="lmlm")
+        await wrong.learned(learner)
+        await cycled_on_time(learner)
+        [place] = [name for name in world.store.kept if "domain:" in name]
+        assert len(world.store.kept[place]) == 4
+        await wrong.taken_back(learner)
+        await learner.settle()
+        assert not world.store.kept[place]

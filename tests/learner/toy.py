@@ -269,6 +269,7 @@ class MemoryWrites:
     def __getattr__(self, name):
         if name not in (
             "put_capture",
+            "drop_captures",
             "put_adapter",
             "set_current",
             "prune_adapters",
@@ -325,6 +326,11 @@ class MemoryStore:
         self.kept[key][feedback_id] = (capture, advantage, feedback_id)
         self.seq += 1
         self.heads[key, feedback_id] = CaptureHead(self.seq, key, feedback_id, capture.fingerprint, time.time())
+
+    async def drop_captures(self, *, key="", feedback_id=""):
+        for own, kept in self.kept.items():
+            for name in [name for name in kept if own == key or name == feedback_id]:
+                del kept[name], self.heads[own, name]
 
     async def captures(self, key, *, limit):
         return list(self.kept[key].values())[-limit:]

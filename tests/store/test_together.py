@@ -50,6 +50,31 @@ async def test_all_of_it_or_nothing(open_store, make, folder):
     assert maintenance.verify(folder).ok
 
 
+async def test_what_came_with_a_feedback_goes_everywhere_and_its_file_with_the_last_of_it(open_store, make, folder):
+    other, place = f"{make.key}:other", f"{make.key}:domain"
+    async with open_store() as store:
+        for key, feedback_id in ((make.key, "f1"), (place, "f1"), (other, "f2"), (place, "f2")):
+            await store.put_capture(key, make.capture(), 1.0, feedback_id=feedback_id)
+        assert len(list((folder / "captures").iterdir())) == 1, "the same answer is one file"
+        writes = store.together()
+        writes.drop_captures(feedback_id="f1")
+        writes.put_blob("said", b"1")
+        assert len(await store.captures(make.key, limit=9)) == 1, "not before the commit"
+        await writes.commit()
+        kept = [[one[2] for one in await store.captures(key, limit=9)] for key in (make.key, place, other)]
+        assert kept == [[], ["f2"], ["f2"]]
+        assert maintenance.verify(folder).ok
+        writes.drop_captures(key=place)
+        await writes.commit()
+        assert await store.captures(place, limit=9) == []
+        assert len(await store.captures(other, limit=9)) == 1
+        writes.drop_captures(feedback_id="f2")
+        writes.drop_captures()
+        await writes.commit()
+        assert list((folder / "captures").iterdir()) == []
+        assert await store.get_blob("said") == b"1"
+
+
 async def test_a_file_that_cannot_come_ahead_comes_with_the_commit_or_is_said(
     open_store, make, folder, monkeypatch
 ):

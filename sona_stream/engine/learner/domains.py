@@ -112,7 +112,10 @@ class Domains:
     async def reopen(self, key: AdapterKey, fingerprint: str, version: int, writes: Writes) -> None:
         """Forget what versions after this one closed (after a rollback); durable with `writes`."""
         known = await self.of(key, fingerprint)
-        if any(one.version > version for one in known):
+        gone = [one for one in known if one.version > version]
+        if gone:
+            for one in gone:
+                writes.drop_captures(key=_place(key, one.name))
             self._known[key] = [one for one in known if one.version <= version]
             writes.put_blob(_blob(key), await self._packed(key, fingerprint))
 

@@ -60,7 +60,10 @@ class Unlearning:
         book = state.books.get(root)
         if book is not None:
             book.forget([feedback_id])
-        await ledger.save(state.store)
+        writes = state.store.together()
+        writes.drop_captures(feedback_id=feedback_id)
+        writes.put_blob(*ledger.blob())
+        await writes.commit()
         return found
 
     async def _taught(self, root: AdapterKey, request_id: str) -> list[AdapterKey]:
@@ -95,7 +98,7 @@ class Unlearning:
 
     async def _serve_before(self, line: Line, given_at: float, records: Mapping[int, AdapterRecord]) -> None:
         state, key, fingerprint = self._state, line.key, self._state.host(line.key.model).fingerprint
-        version = _before(given_at, records, line.working, fingerprint)
+        version = _before(await state.ledger(key), given_at, records, line.working, fingerprint)
         async with state.versions.going_back(key, version, reason=_REASON, taught=given_at) as back:
             watch = await state.watches.ready(key)
             await state.domains.reopen(key, fingerprint, version, back.writes)
@@ -107,9 +110,9 @@ class Unlearning:
         """Versions that nobody is served now: observed ones, such as no host took, and another model's."""
         state, key = self._state, line.key
         async with line.lock:
-            records, now = await self._records(key), line.working
+            ledger, records, now = await state.ledger(key), await self._records(key), line.working
             if now is not None and now.created_at >= given_at:
-                version = _before(given_at, records, now, now.fingerprint, "observed")
+                version = _before(ledger, given_at, records, now, now.fingerprint, "observed")
                 await self._reopen(state.domains, now, version)
                 line.working, line.fit = records.get(version), None
                 line.epoch += 1
@@ -118,7 +121,7 @@ class Unlearning:
                 await self._note(key, records, version, [name for one in later for name in one.feedback_ids])
             awaited = records.get(current)
             if awaited is not None and awaited.created_at >= given_at:  # it is served when its model comes back
-                version = _before(given_at, records, awaited, awaited.fingerprint)
+                version = _before(ledger, given_at, records, awaited, awaited.fingerprint)
                 await self._reopen(Domains(state.store), awaited, version)
                 await state.store.set_current(str(key), version, reason=_REASON)
         await state.versions.withdraw(key, 0, given_at)
@@ -154,7 +157,12 @@ class Unlearning:
 
 
 def _before(
-    given_at: float, records: Mapping[int, AdapterRecord], now: AdapterRecord | None, fingerprint: str, *also: str
+    ledger: Ledger,
+    given_at: float,
+    records: Mapping[int, AdapterRecord],
+    now: AdapterRecord | None,
+    fingerprint: str,
+    *also: str,
 ) -> int:
     """The newest version from before that `now` was made from, and that was served or has the status `also`. 0:
     none, or none is kept.
@@ -162,10 +170,11 @@ def _before(
 
     def fits(one: AdapterRecord) -> bool:
         known = one.status in ("published", *also) and one.fingerprint == fingerprint
-        return known and one.created_at < given_at
+        return known and one.created_at < given_at and not any(map(ledger.withdrawn, one.feedback_ids))
 
     at = 0 if now is None else now.version
     while at in records and not fits(records[at]):
         at = records[at].parent or 0
-    # Beyond the oldest of its line nothing is kept that was never served.
-    return at if at in records else max((n for n, one in records.items() if n < at and fits(one)), default=0)
+    if at in records:
+        return at
+    return max((n for n, one in records.items() if n < at and fits(one)), default=0)  # its parents are not kept
