@@ -231,7 +231,7 @@ class Model:
         key = f"m/{tenant}/*"
         await store.prune_adapters(key, keep=number)
         have = self.versions.get(key, set())
-        newest = set(sorted(have)[len(have) - number :] if number else [])
+        newest = set(sorted(have, reverse=True)[:number])
         self.versions[key] = (newest | {self.current.get(key)}) & have
 
     async def forget(self, store, number, tenant, extra):
