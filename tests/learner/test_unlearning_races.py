@@ -1,16 +1,20 @@
 """What is taken back leaves the weights, whatever else brought it there, and whatever begins in the same moment."""
 
 import itertools
+import json
 
 import anyio
 import anyio.lowlevel
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_learner_hosts import settled
 from test_unlearning import CODE, KEY, LATE, ROOT, Given, learner_of, lessons, replayed
 from toy import Rates, ToyHost, World
 
 from sona_stream.config.settings import LearningSettings
 from sona_stream.engine.learner import Learner, inbox
+from sona_stream.engine.learner.baseline import Running
 from sona_stream.engine.learner.gates import Verdict
 from sona_stream.errors import HostError
 from sona_stream.events import RouteDecision
@@ -323,3 +327,63 @@ async def test_the_answers_of_a_domain_that_is_forgotten_go_with_it():
         await wrong.taken_back(learner)
         await learner.settle()
         assert not world.store.kept[place]
+
+
+# ---- nor does it count
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["at once", "with the host away"])
+async def test_what_is_taken_back_counts_no_more_and_moves_no_baseline(away):
+    world, settings = World(), LearningSettings(replay_every=10_000, min_feedback=8)
+    judged = []
+    async with learner_of(world, settings) as learner:
+        for i in range(4):
+            await Given(world, 0.25 * i, text=None, route=CODE).learned(learner)
+        before = (await learner._state.ledger(ROOT)).blob()[1]
+        for _ in range(8):
+            judged.append(Given(world, 0.0, text=None, route=CODE))
+            await judged[-1].learned(learner)
+            if not away:
+                await judged[-1].taken_back(learner)
+                await learner.settle()
+    async with learner_of(world, settings, hosts={} if away else None) as learner:
+        for one in judged:
+            await one.taken_back(learner)
+            await one.taken_back(learner)
+    async with learner_of(world, settings) as learner:
+        ledger = await learner._state.ledger(ROOT)
+        assert ledger.counts == {"*": 4, "CodeGen": 4}
+        assert ledger.unfolded == {"*": 4, "CodeGen": 4}
+        for now, then in zip(_runnings(ledger.blob()[1]), _runnings(before), strict=True):
+            assert now == pytest.approx(then)
+        assert not learner._state.active(ROOT.at("CodeGen"))
+
+
+def _runnings(blob):
+    data = json.loads(blob)["baseline"]
+    return [data["tenant"], *data["patterns"].values()]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=128), st.data())
+def test_a_judgement_that_is_pulled_was_never_pushed(values, data):
+    gone = data.draw(st.integers(0, len(values) - 1))
+    pulled, never = Running(), Running()
+    for i, value in enumerate(values):
+        pulled.push(value)
+        if i != gone:
+            never.push(value)
+    pulled.pull(values[gone])
+    assert pulled.n == never.n
+    assert pulled.mean == pytest.approx(never.mean, abs=1e-9)
+    assert pulled.variance == pytest.approx(never.variance, abs=1e-9)
+
+
+def test_beyond_the_window_it_stays_a_mean_of_qualities():
+    running = Running()
+    for i in range(1000):
+        running.push(float(i % 2))
+    for i in range(400):
+        running.pull(1.0)
+        assert 0.0 <= running.mean <= 1.0
+        assert running.variance >= 0.0
+        assert running.n == 999 - i

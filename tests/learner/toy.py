@@ -336,7 +336,9 @@ class MemoryStore:
         return list(self.kept[key].values())[-limit:]
 
     async def newest_captures(self, keys, wanted, *, limit):
-        rows = [(self.heads[key, one[2]], one[0], one[1]) for key in keys for one in self.kept[key].values()]
+        rows = [
+            (self.heads[key, one[2]], one[0], one[1]) for key in keys for one in self.kept.get(key, {}).values()
+        ]
         rows = sorted((row for row in rows if wanted(row[0])), key=lambda row: row[0].seq)
         return rows[-limit:]
 

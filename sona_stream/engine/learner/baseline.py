@@ -41,6 +41,17 @@ class Running:
         self.mean += share * difference
         self.variance += share * (difference * (value - self.mean) - self.variance)
 
+    def pull(self, value: float) -> None:
+        """As if this one of them had never been pushed: exactly up to `_WINDOW` values, beyond as in an average."""
+        share = 1.0 / min(self.n, _WINDOW)
+        if share == 1.0:
+            self.n, self.mean, self.variance = 0, 0.0, 0.0
+            return
+        before = (self.mean - share * value) / (1.0 - share)
+        spread = share * (value - before) * (value - self.mean)
+        self.n, self.mean = self.n - 1, min(max(before, 0.0), 1.0)
+        self.variance = max((self.variance - spread) / (1.0 - share), 0.0)
+
 
 class Baseline:
     """Running expectation of one model and tenant, by pattern."""
@@ -58,6 +69,12 @@ class Baseline:
         """Counts one judgement."""
         self.tenant.push(quality)
         self.patterns.setdefault(pattern, Running()).push(quality)
+
+    def pull(self, quality: float, pattern: str) -> None:
+        """Takes one judgement out again."""
+        for running in (self.tenant, self.patterns.get(pattern)):
+            if running is not None and running.n:
+                running.pull(quality)
 
     def _expected(self, pattern: str) -> float:
         tenant = _shrunk(self.tenant.n, self.tenant.mean, _PRIOR_COUNT, _PRIOR_MEAN)

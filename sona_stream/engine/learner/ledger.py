@@ -88,6 +88,15 @@ class Ledger:
             self.deferring.discard(gone)
         _remember(self._counted, (feedback_id,))
 
+    def uncount(self, groups: Sequence[str], quality: float | None) -> None:
+        """One that was counted so is taken back."""
+        if quality is not None:
+            self.baseline.pull(quality, groups[-1])
+        for group in groups:
+            for counts in (self.counts, self.unfolded):
+                if counts.get(group):
+                    counts[group] -= 1
+
     def note(self, feedback_ids: Collection[str], groups: Iterable[str], *, keep: int) -> None:
         """Lessons that wait for a replay of these groups, which names at most the newest `keep`."""
         for group in groups:

@@ -63,6 +63,10 @@ class LessonBook:
     def __contains__(self, feedback_id: str) -> bool:
         return feedback_id in self._lessons
 
+    def get(self, feedback_id: str) -> Lesson | None:
+        """None: it is not among them."""
+        return self._lessons.get(feedback_id)
+
     def add(self, lesson: Lesson) -> None:
         """Adds or replaces; the oldest leaves when the book is full."""
         self._lessons.pop(lesson.feedback_id, None)

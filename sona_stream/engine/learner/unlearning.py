@@ -16,6 +16,7 @@ from ...lora import AdapterRecord
 from .domains import Domains
 from .keys import EVERYTHING, AdapterKey, chain
 from .ledger import Ledger
+from .lessons import DEMONSTRATION
 from .line import Line
 from .state import State
 
@@ -23,6 +24,7 @@ __all__ = ["Unlearning"]
 
 _log = logging.getLogger(__name__)
 _REASON = "a lesson was taken back"
+_COUNTED = ("published", "accepted", "gated")
 
 
 class Unlearning:
@@ -44,7 +46,8 @@ class Unlearning:
         the epoch. -> the levels that may hold it in their weights
         """
         state, ledger = self._state, await self._state.ledger(root)
-        taught = await self._taught(root, request_id)
+        taught, groups = await self._taught(root, request_id)
+        groups, quality = await self._counted(root, groups, feedback_id)
         outcome = await state.store.outcome(feedback_id)
         # Nothing runs between here and the save: a replay that began there would learn from it, and not be void.
         taught, now = [key for key in taught if state.active(key)], running()
@@ -56,6 +59,9 @@ class Unlearning:
             state.versions.line(key).epoch += 1
         for key in found:
             ledger.undone[key.group] = min(given_at, ledger.undone.get(key.group, given_at))
+        counted = ledger.counted(feedback_id) or (outcome is not None and outcome.status in _COUNTED)
+        if counted and groups and not ledger.withdrawn(feedback_id):
+            ledger.uncount(groups, quality)
         ledger.withdraw([feedback_id])
         book = state.books.get(root)
         if book is not None:
@@ -66,15 +72,30 @@ class Unlearning:
         await writes.commit()
         return found
 
-    async def _taught(self, root: AdapterKey, request_id: str) -> list[AdapterKey]:
-        """The levels that what was said of this answer may have taught, the coarsest first. Where the answer is
-        known no more: all.
+    async def _taught(self, root: AdapterKey, request_id: str) -> tuple[list[AdapterKey], tuple[str, ...]]:
+        """The levels that what was said of this answer may have taught, the coarsest first, and its groups. Where
+        the answer is known no more: all, and none.
         """
         state, ledger = self._state, await self._state.ledger(root)
         trajectory = await state.store.trajectory(request_id, tenant=root.tenant.partition(":")[0])
         if trajectory is None:
-            return [root, *(root.at(group) for group in ledger.counts if group != EVERYTHING)]
-        return list(chain(root.model, root.tenant, trajectory.route))
+            return [root, *(root.at(group) for group in ledger.counts if group != EVERYTHING)], ()
+        keys = chain(root.model, root.tenant, trajectory.route)
+        return list(keys), tuple(key.group for key in keys)
+
+    async def _counted(
+        self, root: AdapterKey, groups: tuple[str, ...], feedback_id: str
+    ) -> tuple[tuple[str, ...], float | None]:
+        """Groups and quality that this feedback was counted with, if it was: as far as they are known."""
+        book = self._state.books.get(root)
+        lesson = None if book is None else book.get(feedback_id)
+        if lesson is not None:
+            return lesson.groups, lesson.quality
+        places = [str(root.at(group)) for group in groups[-1:]]
+        found = await self._state.store.newest_captures(
+            places, lambda head: head.feedback_id == feedback_id, limit=1
+        )
+        return groups, next((signal for _, _, signal in found if signal != DEMONSTRATION), None)
 
     async def go_back(self, key: AdapterKey) -> None:
         """To before what was taken back, where that is still to be done. What others taught since waits for replay
