@@ -160,6 +160,8 @@ def vetoes(one, other):
         ("Berlin?", "Munich?", "apart"),
         ("refund", "exchange", "apart"),
         ("Who are you?", "Who am I?", "apart"),
+        ("Should we pay them?", "Should they pay us?", "opposites"),
+        ("Who pays me for the tickets?", "Who do I pay for the tickets?", "opposites"),
         ("Is 5 mW much for a diode?", "Is 5 MW much for a town?", "opposites"),
         ("grep -v x", "grep -V x", "opposites"),
         (MAY_I, MAY_I_NOT, "opposites"),
@@ -184,6 +186,7 @@ def test_what_lets_nothing_pass_however_near(one, other, name):
     [
         ("When do we water the greenhouse?", "It is my turn with the greenhouse. When must I water?"),
         ("What is the Wi-Fi called in Porto?", "I have a client in Porto. What is the network's name?"),
+        ("Who teaches us welding?", "Of whom do we learn to weld?"),
         ("Who is our chief executive?", "What is the CEO's name?"),
         ("What holds 16 GB?", "what holds 16 gb of music?"),
     ],

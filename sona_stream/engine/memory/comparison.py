@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from difflib import SequenceMatcher
 
-from .words import EARLIER, UNSPACED, WORDED, WORDS_IN_ORDER, Features
+from .words import EARLIER, PERSONS, UNSPACED, WORDED, WORDS_IN_ORDER, Features
 
 __all__ = [
     "ASKED_COSINE",
@@ -210,9 +210,11 @@ def _product(values: Mapping[str, float], name: str) -> float:
 
 def _opposed(a: Features, b: Features) -> bool:
     only_a, only_b = a.sides - b.sides, b.sides - a.sides
-    if {dimension for dimension, _ in only_a} & {dimension for dimension, _ in only_b}:
-        return True
+    apart = {dimension for dimension, _ in only_a} & {dimension for dimension, _ in only_b}
     content_a, content_b = set(a.content), set(b.content)
+    # "who pays me", "who do I pay": in other words as well, "who teaches us" may be "of whom do we learn"
+    if apart - PERSONS or (apart and content_a == content_b):
+        return True
     return bool((a.stripped & content_b) - content_a or (b.stripped & content_a) - content_b)
 
 

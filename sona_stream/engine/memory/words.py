@@ -19,7 +19,7 @@ from .tokens import Tokens, earlier_words, split, unspaced, whole_text
 from .wording import wording
 from .wordlists import CLASSES, EMPTY, NEGATIONS, PREFIXES
 
-__all__ = ["EARLIER", "UNSPACED", "WORDED", "WORDS_IN_ORDER", "Features", "Reader", "stem"]
+__all__ = ["EARLIER", "PERSONS", "UNSPACED", "WORDED", "WORDS_IN_ORDER", "Features", "Reader", "stem"]
 
 _ASKING = ("who", "when", "where", "why", "how")
 _MEASURES = {"many", "much", "long", "old", "far", "often", "tall", "big", "fast", "high", "deep", "heavy", "large"}
@@ -32,6 +32,10 @@ _ADDED = {EARLIER: 0, _SIGNED: 4, WORDED: 6}
 """Values that were added since the first"""
 UNSPACED = -1
 """Dimension of `Features.sides` that texts in scripts without spaces have"""
+_CASES = (("i", "me"), ("we", "us"), ("he", "him"), ("they", "them"))
+PERSONS = frozenset(range(UNSPACED - len(_CASES), UNSPACED))
+"""Dimensions of `Features.sides` that say whether somebody does something or has it done to them"""
+_DOES = {word: (UNSPACED - 1 - i, side) for i, case in enumerate(_CASES) for side, word in enumerate(case)}
 _NOT = re.compile(
     "[\u4e0d\u6ca1\u6c92\u7121\u65e0\u975e\u672a\u52ff\u5426\u522b\u5225]|\u306a[\u3044\u304b\u304f\u3057]|\u305b\u3093|\u305a\u306b|\u0e44\u0e21\u0e48"
 )
@@ -59,8 +63,8 @@ class Features:
     asking: frozenset[str]
     """who, when, where, why, how, or how with a measure; what and which ask for anything"""
     sides: frozenset[tuple[int, int]]
-    """(dimension, side) of `wordlists.CLASSES`; of scripts without spaces, whether something is negated; (word, how
-    it is written) of what its case tells apart
+    """(dimension, side) of `wordlists.CLASSES`; of pronouns, "I" or "me"; of scripts without spaces, whether
+    something is negated; (word, how it is written) of what its case tells apart
     """
     stripped: frozenset[int]
     """words without a prefix of negation"""
@@ -181,6 +185,8 @@ class Reader:
     def _sides(self, text: str, tokens: Tokens) -> Iterable[tuple[int, int]]:
         for word, _ in tokens.words:
             yield from CLASSES.get(word.casefold(), ())
+            if word in _DOES:
+                yield _DOES[word]
         if any(unspaced(word) for word, _ in tokens.words):
             yield UNSPACED, int(_NOT.search(text) is not None)
         for written in tokens.cased:
