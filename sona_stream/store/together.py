@@ -63,10 +63,18 @@ class SqliteWrites:
         """Keep the newest `keep` versions, `older` ones from before them, the served one, and `besides`."""
         self._steps.append(lambda c: adapters.prune(c, key, keep, older, besides))
 
-    def put_blob(self, name: str, data: bytes) -> None:
-        """The caller answers for what is in it: storage levels do not look inside."""
-        row = (name, data, hashlib.sha256(data).digest(), time.time())
-        self._steps.append(lambda c: c.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", row).fetchall())
+    def put_blob(self, name: str, data: bytes | Callable[[], bytes]) -> None:
+        """`data` that is yet to be made is made on the writer thread. The caller answers for what is in it: storage
+        levels do not look inside.
+        """
+        now = time.time()
+
+        def put(connection: Connection) -> Sequence[str]:
+            content = data() if callable(data) else data
+            row = (name, content, hashlib.sha256(content).digest(), now)
+            return connection.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", row).fetchall()
+
+        self._steps.append(put)
 
     def record_outcome(self, outcome: FeedbackOutcome) -> None:
         """Unless storage is "text", a correction's text leaves the disk with it."""

@@ -1,7 +1,6 @@
 """What is taken back leaves the weights, whatever else brought it there, and whatever begins in the same moment."""
 
 import itertools
-import json
 
 import anyio
 import anyio.lowlevel
@@ -339,7 +338,7 @@ async def test_what_is_taken_back_counts_no_more_and_moves_no_baseline(away):
     async with learner_of(world, settings) as learner:
         for i in range(4):
             await Given(world, 0.25 * i, text=None, route=CODE).learned(learner)
-        before = (await learner._state.ledger(ROOT)).blob()[1]
+        before = _runnings(await learner._state.ledger(ROOT))
         for _ in range(8):
             judged.append(Given(world, 0.0, text=None, route=CODE))
             await judged[-1].learned(learner)
@@ -354,13 +353,13 @@ async def test_what_is_taken_back_counts_no_more_and_moves_no_baseline(away):
         ledger = await learner._state.ledger(ROOT)
         assert ledger.counts == {"*": 4, "CodeGen": 4}
         assert ledger.unfolded == {"*": 4, "CodeGen": 4}
-        for now, then in zip(_runnings(ledger.blob()[1]), _runnings(before), strict=True):
+        for now, then in zip(_runnings(ledger), before, strict=True):
             assert now == pytest.approx(then)
         assert not learner._state.active(ROOT.at("CodeGen"))
 
 
-def _runnings(blob):
-    data = json.loads(blob)["baseline"]
+def _runnings(ledger):
+    data = ledger.baseline.to_json()
     return [data["tenant"], *data["patterns"].values()]
 
 

@@ -1,10 +1,14 @@
 """Lessons that wait for a replay: as durable as the lessons themselves, and asked for once."""
 
-from toy import Rates, World
+import json
+import time
+
+from toy import MemoryStore, Rates, World
 
 from sona_stream.config.settings import LearningSettings
 from sona_stream.engine.learner import AdapterKey, Learner
 from sona_stream.engine.learner.gates import Verdict
+from sona_stream.engine.learner.ledger import Ledger
 from sona_stream.errors import HostError
 from sona_stream.events import AdapterRef
 
@@ -164,3 +168,30 @@ async def test_what_waited_when_somebody_went_back_makes_no_replay_due_nor_does_
         await learner.settle()
         assert learner.stats()["served"] == {KEY: 1}
         assert waiting.id in await learner._state.book(AdapterKey("toy", "default")), "it is for the next one"
+
+
+async def test_a_ledger_full_of_patterns_and_waiting_lessons_holds_the_event_loop_for_moments_only():
+    store, ledger = MemoryStore(), Ledger(AdapterKey("toy", "default"), 8.0)
+    for n in range(4096):
+        ledger.count(f"f{n}", ("*", "Factual", f"pattern:{n:032x}"), (n % 11) / 10)
+    for n in range(100):
+        ledger.note([f"{n:04d}-{i:031d}" for i in range(256)], [f"pattern:{n:032x}"], keep=256)
+    await ledger.save(store)
+    data = json.loads(store.blobs[ledger.blob()[0]])
+
+    def shortest(call):
+        spent = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            call()
+            spent.append(time.perf_counter() - begun)
+        return min(spent)
+
+    assert shortest(ledger.blob) < 0.5 * shortest(lambda: json.dumps(data))
+    again = await Ledger.load(store, ledger.root, 8.0)
+    await again.save(store)
+    saved = json.loads(store.blobs[ledger.blob()[0]])
+    assert saved == {**data, "counted": []}, "whether it is settled is what the store knows"
+    assert again.baseline.advantage(0.7, "pattern:" + "0" * 32) == ledger.baseline.advantage(
+        0.7, "pattern:" + "0" * 32
+    )

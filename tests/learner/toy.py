@@ -377,7 +377,7 @@ class MemoryStore:
 
     async def put_blob(self, name, data):
         self._step("put_blob")
-        self.blobs[name] = data
+        self.blobs[name] = data() if callable(data) else data
 
     async def get_blob(self, name):
         return self.blobs.get(name)

@@ -33,6 +33,10 @@ class Running:
     mean: float = 0.0
     variance: float = 0.0
 
+    def row(self) -> tuple[int, float, float]:
+        """Its fields."""
+        return self.n, self.mean, self.variance
+
     def push(self, value: float) -> None:
         """Welford's update with a bounded count."""
         self.n += 1
@@ -87,8 +91,8 @@ class Baseline:
 
     def to_json(self) -> dict[str, object]:
         """For the store."""
-        rows = {name: dataclasses.astuple(running) for name, running in self.patterns.items()}
-        return {"tenant": dataclasses.astuple(self.tenant), "patterns": rows}
+        rows = {name: running.row() for name, running in self.patterns.items()}
+        return {"tenant": self.tenant.row(), "patterns": rows}
 
     @classmethod
     def from_json(cls, data: Mapping[str, object], shrinkage: float) -> Baseline:
