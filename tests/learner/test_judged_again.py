@@ -148,3 +148,28 @@ async def test_the_gates_look_at_an_answer_once():
         await learner.force_learn()
     assert len(seen) > 12
     assert all(len(ids) == len(set(ids)) for ids in seen)
+
+
+async def test_an_answer_is_counted_and_stepped_on_once_for_each_opinion_of_it():
+    world = World()
+    async with learner_of(world, WHOLE_FIT) as learner:
+        for i in range(4):
+            await learner.learn(world.judge(world.ask(prompt=(i, 2))[0], 0.5), wait=True)
+        asked, _ = world.ask(route=CODE)
+        outcomes = [await learner.learn(world.judge(asked, 0.0), wait=True) for _ in range(16)]
+        assert [one.status for one in outcomes] == ["published"] + ["accepted"] * 15
+        assert outcomes[-1].reason == "the same was said of this answer before"
+        ledger = await learner._state.ledger(ROOT)
+        assert ledger.counts["CodeGen"] == ledger.unfolded["CodeGen"] == 1
+        assert ledger.baseline.tenant.n == 5
+        changed = world.judge(asked, 1.0)
+        assert (await learner.learn(changed, wait=True)).status == "published"
+        assert ledger.counts["CodeGen"] == 2
+        book = await learner._state.book(ROOT)
+        assert len(book) == 4 + 17, "whoever said it may take it back"
+        for one in list(world.store.feedbacks.values())[4:]:
+            await learner.unlearn("toy", "default", one.id, request_id=asked, given_at=one.created_at)
+            left = len({world.store.feedbacks[other.feedback_id].quality for other in book}) - 1
+            assert ledger.counts["CodeGen"] == left
+        assert ledger.counts == {"*": 4, "General": 4, "CodeGen": 0}
+        assert ledger.baseline.tenant.n == 4

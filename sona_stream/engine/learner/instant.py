@@ -135,14 +135,16 @@ class InstantLoop:
         state = self._state
         ledger = await state.ledger(keys[0])
         advantage = 1.0 if lesson.quality is None else ledger.baseline.advantage(lesson.quality, lesson.groups[-1])
+        again = (await state.book(keys[0])).repeats(lesson)
         if not ledger.counted(feedback.id):
-            ledger.count(feedback.id, lesson.groups, lesson.quality)
+            ledger.count(feedback.id, lesson.groups, lesson.quality, again=again)
             active = [key.group for key in keys if state.active(key)]
             ledger.note([feedback.id], active, keep=state.newest)
         writes = state.store.together()
         await state.remember(keys[0], lesson, writes)
         taught = tuple(key for key in keys if state.active(key))
         reason = await self._no_step(feedback, lesson, advantage, hurried)
+        reason = reason or ("the same was said of this answer before" if again else "")
         # A level that does not serve learns at its next replay: a step would be seen by nobody before it.
         stepping = [] if reason else [key for key in taught if state.used(key)]
         async with self._held(taught if resumed else stepping) as lines:

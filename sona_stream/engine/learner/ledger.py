@@ -69,8 +69,13 @@ class Ledger:
         while len(self._begins) > _GROUPS:
             self._begins.popitem(last=False)
 
-    def count(self, feedback_id: str, groups: Sequence[str], quality: float | None) -> None:
-        """One accepted feedback; a correction (None) moves no baseline."""
+    def count(self, feedback_id: str, groups: Sequence[str], quality: float | None, *, again: bool = False) -> None:
+        """One accepted feedback; a correction (None) moves no baseline. `again`: what says the same of the same
+        answer as another is in the numbers by that.
+        """
+        _remember(self._counted, (feedback_id,))
+        if again:
+            return
         if quality is not None:
             self.baseline.push(quality, groups[-1])
         for group in groups:
@@ -87,7 +92,6 @@ class Ledger:
                 times.pop(gone, None)
             self.news.pop(gone, None)
             self.deferring.discard(gone)
-        _remember(self._counted, (feedback_id,))
 
     def uncount(self, groups: Sequence[str], quality: float | None) -> None:
         """One that was counted so is taken back."""

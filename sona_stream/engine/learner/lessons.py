@@ -67,6 +67,11 @@ class LessonBook:
         """None: it is not among them."""
         return self._lessons.get(feedback_id)
 
+    def repeats(self, lesson: Lesson) -> bool:
+        """Whether another one says the same of the same answer."""
+        same = (one for one in self._lessons.values() if one.answer == lesson.answer)
+        return any(one.quality == lesson.quality and one.feedback_id != lesson.feedback_id for one in same)
+
     def add(self, lesson: Lesson) -> None:
         """Adds or replaces; the oldest leaves when the book is full."""
         self._lessons.pop(lesson.feedback_id, None)

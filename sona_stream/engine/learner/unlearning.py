@@ -60,10 +60,12 @@ class Unlearning:
         for key in found:
             ledger.undone[key.group] = min(given_at, ledger.undone.get(key.group, given_at))
         counted = ledger.counted(feedback_id) or (outcome is not None and outcome.status in _COUNTED)
-        if counted and groups and not ledger.withdrawn(feedback_id):
+        book = state.books.get(root)
+        lesson = None if book is None else book.get(feedback_id)
+        again = lesson is not None and book is not None and book.repeats(lesson)
+        if counted and groups and not again and not ledger.withdrawn(feedback_id):
             ledger.uncount(groups, quality)
         ledger.withdraw([feedback_id])
-        book = state.books.get(root)
         if book is not None:
             book.forget([feedback_id])
         writes = state.store.together()
