@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -148,6 +149,16 @@ def test_any_text_has_a_wording(text):
     features = READER.read(text)
     assert Features.from_json(json.dumps(json.loads(features.to_json())).encode()) == features
     assert all(isinstance(one, str) for one in requests(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" + "\n" * 9000 + "b", "a" + " " * 9000 + "b", "1," * 4500 + "x", "a?! " * 2000, "f(" * 4500, "." * 9000],
+)
+def test_no_text_takes_long(text):
+    began = time.process_time()
+    READER.read(text)
+    assert time.process_time() - began < 5, "far below a second; a pattern that goes back and back takes minutes"
 
 
 def vetoes(one, other):

@@ -45,7 +45,7 @@ _FORMULA = re.compile(r"[\w)\]]\s*[+*/^=<>%|&]+\s*[\w(\[]|-\s*\(\s*\w|\w\s*\)\s*
 _SIGNS = str.maketrans({"\u2212": "-", "\u00d7": "*", "\u00f7": "/", "\u2044": "/", "\u2264": "<=", "\u2265": ">="})
 _UNSPACED_WORD = re.compile(rf"[{HAN_DIGITS}{_UNSPACED}]")
 _CASED = re.compile(
-    r"(?<!\S)-(?P<option>[A-Za-z])(?![\w-])|(?<![\w.])\d[\d.,]*\s?(?P<unit>[A-Za-z\u03bc]{1,4})(?!\w)"
+    r"(?<!\S)-(?P<option>[A-Za-z])(?![\w-])|(?<![\w.,])\d[\d.,]*\s?(?P<unit>[A-Za-z\u03bc]{1,4})(?!\w)"
 )
 _RAISED = re.compile("(?<=[0-9A-Za-z\u0370-\u03ff)])[\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+")
 _FRACTION = re.compile("(?<=[0-9])(?=[\u00bc-\u00be\u2150-\u215e])")

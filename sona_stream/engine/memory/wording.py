@@ -30,6 +30,8 @@ _LAST = re.compile(
     rf"{_APART}(?:please|kindly|thanks|thank you|many thanks|thanks in advance|thank you in advance)\W*$",
     re.IGNORECASE,
 )
+_TAIL = 80
+"""Characters at the end in which politeness is looked for"""
 _TELL = re.compile(
     r"^\W*(?:(?:(?:can|could|would|will) you (?:please |kindly )?)?tell me|do you know"
     r"|i(?: would|'d) like to know|i (?:want|need) to know)(?: please)?[,:]?\s+"
@@ -71,7 +73,9 @@ def wording(text: str) -> list[str]:
 
 def _bare(text: str) -> tuple[str, bool]:
     """(without politeness and contractions, whether it began with "tell me" or the like)"""
-    for polite in (_GREETING, _LAST, _FIRST):
+    text = "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))  # for the patterns' time
+    text = text[:-_TAIL] + _LAST.sub("", text[-_TAIL:])
+    for polite in (_GREETING, _FIRST):
         text = polite.sub("", text)
     text, told = _TELL.subn("", text)
     text = _NEGATED.sub(_not, _POLITE.sub(r"\1", text))
