@@ -62,6 +62,31 @@ async def test_what_waits_for_a_replay_and_was_in_a_cycle_leaves_the_weights_and
         [version] = learner.stats()["served"].values()
         assert version == before or world.store.records[KEY, version].parent == before
         assert await learner._state.domains.of(ROOT, world.host.fingerprint) == []
+        await cycled_on_time(learner)
+        last = world.store.records[KEY, learner.stats()["served"][KEY]]
+        assert last.reason == "background", "for the others it is due again"
+
+
+async def test_what_a_replay_learned_leaves_the_weights_though_nobody_could_note_that_it_did():
+    world = World()
+    async with learner_of(world) as learner:
+        await Given(world, text="abc").learned(learner)
+        await replayed(learner)
+        wrong = Given(world, text="lmlm")
+        await wrong.learned(learner)
+
+        async def dies(*_, **__):
+            raise ConnectionAbortedError("crashed")
+
+        learner._state.replayed = dies
+        await replayed(learner)
+        assert learner.stats()["served"] == {KEY: 2}
+    async with learner_of(world) as learner:
+        assert (await learner._state.ledger(ROOT)).news == {"*": [wrong.id]}
+        await wrong.taken_back(learner)
+        await learner.settle()
+        assert world.store.records[KEY, 2].status == "withdrawn"
+        assert learner.stats()["served"] != {KEY: 2}
 
 
 async def test_what_comes_after_a_cycle_and_only_waits_costs_nobody_a_version():

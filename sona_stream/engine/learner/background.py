@@ -213,6 +213,7 @@ class BackgroundLoop:
         if off or state.versions.frozen or not state.active(key):  # it came to go back
             return None
         ledger, lessons = await state.ledger(key), (await state.book(key)).of(key)
+        begun = time.time()
         waited, news = ledger.unreplayed.get(key.group, 0), tuple(ledger.news.get(key.group, ()))
         self._again[key] = waited + state.settings.replay_every
         plan = self._plan(len(lessons))
@@ -235,7 +236,11 @@ class BackgroundLoop:
         async with line.lock:
             if line.epoch != epoch or state.versions.frozen:
                 return None
-            published = await self._publish(line, start[0], result, before, evidence, news)
+            published = await self._gated(line, start[0], result, before, evidence, news)
+            if published is not None:
+                ledger.taken[key.group] = begun
+                await ledger.save(state.store)
+                await state.versions.publish(line, published)
         await self._replayed(key, waited, news if published else (), stands=serves)
         return published
 
@@ -252,7 +257,7 @@ class BackgroundLoop:
         fit = line.fit
         return self._state.fitted(line.working) if fit is None else fit, line.working.moments
 
-    async def _publish(
+    async def _gated(
         self,
         line: Line,
         start: LoraWeights,
@@ -261,7 +266,7 @@ class BackgroundLoop:
         evidence: Evidence,
         news: Sequence[str],
     ) -> AdapterRecord | None:
-        """What instant steps learned while the replay ran (since the version `before`) is added to its result."""
+        """The next version: the result, and what instant steps learned while the replay ran (since `before`)."""
         state, now = self._state, line.working
         moments = {**result.moments, _REPLAYED: np.ones(1, dtype=np.float32)}
         verdict = Verdict("", "", {})
@@ -274,10 +279,7 @@ class BackgroundLoop:
             if verdict.ok:
                 line.fit = fit
                 metrics = {**verdict.metrics, "share": share, "steps": float(result.steps), "evidence": evidence.z}
-                record = state.versions.next(
-                    line, served, kept, reason="replay", metrics=metrics, feedback_ids=news
-                )
-                return await state.versions.publish(line, record)
+                return state.versions.next(line, served, kept, reason="replay", metrics=metrics, feedback_ids=news)
         state.refuse(line.key, verdict.gate, verdict.reason)
         _log.info("adapter %s: the refit is not published: %s", line.key, verdict.reason)
         return None

@@ -74,7 +74,7 @@ class Cycle:
         if not forced and Evidence.of(line.working.moments).freedom < _SUPPORT:
             state.counters["consolidations_unsupported"] += 1
             return []
-        ledger.cycled[key.group] = time.time()
+        ledger.taken[key.group] = time.time()
         await ledger.save(state.store)
         curvature = await state.curvature(key, lessons)
         folded = await self._consolidate(line, curvature, lessons)

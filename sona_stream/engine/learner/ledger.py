@@ -38,8 +38,10 @@ class Ledger:
         """Group -> when a lesson was given that was taken back, and may still be in its weights"""
         self.unfolded: dict[str, int] = {}
         """Group -> lessons since its last consolidation"""
-        self.cycled: dict[str, float] = {}
-        """Group -> when its last cycle took what was there, lessons that wait for a replay among it"""
+        self.taken: dict[str, float] = {}
+        """Group -> when a cycle, or a replay whose version was published, last took what was there: it may hold
+        lessons that `news` has, after a crash if not before
+        """
         self.born: dict[str, float] = {}
         """Group -> when its weights last began as those of a coarser level"""
         self.deferring: set[str] = set()
@@ -88,7 +90,7 @@ class Ledger:
             self.baseline.patterns.pop(gone, None)
             for counts in (self.counts, self.unreplayed, self.unfolded):
                 counts.pop(gone, None)
-            for times in (self.cycled, self.born):
+            for times in (self.taken, self.born):
                 times.pop(gone, None)
             self.news.pop(gone, None)
             self.deferring.discard(gone)
@@ -149,7 +151,7 @@ class Ledger:
             "news": dict(self.news),  # its lists are never changed, but replaced
             "undone": dict(self.undone),
             "unfolded": dict(self.unfolded),
-            "cycled": dict(self.cycled),
+            "taken": dict(self.taken),
             "born": dict(self.born),
             "deferring": sorted(self.deferring),
             "chains": dict(self.chains),
@@ -173,7 +175,7 @@ class Ledger:
         ledger.news = {str(group): list(ids) for group, ids in data.get("news", {}).items()}
         ledger.undone = {str(group): float(given) for group, given in data.get("undone", {}).items()}
         ledger.unfolded = {str(group): int(n) for group, n in data.get("unfolded", {}).items()}
-        ledger.cycled = {str(group): float(at) for group, at in data.get("cycled", {}).items()}
+        ledger.taken = {str(group): float(at) for group, at in data.get("taken", {}).items()}
         ledger.born = {str(group): float(at) for group, at in data.get("born", {}).items()}
         ledger.deferring = set(data.get("deferring", ()))
         ledger.chains = OrderedDict((finest, tuple(groups)) for finest, groups in data["chains"].items())

@@ -24,6 +24,7 @@ __all__ = ["Unlearning"]
 
 _log = logging.getLogger(__name__)
 _REASON = "a lesson was taken back"
+_LEFT = ("rolled_back", "withdrawn")
 _COUNTED = ("published", "accepted", "gated")
 
 
@@ -160,11 +161,17 @@ class Unlearning:
     async def _note(
         self, key: AdapterKey, records: Mapping[int, AdapterRecord], version: int, lessons: Iterable[str]
     ) -> None:
-        """Those of what is undone, as far as it is kept, that this version is not made of wait for a replay."""
+        """Those of what is undone, as far as it is kept, that this version is not made of wait for a replay, and a
+        cycle that is undone is due again.
+        """
         state, ledger = self._state, await self._state.ledger(key)
         in_it = {name for one in records.values() if one.version <= version for name in one.feedback_ids}
         new = [name for name in dict.fromkeys(lessons) if name not in in_it]
         ledger.note(new, [key.group], keep=state.newest)
+        undone = (one for one in records.values() if one.version > version and one.status not in _LEFT)
+        if any(one.reason == "consolidate" for one in undone):
+            least = state.settings.consolidate_every
+            ledger.unfolded[key.group] = max(ledger.unfolded.get(key.group, 0), least)
         _log.info("adapter %s: back to version %d: %s", key, version, _REASON)
 
     def _seen(
@@ -175,8 +182,8 @@ class Unlearning:
         if outcome is None or stepped or self._state.mode == "observe":
             held = outcome is not None or ledger.counted(feedback_id)  # else nobody came to it yet, and nobody will
             return lambda group: held
-        cycled, news = ledger.cycled, ledger.news
-        return lambda group: given_at <= cycled.get(group, -math.inf) or feedback_id not in news.get(group, ())
+        taken, news = ledger.taken, ledger.news
+        return lambda group: given_at <= taken.get(group, -math.inf) or feedback_id not in news.get(group, ())
 
 
 def _before(
