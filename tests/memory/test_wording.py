@@ -58,6 +58,11 @@ ANOTHER = [
     ("What is the matter?", "What is matter?"),
     ("What is the time?", "What is time?"),
     ("Is he in the charge of a nurse?", "Is he in charge of a nurse?"),
+    ("What is a refund policy in retail?", "What is our refund policy in retail?"),
+    ("What is our cost of capital?", "What is the cost of capital?"),
+    ("Which rooms have exactly 5 beds?", "Which rooms have 5 beds?"),
+    ("Well water quality in Ghent?", "Water quality in Ghent?"),
+    ("How do they give thanks?", "How do they give?"),
     ("Do a few people know the code?", "Do few people know the code?"),
     ("Are glasses recyclable?", "Is glass recyclable?"),
     ("Is the child bored?", "Is the child boring?"),
@@ -98,8 +103,7 @@ THE_SAME = [
     ("What is the capital of France?", "So what is capital of France?"),
     ("What is the capital of France?", "The capital of France?"),
     ("WHAT IS THE CAPITAL OF FRANCE?", "What is the capital of France?"),
-    ("What is our refund policy for gift cards?", "What is the refund policy for gift cards?"),
-    ("How long is the refund window?", "How long is our refund window?"),
+    ("How long is the refund window?", "how long is refund window"),
     ("I'd like to know who wrote Hamlet", "Who wrote Hamlet?"),
     ("Do you know who wrote Hamlet?", "Who wrote Hamlet?"),
     ("Can't I pay by card?", "Cannot I pay by card?"),
@@ -132,13 +136,13 @@ def test_the_same_in_the_same_words_does(one, other):
 
 @settings(max_examples=150, deadline=None)
 @given(at=st.integers(0, 9), word=st.sampled_from(sorted(EMPTY - OPENING)), other=st.sampled_from(sorted(EMPTY)))
-def test_any_word_put_in_counts_but_for_articles_and_the_idle(at, word, other):
+def test_any_word_put_in_counts_but_for_the_and_politeness(at, word, other):
     words = ["which", "train", "from", "Ghent", "to", "Bruges", "was", "late", "on", "Monday"]
     one, two = (" ".join([*words[:at], put, *words[at:]]) for put in (word, other))
     alike = READER.read(one).wording == READER.read(two).wording
-    pairs = [{"a", "an", "the", "our"}, {"is", "are", "am"}, {"was", "were"}, {"do", "does"}, {"have", "has"},
-             {"who", "whom"}, {"what", "which"}, {"can", "may"}, {"actually", "exactly"}]  # fmt: skip
-    silent = {"a", "an", "the", "our", "actually", "exactly", *OPENING, "thanks"}
+    pairs = [{"is", "are", "am"}, {"was", "were"}, {"do", "does"}, {"have", "has"}, {"who", "whom"},
+             {"what", "which"}, {"can", "may"}]  # fmt: skip
+    silent = {"the", "please", *OPENING}
     assert not alike or word == other or any({word, other} <= pair for pair in pairs) or {word, other} <= silent
 
 

@@ -1,9 +1,9 @@
 """A question's wording, less a few things that hardly ever matter.
 
 Two questions of the same wording are one, without any judgement; so only what hardly ever makes them two is left
-out, and the list is closed: greetings and politeness, "tell me" before a question, contractions, articles where
+out, and the list is closed: greetings and politeness, "tell me" before a question, contractions, "the" where
 more is said, words that are alike ("is" and "are"), how numbers are written, and the plural after them. All other
-words count, in order: pronouns, tenses, modals, "and" and "or", prepositions, endings ("bored", "boring").
+words count, in order: "a", pronouns, tenses, modals, "and" and "or", prepositions, endings ("bored", "boring").
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from .numerals import number_of, runs
 from .tokens import split_words
-from .wordlists import ALIKE, EMPTY, IDLE, OPENING, SPOKEN
+from .wordlists import ALIKE, EMPTY, OPENING, SPOKEN
 
 __all__ = ["wording"]
 
@@ -50,12 +50,9 @@ _CONTRACTED = (
     (re.compile(r"'d\b", re.IGNORECASE), " d"),  # would, had or did
 )
 _FULL = {"ca": "can", "wo": "will", "sha": "shall", "cannot": "can"}
-_ARTICLES = ("the", "our")
 _PLACES = ("in", "on", "at", "by")
-_FEW = ("few", "little", "bit", "lot")
-_POLITELY = ("please", "kindly", "thanks")
 _SAYING = 2
-"""Words that say something, from which articles do not matter: "the matter" is not "matter"."""
+"""Words that say something, from which "the" does not matter: "the matter" is not "matter"."""
 _CALL = re.compile(r"[\w)\]]\(")
 _STRING = re.compile(r"[\"'`]-?[\d.]+[\"'`]")
 _BE = ("is", "are", "was", "were")
@@ -68,7 +65,7 @@ def wording(text: str) -> list[str]:
     text, told = _bare(text.translate(_APOSTROPHES))
     code = [re.sub(r"[^(),\"'`]", "", text)] if _CALL.search(text) else _STRING.findall(text)
     words = _asked(_ends([word for word, _ in split_words(text)]), told=told)
-    return [*_counted([ALIKE.get(word, word) for word in _told_apart(words)]), *code]
+    return [*_counted([ALIKE.get(word, word) for word in _without_the(words)]), *code]
 
 
 def _bare(text: str) -> tuple[str, bool]:
@@ -92,7 +89,7 @@ def _not(match: re.Match[str]) -> str:
 def _asked(words: Sequence[str], *, told: bool) -> list[str]:
     """As a direct question: "(tell me) what the capital is", "(tell me) the capital"."""
     words = list(words)
-    if words[:1] in (["the"], ["our"]) and ("of" in words or not told):  # but "tell me the truth"
+    if words[:1] == ["the"] and ("of" in words or not told):  # but "tell me the truth"
         return ["what", "is", *words]
     if told and len(words) > 2 and words[0] in _ASKING and words[-1] in _BE and words[1] not in _BE:
         return [words[0], words[-1], *words[1:-1]]
@@ -105,24 +102,22 @@ def _ends(words: list[str]) -> list[str]:
     """Without what says nothing at either end; "say thanks" says something."""
     while len(words) > 1 and words[0] in OPENING:
         words = words[1:]
-    while len(words) > _SAYING and words[-1] in _POLITELY and not SPOKEN.intersection(words):
+    while len(words) > _SAYING and words[-1] == "please" and not SPOKEN.intersection(words):
         words = words[:-1]
     return words
 
 
-def _told_apart(words: Sequence[str]) -> list[str]:
-    """Without idle words and articles."""
-    saying = sum(word not in EMPTY and word not in IDLE for word in words)
-    return [w for i, w in enumerate(words) if w not in IDLE and (saying < _SAYING or not _article(words, i))]
+def _without_the(words: Sequence[str]) -> list[str]:
+    """Where more is said; but "in the case of", "out of the question", "spell the"."""
+    if sum(word not in EMPTY for word in words) < _SAYING:
+        return list(words)
+    return [word for i, word in enumerate(words) if word != "the" or _matters(words, i)]
 
 
-def _article(words: Sequence[str], i: int) -> bool:
-    """Whether word i is one and matters as little as most: not "in the case of", "a few", "vitamin a"."""
-    word, before, after = words[i], words[i - 1] if i else "", words[i + 1] if i + 1 < len(words) else ""
-    if word in _ARTICLES:
-        phrase = before in SPOKEN or (before in _PLACES and words[i + 2 : i + 3] == ["of"])
-        return not phrase and list(words[max(0, i - 2) : i]) != ["out", "of"]
-    return word in ("a", "an") and after not in ("", *_FEW) and before in EMPTY and before not in _ARTICLES
+def _matters(words: Sequence[str], i: int) -> bool:
+    before = words[i - 1] if i else ""
+    phrase = before in _PLACES and words[i + 2 : i + 3] == ["of"]
+    return phrase or before in SPOKEN or list(words[max(0, i - 2) : i]) == ["out", "of"]
 
 
 def _counted(words: Sequence[str]) -> list[str]:

@@ -10,7 +10,6 @@ __all__ = [
     "COUNTING",
     "EMPTY",
     "HANDLING",
-    "IDLE",
     "LEANING",
     "NEGATIONS",
     "NUMBER_WORDS",
@@ -50,8 +49,8 @@ EMPTY = frozenset(_WORDS["empty"])
 """Left out when the words of two questions are compared; some of them count in other ways."""
 ALIKE = {word: line.split()[0] for line in _SECTIONS["alike"] for word in line.split()}
 """Word -> the one that stands for all of its meaning"""
-IDLE, OPENING = frozenset(_WORDS["idle"]), frozenset(_WORDS["opening"])
-"""Left out of a question's wording: anywhere, and at its beginning"""
+OPENING = frozenset(_WORDS["opening"])
+"""Left out of a question's wording at its beginning"""
 SPOKEN = frozenset(_WORDS["spoken"])
 """After these any word may be what is asked about: "how do you spell please"."""
 NEGATIONS = frozenset(_WORDS["negations"])
