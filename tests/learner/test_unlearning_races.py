@@ -275,6 +275,8 @@ async def test_an_undo_under_observe_keeps_what_was_observed_before():
         assert after.id in ledger.news["*"]
         assert wrong.id not in ledger.news["*"]
         assert ledger.undone == {}
+    async with Learner({"toy": world.host}, world.store, Rates(), LATE, "observe") as learner:
+        assert learner._state.versions.line(ROOT).working.version == 2, "also after a restart"
 
 
 # ---- what fails is tried again

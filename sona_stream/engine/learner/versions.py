@@ -120,22 +120,22 @@ class Versions:
             self._problems.pop(line.key, None)
         self.pins.forget(model)
         current = await self._store.current_versions()
-        newest: dict[str, AdapterRecord] = {}
+        newest, observed = dict[str, AdapterRecord](), dict[str, AdapterRecord]()
         records: dict[tuple[str, int], AdapterRecord] = {}
         sizes: dict[tuple[str, int], int] = {}
         for record, size in await listed(self._store):
             newest[record.key], records[record.key, record.version] = record, record
             sizes[record.key, record.version] = size
-        keys = [(AdapterKey.parse(text), last) for text, last in newest.items()]
-        own = [(self.line(key), last) for key, last in keys if key.model == model]
+            observed |= {record.key: record} if record.status == "observed" else {}
+        own = [(self.line(key), last) for last in newest.values() if (key := AdapterKey.parse(last.key)).model == model]
         for line, last in own:
-            line.latest = last.version
-            line.foreign = 0 if self._fits(last) else last.version
+            line.latest, line.foreign = last.version, 0 if self._fits(last) else last.version
             served = records.get((last.key, current.get(last.key, 0)))
             if served is not None and self._is_ours(line, served):
                 line.served = line.working = served
-            if not self._serve_new and last.status == "observed" and self._fits(last):
-                line.working = last
+            seen = None if self._serve_new else observed.get(last.key)
+            if seen is not None and self._fits(seen) and (served is None or served.version < seen.version):
+                line.working = seen
         await self._put_back(model, sizes)
         for line, last in own:
             servable = self._serve_new and self._fits(last) and line.key not in self._problems
