@@ -127,9 +127,7 @@ class Versions:
             newest[record.key], records[record.key, record.version] = record, record
             sizes[record.key, record.version] = size
             observed |= {record.key: record} if record.status == "observed" else {}
-        own = [
-            (self.line(key), last) for last in newest.values() if (key := AdapterKey.parse(last.key)).model == model
-        ]
+        own = [(self.line(at), one) for one in newest.values() if (at := AdapterKey.parse(one.key)).model == model]
         for line, last in own:
             line.latest, line.foreign = last.version, 0 if self._fits(last) else last.version
             served = records.get((last.key, current.get(last.key, 0)))
