@@ -68,8 +68,8 @@ def near(told, measured, within=WITHIN):
 
 @contextlib.contextmanager
 def weighed():
-    """Bytes that this program's code, and what it called, added inside and that are still there. What a thread of an
-    earlier test goes on with, a compiler's for one, is no part of it.
+    """Bytes that this program's code, and what it called, added inside and that are still there. What a thread of
+    an earlier test goes on with, a compiler's for one, is no part of it.
     """
     gc.collect()
     tracemalloc.start(_FRAMES)
