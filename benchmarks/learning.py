@@ -9,8 +9,8 @@ code, the libraries, the texts and the encoder of the memory are the same.
 
 Without --data or without the extra `memory`, what needs them has rows without values: they miss their goals.
 
-On two cores without other work the full run is expected to take six hours, added up from what its parts cost:
-reward 2.5, correction 1.5, profiles .6, collapse .5, streams .4, forgetting .4, the others .1. ``--quick`` is
+On two cores without other work the full run is expected to take six and a half hours, added up from what its parts
+cost: reward 2.5, correction 1.5, profiles 1, collapse .5, streams .4, forgetting .4, the others .1. ``--quick`` is
 expected to take ten minutes: one seed and smaller counts, with the same row ids (those that it does not reach have
 no value); parts run side by side then, one core each, but for those that measure time, which run alone. Its figures
 are not to be quoted.

@@ -29,6 +29,7 @@ __all__ = [
     "distinct2_ratio",
     "mean_reward",
     "noise",
+    "one_a_prompt",
     "relevance",
 ]
 
@@ -79,6 +80,19 @@ def distinct2_ratio(before: Sequence[Answer], after: Sequence[Answer]) -> float:
     rng = random.Random(0)
     shares = [np.mean([_distinct2(part, count, rng) for _ in range(_ORDERS)]) for part in (before, after)]
     return float(shares[1] / shares[0])
+
+
+def one_a_prompt(before: Sequence[Answer], after: Sequence[Answer]) -> float:
+    """`distinct2_ratio` of the first answers to all prompts, of the second, and so on: the mean."""
+    samples = zip(_by_sample(before), _by_sample(after), strict=False)
+    return float(np.mean([distinct2_ratio(early, late) for early, late in samples]))
+
+
+def _by_sample(answers: Sequence[Answer]) -> list[list[Answer]]:
+    asked: dict[str, list[Answer]] = {}
+    for answer in answers:
+        asked.setdefault(answer.question, []).append(answer)
+    return [list(one) for one in zip(*asked.values(), strict=False)]
 
 
 def _distinct2(answers: Sequence[Answer], pairs: int, rng: random.Random) -> float:

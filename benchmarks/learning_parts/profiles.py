@@ -1,7 +1,6 @@
 """The guide's four profiles in the reward test: which is fastest, which learns most.
 
-`profile.*.gain` (percent): the concise family after 200 pieces of feedback (`--quick`: 24), as in `reward`, on
-three seeds.
+`profile.*.gain` (percent): the concise family after 200 pieces of feedback (`--quick`: 24), as in `reward`.
 `profile.*.us_per_token`: what the adapter of such a profile costs a token, micro and base pair together, in an
 engine at the guide's hidden size that has learned of 40 directions, so that its base pair has all of its rank; the
 profiles take turns, so that whatever disturbs the machine disturbs all.
@@ -32,7 +31,6 @@ from .segments import FrozenModel
 __all__ = ["PROFILES", "add_costs", "add_rows", "settings"]
 
 PROFILES = ("realtime", "batch", "research", "edge")
-SEEDS = 3
 _FIELDS = (
     "micro_lora_rank",
     "base_lora_rank",
@@ -59,7 +57,7 @@ def add_rows(report: Report, run: Run) -> None:
     middle: dict[str, float] = {}
     for profile in PROFILES:
         gains, starts = [], []
-        for seed in list(run.seeds)[:SEEDS]:
+        for seed in run.seeds:
             sona = {"engine": settings(profile)}
             arm = Arm(
                 f"profile {profile}",

@@ -7,7 +7,8 @@ samples each; the first also after 25, 50, 100 and 400 pieces (two samples). Fro
 * `reward_gain.*` (percent) and `reward_abs.*`: after 200 against before; `reward_low.*`: lower end of the 95 %
   interval of a paired bootstrap over seeds and prompts; `reward_control.*`: how far the control moved, in units
   of two standard errors of its difference;
-* `distinct2.*`: share of different word pairs among equally many, percent of before; `base_ppl.*`: perplexity of
+* `distinct2.*`: share of different word pairs among equally many, percent of before; beside it, the same of one
+  answer a prompt at a time, so without what the samples of a prompt have in common; `base_ppl.*`: perplexity of
   the answers under the model alone, times that of before; `relevance.*`: cosine of prompt and answer in the
   static embedding, percent of before;
 * `unrelated_ppl`: perplexity of text from elsewhere under the adapter that serves it when it is asked for like any
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 from report import Report, Row
 
-from .answers import UNRELATED, Judge, bootstrap, by_prompt, distinct2_ratio, noise, relevance
+from .answers import UNRELATED, Judge, bootstrap, by_prompt, distinct2_ratio, noise, one_a_prompt, relevance
 from .arms import RESEARCH, Arm, answers_of, measure
 from .plan import Run
 from .plots import curves
@@ -117,7 +118,9 @@ def _rows(report: Report, run: Run, family: Family, told: Sequence[Told]) -> Non
     report.measured(f"reward_control.{name}", shifts, "2 se", goal=1.0, compared={"gain, %": moved})
     pairs = [(answers_of(one["before"]), answers_of(one["after"])) for one in told]
     distinct = [100 * distinct2_ratio(*pair) for pair in pairs]
-    report.measured(f"distinct2.{name}", distinct, "% of base", goal=95, direction=">=")
+    single = [100 * one_a_prompt(*pair) for pair in pairs]
+    compared = {"one answer a prompt": statistics.median(single)}
+    report.measured(f"distinct2.{name}", distinct, "% of base", goal=95, direction=">=", compared=compared)
     ppl = [one["points"][str(arm.full)]["ppl"] / one["points"]["0"]["ppl"] for one in told]
     report.measured(f"base_ppl.{name}", ppl, "x", goal=1.4)
     topic = [100 * relevance(late) / relevance(early) for early, late in pairs]

@@ -268,6 +268,18 @@ def test_distinct_pairs_are_compared_over_equally_many():
     assert answers.distinct2_ratio(varied, [answer("q", "one")]) == 0.0
 
 
+def test_samples_that_are_alike_cost_nothing_with_one_answer_a_prompt():
+    def said(again):
+        return [
+            answer(f"q{i}", " ".join(f"w{i}.{n}.{k * again}" for n in range(20)))
+            for i in range(6)
+            for k in range(4)
+        ]
+
+    assert answers.distinct2_ratio(said(1), said(0)) == pytest.approx(0.25)
+    assert answers.one_a_prompt(said(1), said(0)) == pytest.approx(1.0)
+
+
 def test_what_is_on_topic_is_nearer():
     near = [answer("How do bees make honey?", "Bees make honey from the nectar of flowers.")]
     far = [answer("How do bees make honey?", "The stock market closed lower on Friday.")]
