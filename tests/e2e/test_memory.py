@@ -192,10 +192,12 @@ def test_a_correction_of_an_answer_from_before_a_kill_is_remembered(serve, tiny_
 
 
 def _kept(state):
-    """Questions that are on the disk."""
+    """Answers that are on the disk with their questions, which are written apart."""
     connection = sqlite3.connect(f"file:{state / 'state.sqlite3'}?mode=ro", uri=True)
     try:
-        return connection.execute("SELECT count(*) FROM questions").fetchone()[0]
+        return connection.execute("SELECT count(*) FROM questions JOIN trajectories USING (request_id)").fetchone()[
+            0
+        ]
     finally:
         connection.close()
 
