@@ -195,9 +195,10 @@ def _kept(state):
     """Answers that are on the disk with their questions, which are written apart."""
     connection = sqlite3.connect(f"file:{state / 'state.sqlite3'}?mode=ro", uri=True)
     try:
-        return connection.execute("SELECT count(*) FROM questions JOIN trajectories USING (request_id)").fetchone()[
-            0
-        ]
+        (count,) = connection.execute(
+            "SELECT count(*) FROM questions JOIN trajectories USING (request_id)"
+        ).fetchone()
+        return count
     finally:
         connection.close()
 
