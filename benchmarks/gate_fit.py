@@ -3,8 +3,8 @@
     python benchmarks/gate_fit.py [--fit] [--report] [--json OUT]
 
 Without options: recall and false activations of the product as it is, on the half for fitting, with that half's
-corrections in the memory. ``--fit`` fits the constants of `engine/memory/comparison.py`
-and `context.py` anew and prints them, with
+corrections in the memory. ``--fit`` fits the constants of `engine/memory/comparison.py`,
+`small_words.py` and `context.py` anew and prints them, with
 what cross-validation expects of them. ``--report`` asks the other half, with all corrections in the memory: to be
 used once, after fitting.
 """
@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from learning_parts import gate_fit, gate_turns
-from learning_parts.asking import Half, asked, stored
+from learning_parts import gate_fit, gate_small, gate_turns
+from learning_parts.asking import Half, asked, small_words, stored
 from learning_parts.gating import Encoders, acting, shares
 from report import Report, Row, add_arguments, finish
 
 from sona_stream.engine.memory import comparison as rules
 from sona_stream.engine.memory import context
+from sona_stream.engine.memory import small_words as small
 
 GOALS = {"paraphrase": 95.0, "near_miss": 95.0, "same_form": 98.0, "unrelated": 99.5}
 
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         goal = GOALS.get(kind) if args.report else None
         share = 100 * right / count
         report.add(Row(f"gate.{half}.{kind}", share, "%", n=count, goal=goal, direction=">=", compared=compared))
+    answered, _ = asyncio.run(acting(encoders, *small_words(half)))
+    for kind, (right, count) in shares(answered).items():
+        report.add(Row(f"gate.{half}.small_words_{kind}", 100 * right / count, "%", n=count))
     turns = gate_turns.conversations(half)
     told = asyncio.run(gate_turns.acting(encoders, turns))
     for name in ("own", "reworded", "other_kept"):
@@ -72,11 +76,26 @@ def _fit(report: Report, encoders: Encoders) -> None:
     expected = [100 * gate_fit.recall(fitting, one, at) for one, at in zip(odds, limits, strict=True)]
     report.measured("gate.expected.paraphrase", expected, "%", compared={"threshold": float(np.median(limits))})
     _print("comparison", found.bias - float(np.median(limits)), rules.WEIGHTS, found.weights)
+    _fit_small(report, encoders)
     scenes = gate_turns.scenes(encoders, gate_turns.conversations("training"))
     through, kept = gate_turns.cross_validated(scenes)
     report.add(Row("gate.expected.turns", through, "%", n=len(scenes.same), compared={"others kept": kept}))
     before = gate_turns.fit(scenes)
     _print("context", before.bias, context.WEIGHTS, before.weights)
+
+
+def _fit_small(report: Report, encoders: Encoders) -> None:
+    sets = (small_words("fit"), (stored("fit"), asked("fit")), (stored("training"), asked("training")))
+    found = gate_small.changes([one for each in sets for one in gate_fit.met(encoders, *each)])
+    odds = gate_small.cross_validated(found)
+    limits = [gate_small.threshold(found, one) for one in odds]
+    for kind in ("harmless", "harmful"):
+        acting = [100 * gate_small.share(found, one, at, kind) for one, at in zip(odds, limits, strict=True)]
+        report.measured(
+            f"gate.expected.acting_{kind}", acting, "%", compared={"threshold": float(np.median(limits))}
+        )
+    fitted = gate_small.fit(found)
+    _print("small_words", fitted.bias - float(np.median(limits)), small.WEIGHTS, fitted.weights)
 
 
 def _print(module: str, bias: float, names: Iterable[str], weights: Iterable[float]) -> None:

@@ -6,15 +6,15 @@ Everything belongs to the corrections of one half, and a `family` of questions s
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from .correcting import lines
 
-__all__ = ["KINDS", "Asked", "Half", "Kind", "Stored", "asked", "stored"]
+__all__ = ["KINDS", "Asked", "Half", "Kind", "Stored", "asked", "small_words", "stored"]
 
 Half = Literal["fit", "report", "training"]
-Kind = Literal["own", "paraphrase", "situation", "near_miss", "same_form", "unrelated"]
-KINDS: tuple[Kind, ...] = ("own", "paraphrase", "situation", "near_miss", "same_form", "unrelated")
+Kind = Literal["own", "paraphrase", "situation", "near_miss", "same_form", "unrelated", "harmless", "harmful"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,6 +65,16 @@ def asked(half: Half) -> list[Asked]:
                 found.append(Asked(kind, row["prompt"], "", corrections[row[field]]["family"], half))
     rest = [row["prompt"] for row in lines("unrelated") if row["split"] == half]
     return found + [Asked("unrelated", text, "", f"unrelated {i % 10}", half) for i, text in enumerate(rest)]
+
+
+def small_words(half: Half) -> tuple[list[Stored], list[Asked]]:
+    """Questions, and each with other small words: that ask the same, and that do not."""
+    rows = [row for row in lines("small_words") if row["split"] == half]
+    found: list[Asked] = []
+    for row in rows:
+        kinds: tuple[tuple[Kind, str], ...] = (("harmless", row["id"]), ("harmful", ""))
+        found += [Asked(kind, text, meant, row["id"], half) for kind, meant in kinds for text in row[kind]]
+    return [Stored(row["id"], row["prompt"], half) for row in rows], found
 
 
 def _training(row: dict[str, object]) -> list[Asked]:

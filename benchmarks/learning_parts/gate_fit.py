@@ -12,18 +12,30 @@ the same form and no unrelated one, the median of `REPEATS` draws of the folds. 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sona_stream.engine.memory import comparison as rules
-from sona_stream.engine.memory.words import Reader
+from sona_stream.engine.memory.words import Features, Reader
 
 from .asking import Asked, Kind, Stored
 from .gating import Encoders
 
-__all__ = ["Fitted", "Pairs", "cross_validated", "fit", "joined", "pairs", "recall", "regression", "threshold"]
+__all__ = [
+    "Fitted",
+    "Met",
+    "Pairs",
+    "cross_validated",
+    "fit",
+    "joined",
+    "met",
+    "pairs",
+    "recall",
+    "regression",
+    "threshold",
+]
 
 F64 = NDArray[np.float64]
 RIDGE, FOLDS, REPEATS = 3.0, 5, 20
@@ -65,24 +77,48 @@ class Fitted:
         return np.where(pairs.vetoed, -np.inf, pairs.evidence @ self.weights + self.bias)
 
 
-def pairs(encoders: Encoders, corrections: Sequence[Stored], questions: Sequence[Asked]) -> Pairs:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Met:
+    """A question asked and a stored one."""
+
+    asked: Asked
+    words: Features
+    stored: Features
+    cosine: float
+    lead: float
+    same: bool
+    nearest: bool
+
+
+def met(encoders: Encoders, corrections: Sequence[Stored], questions: Sequence[Asked]) -> Iterator[Met]:
     """Each question with the nearest stored one, and a paraphrase with its own where that is another."""
     reader, place = Reader(b"fit"), {one.id: i for i, one in enumerate(corrections)}
     stored = np.stack([v.contextual for v in encoders.vectors([one.text for one in corrections])])
     vectors = np.stack([v.contextual for v in encoders.vectors([one.text for one in questions])])
     features = [reader.read(one.text) for one in corrections]
-    evidence, vetoed, same, nearest, kept = [], [], [], [], []
     for one, cosines in zip(questions, vectors @ stored.T, strict=True):
         words, first = reader.read(one.text), int(cosines.argmax())
         for at in {first, place.get(one.meant, first)}:
             lead = float(cosines[at] - max(np.delete(cosines, at).max(), rules.LEAST_RIVAL))
-            found = rules.differences(words, features[at])
-            evidence.append(rules.evidence(words, features[at], float(cosines[at]), lead, found))
-            vetoed.append(bool(found & rules.VETOES))
-            same.append(corrections[at].id == one.meant)
-            nearest.append(at == first)
-            kept.append(one)
-    return Pairs(np.array(evidence), np.array(vetoed), np.array(same), np.array(nearest), tuple(kept))
+            same = corrections[at].id == one.meant
+            yield Met(one, words, features[at], float(cosines[at]), lead, same, at == first)
+
+
+def pairs(encoders: Encoders, corrections: Sequence[Stored], questions: Sequence[Asked]) -> Pairs:
+    """All that `met` finds."""
+    found = list(met(encoders, corrections, questions))
+    differ = [rules.differences(one.words, one.stored) for one in found]
+    evidence = [
+        rules.evidence(one.words, one.stored, one.cosine, one.lead, names)
+        for one, names in zip(found, differ, strict=True)
+    ]
+    return Pairs(
+        np.array(evidence),
+        np.array([bool(names & rules.VETOES) for names in differ]),
+        np.array([one.same for one in found]),
+        np.array([one.nearest for one in found]),
+        tuple(one.asked for one in found),
+    )
 
 
 def fit(pairs: Pairs) -> Fitted:

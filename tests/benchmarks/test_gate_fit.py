@@ -6,10 +6,11 @@ import types
 import learning  # noqa: F401 - puts `examples` on the path
 import numpy as np
 import pytest
-from learning_parts import gate_fit, gate_turns, gating, memory_size
-from learning_parts.asking import Asked, Stored, asked, stored
+from learning_parts import gate_fit, gate_small, gate_turns, gating, memory_size
+from learning_parts.asking import Asked, Stored, asked, small_words, stored
 
 from sona_stream.engine.memory import context
+from sona_stream.engine.memory import small_words as small
 from sona_stream.engine.memory.comparison import WEIGHTS
 from sona_stream.episodes import QuestionVectors
 
@@ -131,3 +132,34 @@ async def test_what_acts_in_conversations_is_told_by_the_product_itself():
         (("Tomatoes grow on page 7.", "Who repairs it?"),),
     )
     assert await gate_turns.acting(Bag(), [one]) == gate_turns.Acted(100.0, 100.0, 100.0)
+
+
+def test_small_words_are_fitted_on_what_they_decide():
+    found = gate_small.changes(list(gate_fit.met(Bag(), *small_words("fit"))))
+    assert found.values.shape == (len(found.asked), len(small.WEIGHTS))
+    assert 0.5 < found.judged.mean() < 1
+    assert not found.values[~found.judged].any()
+    fitted = gate_small.fit(found)
+    weights = dict(zip(small.WEIGHTS, fitted.weights, strict=True))
+    assert max(weights["tense"], weights["asking"], weights["preposition other"]) < 0
+
+
+def test_the_threshold_for_small_words_lets_few_harmful_ones_through(monkeypatch):
+    monkeypatch.setattr(gate_small, "REPEATS", 2)
+    rng = np.random.default_rng(1)
+    same = rng.random(400) < 0.5
+    kinds = ["harmless" if one else "harmful" for one in same]
+    questions = tuple(
+        Asked(kind, "", "x" if kind == "harmless" else "", f"{i % 40}", "fit") for i, kind in enumerate(kinds)
+    )
+    values, judged = rng.standard_normal((400, 2)) + 2 * same[:, None], np.arange(400) % 8 > 0
+    found = gate_small.Changes(values, judged, same, same, np.ones(400, bool), questions)
+    odds = gate_small.cross_validated(found)
+    assert odds.shape == (2, 400)
+    at = gate_small.threshold(found, odds[0])
+    acting = (odds[0] > at) & judged & ~same
+    assert acting.sum() == int(gate_small.MOST_ACTING * (judged & ~same).sum())
+    assert gate_small.share(found, odds[0], at, "harmless") > 0.6
+    assert gate_small.share(found, odds[0], np.inf, "harmless") == pytest.approx(
+        (~judged & same).sum() / same.sum()
+    )

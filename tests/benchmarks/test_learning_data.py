@@ -127,3 +127,14 @@ def test_conversations_end_with_the_user():
             assert [turn["role"] for turn in row[part]] == ["user", "assistant", "user"], row["id"]
         assert row["other"] != row["messages"] != row["reworded"]
         assert row["other"][0] != row["messages"][0] or row["other"][2] != row["messages"][2]
+
+
+def test_small_words_change_nothing_but_small_words():
+    rows = lines("small_words")
+    assert collections.Counter(row["split"] for row in rows) == {"fit": 90, "report": 30}
+    assert len({row["id"] for row in rows}) == len(rows)
+    texts = [text for row in rows for text in (row["prompt"], *row["harmless"], *row["harmful"])]
+    assert len(set(texts)) == len(texts) == 7 * len(rows)
+    assert all(len(row["harmless"]) == len(row["harmful"]) == 3 for row in rows)
+    others = {plain(row["prompt"]) for name in ("corrections", "near_miss", "gate_training") for row in lines(name)}
+    assert not others & {plain(text) for text in texts}

@@ -3,8 +3,8 @@
 An encoder places "over 30 days" and "under 30 days" together (0.99), and some paraphrases no nearer (0.5) than
 what has only its form in common. So of the stored questions the nearest by the contextual encoder is taken, and a
 logistic regression says whether it is the same: on its cosine, its lead over the next one, the words of both and
-their order. A few differences let nothing pass. Without a contextual vector on either side only questions of the
-same wording (`wording`) are let through.
+their order; where only small words differ, another one says it (`small_words`). A few differences let nothing pass.
+Without a contextual vector on either side only questions of the same wording (`wording`) are let through.
 
 `python benchmarks/gate_fit.py --fit` fitted the constants, by the rule that `learning_parts/gate_fit.py` states, on
 the half of the benchmark's questions that is for fitting.
@@ -16,6 +16,8 @@ import math
 from collections.abc import Mapping
 from difflib import SequenceMatcher
 
+from .grammar import Grammar
+from .small_words import few_changes, small_changes, small_odds, swapped
 from .words import EARLIER, PERSONS, UNSPACED, WORDED, WORDS_IN_ORDER, Features
 
 __all__ = [
@@ -29,12 +31,14 @@ __all__ = [
     "SYSTEM_COSINE",
     "VETOES",
     "WEIGHTS",
+    "changed",
     "differences",
     "evidence",
     "gate_of",
     "likeness",
     "nearly_exact",
     "overlap",
+    "regressed",
     "same_said",
     "same_text",
 ]
@@ -100,7 +104,7 @@ def differences(a: Features, b: Features) -> frozenset[str]:
         "numbers": _each_lacks(frozenset(a.numbers), frozenset(b.numbers)),
         "signs": _each_lacks(a.signs, b.signs),
         "opposites": _opposed(a, b),
-        "roles": _swapped(a, b),
+        "roles": _swapped(a, b) or _turned_round(a, b),
         "negation": a.negated != b.negated,
         "names": bool(a.names - set(b.content) and b.names - set(a.content)),
         "cut": a.cut or b.cut or max(len(a.words), len(b.words)) >= WORDS_IN_ORDER,
@@ -125,8 +129,21 @@ def likeness(asked: Features, stored: Features, cosine: float, lead: float) -> f
     found = differences(asked, stored)
     if found & VETOES:
         return -math.inf
+    odds = regressed(asked, stored, cosine, lead, found)
+    small = changed(asked, stored, cosine, odds)
+    return odds if small is None else small_odds(small)
+
+
+def regressed(asked: Features, stored: Features, cosine: float, lead: float, found: frozenset[str]) -> float:
+    """Log odds by `WEIGHTS`. ``found``: the `differences`."""
     values = evidence(asked, stored, cosine, lead, found)
     return BIAS + sum(weight * value for weight, value in zip(WEIGHTS.values(), values, strict=True))
+
+
+def changed(a: Features, b: Features, cosine: float, odds: float) -> list[float] | None:
+    """`small_words.small_changes`; None where more than small words may differ."""
+    both = _small(a, b)
+    return None if both is None else small_changes(*both, (a.content, b.content), cosine, odds)
 
 
 def same_text(a: Features, b: Features) -> bool:
@@ -145,7 +162,7 @@ def nearly_exact(a: Features, b: Features) -> bool:
     others = a.pictures and b.pictures and a.pictures != b.pictures
     if a.cut or b.cut or others or _opposed(a, b):
         return False
-    if a.version == b.version == WORDED:
+    if min(a.version, b.version) >= WORDED:
         return a.wording == b.wording
     words = [tuple(map(abs, one.words)) for one in (a, b)]
     return words[0] == words[1] and 0 < len(words[0]) < WORDS_IN_ORDER
@@ -184,6 +201,33 @@ def overlap(asked: Features, stored: Features) -> dict[str, float]:
         "covered": shared / max(1, len(b)),
         "in common": len(one & other) / max(1, len(one | other)),
     }
+
+
+def _small(a: Features, b: Features) -> tuple[Grammar, Grammar] | None:
+    """Where at least two words say something, all of these are the same, and little else differs. Not for code, nor
+    where another ending may make a name of a word ("Windows").
+    """
+    if a.grammar is None or b.grammar is None or a.grammar.code or b.grammar.code:
+        return None
+    if a.grammar.weighty != b.grammar.weighty:
+        return None
+    others = a.negated != b.negated or a.numbers != b.numbers or a.signs != b.signs or a.pictures != b.pictures
+    named = a.names != b.names and _endings_differ(a, b)
+    unspaced = any(dimension == UNSPACED for one in (a, b) for dimension, _ in one.sides)
+    said = _said(a)
+    if others or named or unspaced or len(said) < _LITTLE or said != _said(b) or not few_changes(a.words, b.words):
+        return None
+    return a.grammar, b.grammar
+
+
+def _endings_differ(a: Features, b: Features) -> bool:
+    return {word for word in a.words if word > 0} != {word for word in b.words if word > 0}
+
+
+def _turned_round(a: Features, b: Features) -> bool:
+    """Whether all is the same, and another one does it: "how do islands form volcanoes"."""
+    both = _small(a, b)
+    return both is not None and swapped(*both, (a.content, b.content))
 
 
 def _said(features: Features) -> frozenset[int]:

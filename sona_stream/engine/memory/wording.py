@@ -15,7 +15,7 @@ from .numerals import number_of, runs
 from .tokens import split_words
 from .wordlists import ALIKE, EMPTY, OPENING, SPOKEN
 
-__all__ = ["wording"]
+__all__ = ["bare", "code_in", "fronted", "wording"]
 
 _APOSTROPHES = str.maketrans("\u2019\u02bc", "''")
 _APART = r"(?:\s*[,.;!?\n]\s*|\s+[\u2013\u2014-]\s+|\s*\()"
@@ -50,6 +50,7 @@ _CONTRACTED = (
     (re.compile(r"'d\b", re.IGNORECASE), " d"),  # would, had or did
 )
 _FULL = {"ca": "can", "wo": "will", "sha": "shall", "cannot": "can"}
+_SET_APART = re.compile(r"\w[,:]\s+\w")
 _PLACES = ("in", "on", "at", "by")
 _SAYING = 2
 """Words that say something, from which "the" does not matter: "the matter" is not "matter"."""
@@ -62,15 +63,21 @@ _ORDINALS = {"first", "second", "third", "twice", "double", "triple", "dozen"}
 
 def wording(text: str) -> list[str]:
     """Its words."""
-    text, told = _bare(text.translate(_APOSTROPHES))
-    code = [re.sub(r"[^(),\"'`]", "", text)] if _CALL.search(text) else _STRING.findall(text)
+    text, told = bare(text)
+    code = code_in(text)
     words = _asked(_ends([word for word, _ in split_words(text)]), told=told)
     return [*_counted([ALIKE.get(word, word) for word in _without_the(words)]), *code]
 
 
-def _bare(text: str) -> tuple[str, bool]:
+def code_in(text: str) -> list[str]:
+    """What tells one piece of code from another of the same words: brackets of a call, or numbers in quotes."""
+    return [re.sub(r"[^(),\"'`]", "", text)] if _CALL.search(text) else _STRING.findall(text)
+
+
+def bare(text: str) -> tuple[str, bool]:
     """(without politeness and contractions, whether it began with "tell me" or the like)"""
-    text = "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))  # for the patterns' time
+    lines = text.translate(_APOSTROPHES).splitlines()
+    text = "\n".join(filter(None, (" ".join(line.split()) for line in lines)))  # for the patterns' time
     text = text[:-_TAIL] + _LAST.sub("", text[-_TAIL:])
     for polite in (_GREETING, _FIRST):
         text = polite.sub("", text)
@@ -79,6 +86,11 @@ def _bare(text: str) -> tuple[str, bool]:
     for short, full in _CONTRACTED:
         text = short.sub(full, text)
     return text, told > 0
+
+
+def fronted(text: str) -> bool:
+    """Whether something in it is set apart: "the taxi: who pays for it?"."""
+    return _SET_APART.search(text) is not None
 
 
 def _not(match: re.Match[str]) -> str:

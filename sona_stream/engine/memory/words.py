@@ -13,10 +13,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
+from .grammar import Grammar, grammar_of
 from .numerals import number_of, numbers_of
 from .sentences import requests
 from .tokens import Tokens, earlier_words, split, unspaced, whole_text
-from .wording import wording
+from .wording import bare, code_in, fronted, wording
 from .wordlists import CLASSES, EMPTY, NEGATIONS, PREFIXES
 
 __all__ = ["EARLIER", "PERSONS", "UNSPACED", "WORDED", "WORDS_IN_ORDER", "Features", "Reader", "stem"]
@@ -26,9 +27,9 @@ _MEASURES = {"many", "much", "long", "old", "far", "often", "tall", "big", "fast
 _DIRECTIONS = {"from", "to", "into", "than"}
 WORDS_IN_ORDER = 64
 """So many of a question's first words are kept in order."""
-EARLIER, _SIGNED, WORDED = 1, 2, 3
-"""Versions: before signs counted, since, and since the wording is kept"""
-_ADDED = {EARLIER: 0, _SIGNED: 4, WORDED: 6}
+EARLIER, _SIGNED, WORDED, _NEWEST = 1, 2, 3, 4
+"""Versions: before signs counted, since, since the wording is kept, and since the grammar is"""
+_ADDED = {EARLIER: 0, _SIGNED: 4, WORDED: 6, _NEWEST: 7}
 """Values that were added since the first"""
 UNSPACED = -1
 """Dimension of `Features.sides` that texts in scripts without spaces have"""
@@ -82,7 +83,9 @@ class Features:
     """of what `wording.wording` leaves of it"""
     requests: tuple[tuple[int, ...], ...] = ()
     """what each says, where there are several"""
-    version: int = WORDED
+    grammar: Grammar | None = None
+    """of its small words; none of long texts"""
+    version: int = _NEWEST
 
     def to_json(self) -> bytes:
         """Small, and the same on every platform."""
@@ -99,7 +102,8 @@ class Features:
             self.words,
         ]
         values += [sorted(self.signs), sorted(self.pictures), self.plain, self.cut, self.wording, self.requests]
-        values = values[: len(values) - _ADDED[WORDED] + _ADDED[self.version]]
+        values.append(self.grammar and self.grammar.to_json())
+        values = values[: len(values) - _ADDED[_NEWEST] + _ADDED[self.version]]
         return json.dumps(values, separators=(",", ":")).encode()
 
     @classmethod
@@ -107,7 +111,9 @@ class Features:
         """Inverse of `to_json`. Raises ValueError."""
         exact, content, names, numbers, negated, asking, sides, stripped, roles, *later = json.loads(data)
         added = max(0, len(later) - 1)
-        words, signs, pictures, plain, cut, said, requests = later + [[], [], [], exact, False, 0, []][len(later) :]
+        words, signs, pictures, plain, cut, said, requests, grammar = (
+            later + [[], [], [], exact, False, 0, [], None][len(later) :]
+        )
         return cls(
             exact=exact,
             words=tuple(words),
@@ -125,6 +131,7 @@ class Features:
             cut=cut,
             wording=said,
             requests=tuple(map(tuple, requests)),
+            grammar=grammar and Grammar.from_json(grammar),
             version=next(version for version, count in _ADDED.items() if added <= count),
         )
 
@@ -175,6 +182,14 @@ class Reader:
             cut=cut,
             wording=0 if cut else self._hash(" ".join(wording(text))),
             requests=() if cut else tuple(tuple(self._said(split(one).words)) for one in requests(text)),
+            grammar=self._grammar(text) if len(plain) < WORDS_IN_ORDER else None,
+        )
+
+    def _grammar(self, text: str) -> Grammar:
+        text, _ = bare(text)
+        words = [word for word, _ in split(text).words]
+        return grammar_of(
+            words, fronted=fronted(text), code=bool(code_in(text)), key=lambda word: self._hash(stem(word))
         )
 
     def _said(self, words: Sequence[tuple[str, bool]]) -> Iterable[int]:
