@@ -387,7 +387,9 @@ def test_the_openai_client_streams(alice):
 
 
 def test_sigterm_with_open_streams_ends_the_streams(server, proxy, alice, meddler):
-    """The engine is gone and the API server waits for its streams, in silence: the proxy tells its clients."""
+    """The engine is gone, and the API server says so in its streams, or waits for them in silence: then the proxy
+    tells its clients. None of them ends as if it were whole.
+    """
     asked = alice.ask()
     _kept.update(text=asked.text, asked=asked.request_id)
     body = {"model": "m", "stream": True, "max_tokens": 480, "temperature": 0}
@@ -410,9 +412,8 @@ def test_sigterm_with_open_streams_ends_the_streams(server, proxy, alice, meddle
         server.signal()
         texts = [one.result() for one in streams]
         assert time.monotonic() - began < 30, "their tokens would take longer"
-    assert all('"error"' in text for text in texts)
-    assert not any("[DONE]" in text for text in texts)
-    assert server.stop(90) in (0, -2)  # by itself; 0.27 ends by the signal that it sends itself
+    assert all('"error"' in text.partition("[DONE]")[0] for text in texts)
+    assert server.stop(180) in (0, -2)  # by itself; 0.27 ends by the signal that it sends itself
 
 
 def test_adapters_are_there_again_before_the_first_request(server, model_folder, alice, bob, tmp_path):
@@ -433,7 +434,7 @@ def test_adapters_are_there_again_before_the_first_request(server, model_folder,
     assert after.text == _kept["text"]
     assert bob.ask().adapter == "none"
     until(lambda: alice.get("/v1/sona/stats")["learner"]["pending"] == 0, seconds=20)
-    status, outcome = alice.feedback(request_id=_kept["asked"], rating=1)  # what waited was learned meanwhile
+    status, outcome = alice.feedback(request_id=_kept["asked"], rating=0.5)  # what waited was learned meanwhile
     assert (status, outcome["status"]) == (200, "published"), outcome
 
 
