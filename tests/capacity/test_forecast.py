@@ -38,7 +38,7 @@ from sona_stream.lora import AdapterRecord, Capture, HiddenSpace, LoraWeights, L
 from sona_stream.store import create_store
 
 D, WITHIN = 128, 0.10
-_FRAMES, _PARTS = 12, ("sona_stream", "sona_stream_adapters", "capacity")
+_FRAMES, _PARTS = 6, ("sona_stream", "sona_stream_adapters", "capacity")
 FINGERPRINT = "sha256:" + "5" * 64
 LOAD = Load(patterns=3, rank=2, base_rank=4, hidden_dim=D, vocab=2000, lessons=32, requests=5)
 CONFIG = engine_config(settings_for_local(), 256, compiled=False)
