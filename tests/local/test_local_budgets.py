@@ -1,6 +1,7 @@
 """What a local model holds for others is bounded: who makes room, and who never does."""
 
 import asyncio
+import dataclasses
 import logging
 
 import numpy as np
@@ -98,3 +99,22 @@ async def test_a_running_answer_keeps_its_adapter_and_the_host_tells_its_budgets
         assert bare.head.adapter is None  # who asks the host puts it first, see `AdapterResolver.bring`
         assert sum("litellm_params.adapter_mb" in record.message for record in caplog.records) == 1
         await asyncio.sleep(0)
+
+
+async def test_an_adapter_makes_no_room_while_a_long_body_is_tokenized(tiny_folder):
+    async with running(tiny_folder) as backend:
+        host = backend.host
+        own, other = ref("m/t/*"), weights(1)
+        backend._engine.adapters.max_bytes = int(1.5 * weights().nbytes)
+        await host.put_adapter(own.key, 1, weights())
+        request = dataclasses.replace(ask(id="long", adapter=own), body=b"x" * 30_000)
+
+        async def teach_somebody_else():
+            await asyncio.sleep(0)  # the body is in its thread
+            with pytest.raises(HostError, match="adapter_mb"):
+                await host.put_adapter("m/other/*", 1, other)
+
+        answer, _ = await asyncio.gather(collect(backend, request), teach_somebody_else())
+        assert answer.head.adapter == own
+        await host.put_adapter("m/other/*", 1, other)
+        assert not host.holds_adapter(own.key), "the answer holds it no more"

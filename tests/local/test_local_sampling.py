@@ -42,6 +42,16 @@ def test_draws_follow_the_distribution():
     assert ((counts - expected) ** 2 / expected).sum() < 16.3  # chi-square, 3 degrees, p = .001
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-9, 0.009])
+def test_a_temperature_next_to_nothing_draws_the_likeliest_and_its_logprobs_are_finite(temperature, top_p):
+    logits = rows(4)
+    states = [SamplingState(temperature=temperature, top_p=top_p, rng=np.random.default_rng(7)) for _ in range(4)]
+    drawn = draw(logits, states)
+    assert [token.token_id for token in drawn] == logits.argmax(dim=1).tolist()
+    assert all(np.isfinite([token.logprob, token.policy_logprob]).all() for token in drawn)
+
+
 def test_a_seed_does_not_depend_on_the_company():
     logits = rows(3)
     alone = draw(logits[1:2], [SamplingState(temperature=1.0, rng=np.random.default_rng(7))])[0].token_id

@@ -114,3 +114,8 @@ async def test_errors_come_as_they_are_or_as_a_broken_answer():
         await events(NotReady("away"))
     with pytest.raises(UpstreamProtocolError, match="m failed: boom"):
         await events(Piece(text="a"), RuntimeError("boom"))
+
+
+async def test_the_first_error_ends_the_answer_though_another_choice_goes_on():
+    with pytest.raises(UpstreamProtocolError, match="m failed: boom"):
+        await asyncio.wait_for(events(RuntimeError("boom"), Piece(index=1, text="a")), 5)

@@ -79,18 +79,20 @@ class LocalBackend:
     @asynccontextmanager
     async def _stream(self, request: Request) -> AsyncIterator[AsyncIterator[Event]]:
         engine = self._ready()
-        generation = await engine.begin(request)
-        head = Head(
-            model=self.name, adapter=engine.adapter_now(generation), prompt_ids=tuple(generation.prompt_ids)
-        )
-        engine.adapters.begin(generation.adapter)
+        engine.adapters.begin(request.adapter)  # before anything is awaited: it must not make room for another one
         try:
-            engine.scheduler.submit(generation)
-            async with aclosing(events_of(head, generation.queue, completion_id(request))) as events:
-                yield events
+            generation = await engine.begin(request)
+            head = Head(
+                model=self.name, adapter=engine.adapter_now(generation), prompt_ids=tuple(generation.prompt_ids)
+            )
+            try:
+                engine.scheduler.submit(generation)
+                async with aclosing(events_of(head, generation.queue, completion_id(request))) as events:
+                    yield events
+            finally:
+                generation.cancelled = True
         finally:
-            generation.cancelled = True
-            engine.adapters.end(generation.adapter)
+            engine.adapters.end(request.adapter)
 
     def _ready(self) -> Engine:
         if self._engine is not None:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-__all__ = ["Drawn", "SamplingState", "draw"]
+__all__ = ["COLDEST", "Drawn", "SamplingState", "draw"]
+
+COLDEST = 0.01
+"""What lies between it and 0 counts as it, as in vLLM: logits over much less are infinite in float32."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -17,13 +20,17 @@ class SamplingState:
     """One request's sampling parameters and what they depend on: its random stream and its tokens so far."""
 
     temperature: float
-    """0 = greedy"""
+    """0 = greedy; at least `COLDEST` otherwise"""
     top_p: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     top_logprobs: int = 0
     rng: np.random.Generator = dataclasses.field(default_factory=np.random.default_rng)
     counts: Counter[int] = dataclasses.field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        if self.temperature > 0:
+            self.temperature = max(self.temperature, COLDEST)
 
     @property
     def penalised(self) -> bool:

@@ -20,7 +20,9 @@ def completion_id(request: Request) -> str:
 
 
 async def events_of(head: Head, queue: asyncio.Queue[Item], answer_id: str) -> AsyncGenerator[Event, None]:
-    """The head, a `Delta` for whatever waits in the queue, and the finish. Raises what the queue brings."""
+    """The head, a `Delta` for whatever waits in the queue, and the finish. Raises the first exception that the queue
+    brings: it ends the answer, though other choices may go on.
+    """
     yield head
     reason: str | None = None
     while True:
@@ -40,8 +42,8 @@ async def events_of(head: Head, queue: asyncio.Queue[Item], answer_id: str) -> A
 
 
 async def _available(queue: asyncio.Queue[Item]) -> list[Item]:
-    """At least one item; more if the consumer was slower than the model."""
+    """At least one item; more if the consumer was slower than the model. Only the last may be no piece."""
     items = [await queue.get()]
-    while not queue.empty():
+    while isinstance(items[-1], Piece) and not queue.empty():
         items.append(queue.get_nowait())
     return items
