@@ -20,8 +20,8 @@ def completion_id(request: Request) -> str:
 
 
 async def events_of(head: Head, queue: asyncio.Queue[Item], answer_id: str) -> AsyncGenerator[Event, None]:
-    """The head, a `Delta` for whatever waits in the queue, and the finish. Raises the first exception that the queue
-    brings: it ends the answer, though other choices may go on.
+    """The head, a `Delta` for whatever waits in the queue, and the finish. Raises the first exception that the
+    queue brings: it ends the answer, though other choices may go on.
     """
     yield head
     reason: str | None = None
