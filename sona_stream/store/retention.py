@@ -17,10 +17,15 @@ from .schema import BACKUPS
 __all__ = ["Removed", "enforce", "expire", "forget", "remove_backups"]
 
 _BATCH = 500
-_BARE = "user = NULL, ids = NULL, embedding = NULL, prompt_ids = NULL, token_ids = NULL"
+_NAMELESS = "row NOT IN (SELECT row FROM trajectory_texts)"
+"""Whose text it is stays known as long as the text: or nobody could have it forgotten."""
+_BARE = (
+    f"user = CASE WHEN {_NAMELESS} THEN NULL ELSE user END, "
+    "ids = NULL, embedding = NULL, prompt_ids = NULL, token_ids = NULL"
+)
 _HAS_FEATURES = (
-    "(user IS NOT NULL OR ids IS NOT NULL OR embedding IS NOT NULL "
-    "OR prompt_ids IS NOT NULL OR token_ids IS NOT NULL)"
+    f"(ids IS NOT NULL OR embedding IS NOT NULL OR prompt_ids IS NOT NULL OR token_ids IS NOT NULL "
+    f"OR (user IS NOT NULL AND {_NAMELESS}))"
 )
 
 
@@ -163,11 +168,16 @@ def enforce(connection: sqlite3.Connection, storage: Storage) -> Removed:
 
 
 def forget(connection: sqlite3.Connection, tenant: str, user: str | None) -> Removed:
-    """Delete every row of an end user or of a whole tenant (user None), with the adapters that are theirs alone."""
+    """Delete every row of an end user or of a whole tenant (user None), with the adapters that are theirs alone.
+
+    What others said about the person's requests goes, too, for it holds them: feedback, captures and remembered
+    answers. What these had superseded is current again.
+    """
     out = Removed()
     who = text_bytes(user)
     mine = "tenant = ?1 AND (?2 IS NULL OR user = ?2)"
     requests = f"SELECT request_id FROM trajectories WHERE {mine}"
+    about_mine = f"tenant = ?1 AND (?2 IS NULL OR user = ?2 OR request_id IN ({requests}))"
     said = f"SELECT id FROM feedback WHERE {mine}"
     out.take_files(
         connection,
@@ -180,13 +190,13 @@ def forget(connection: sqlite3.Connection, tenant: str, user: str | None) -> Rem
     out.run(
         connection,
         "feedback",
-        f"DELETE FROM feedback WHERE tenant = ?1 AND (?2 IS NULL OR user = ?2 OR request_id IN ({requests}))",
+        f"DELETE FROM feedback WHERE {about_mine}",
         tenant,
         who,
     )
+    out.take_episodes(connection, about_mine, tenant, who, along="none")  # all that is their own is among these
     out.run(connection, "trajectories", f"DELETE FROM trajectories WHERE {mine}", tenant, who)
     out.run(connection, "questions", f"DELETE FROM questions WHERE {mine}", tenant, who)
-    out.take_episodes(connection, mine, tenant, who, along="own")
     out.rows["adapters"] = out.rows["blobs"] = 0
     for whose in _pupils(connection, tenant, user):
         out.take_files(connection, "captures", "DELETE FROM captures WHERE tenant = ?1 RETURNING file", whose)

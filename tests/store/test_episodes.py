@@ -127,6 +127,31 @@ async def test_retention_and_forgetting_reach_episodes(open_store):
         assert await kept.entries() == []
 
 
+async def test_what_others_said_of_a_persons_request_goes_with_the_person(open_store, make, folder):
+    async with open_store("text") as store:
+        kept, told = store.episode_store, []
+        kept.on_removed = told.append
+        store.submit_trajectory(make.trajectory("asked", user="alice"))
+        judge = {"user": None, "key_id": "reviewer"}
+        other = await kept.put(new("bobs", question=Question("needle of bob?"), **judge))
+        about = new("asked", question=Question("needle of alice?"), **judge)
+        of_alice = await kept.put(about, supersede=[other.number])
+        await kept.put(new("asked", tenant="elsewhere", **judge))
+        bob = await kept.put(new("more", user="bob"), supersede=[of_alice.number])
+        assert (await store.forget(tenant="acme", user="alice"))["episodes"] == 1
+        ((numbers, returned),) = [(one.numbers, one.returned) for one in told]
+        assert (numbers, returned) == ([of_alice.number], [])
+        found = {one.number: one.superseded_by for one in await kept.entries()}
+        assert found == {other.number: bob.number, 3: None, bob.number: None}
+        again = await kept.put(dataclasses.replace(about), supersede=[bob.number])
+        store.submit_trajectory(make.trajectory("asked", user="alice"))
+        await store.forget(tenant="acme", user="alice")
+        assert (told[1].numbers, [one.number for one in told[1].returned]) == ([again.number], [bob.number])
+    data = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert b"needle of alice" not in data
+    assert b"needle of bob" in data
+
+
 async def test_questions_without_text_expire_and_are_forgotten(open_store):
     async with open_store(ttl_days=(30, 30)) as store:
         kept = store.episode_store

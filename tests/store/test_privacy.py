@@ -240,6 +240,27 @@ async def test_each_class_expires_by_its_own_ttl(open_store, make):
         assert await store.find_requests("client-1", tenant="acme") == []
 
 
+async def test_text_that_outlives_its_features_is_forgotten_with_the_person(open_store, make, folder, monkeypatch):
+    monkeypatch.setattr(retention, "_BATCH", 2)
+    day = 86400.0
+    async with open_store("text", ttl_days=(2, 10)) as store:
+        for number in range(5):
+            store.submit_trajectory(make.trajectory(f"r{number}", query=f"{TEXT} {number}", user=f"user-{number}"))
+        await written(store)
+        async with asyncio.timeout(5):
+            assert (await store.expire(now=time.time() + 3 * day))["features"] == 5
+            assert (await store.expire(now=time.time() + 3 * day))["features"] == 0
+        assert (await store.forget(tenant="acme", user="user-3"))["trajectories"] == 1
+        assert len(await store.trajectories(limit=9)) == 4
+    assert not found(folder, f"{TEXT} 3")
+    assert found(folder, f"{TEXT} 4")
+    assert found(folder, "user-4")
+    async with open_store("none"):
+        pass
+    assert not found(folder, TEXT)
+    assert not found(folder, "user-4")
+
+
 async def test_expiry_goes_through_many_rows_in_slices(open_store, make, monkeypatch):
     monkeypatch.setattr(retention, "_BATCH", 7)
     async with open_store() as store:
