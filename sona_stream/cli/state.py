@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from ..config.folders import state_dir
 from ..errors import SonaError
+
+if TYPE_CHECKING:
+    from ..store import Report
 
 __all__ = ["state"]
 
@@ -32,10 +35,13 @@ def state() -> None:
 @click.argument("target", type=click.Path(path_type=Path))
 @_folder
 def backup(target: Path, folder: Path | None) -> None:
-    """Write a consistent copy of the learned state to TARGET, also while a server runs."""
+    """Write a consistent copy of the learned state to TARGET, also while a server runs.
+
+    Exits with 1 when something is damaged: the copy is made, without it.
+    """
     from ..store import maintenance
 
-    _run(lambda: click.echo(maintenance.backup(folder or state_dir(), target)))
+    _tell(_run(lambda: maintenance.backup(folder or state_dir(), target)))
 
 
 @state.command()
@@ -43,11 +49,15 @@ def backup(target: Path, folder: Path | None) -> None:
 @_folder
 @click.option("--force", is_flag=True, help="Replace what is there (a backup of it is made first).")
 def restore(source: Path, folder: Path | None, force: bool) -> None:
-    """Bring back a backup. The server must not run."""
+    """Bring back a backup. The server must not run.
+
+    Exits with 1 when the backup was not whole: what there was of it is restored.
+    """
     from ..store import maintenance
 
-    _run(lambda: maintenance.restore(source, folder or state_dir(), force=force))
-    click.echo(f"restored to {folder or state_dir()}")
+    report = _run(lambda: maintenance.restore(source, folder or state_dir(), force=force))
+    click.echo(f"restored to {report.path}")
+    _tell(report)
 
 
 @state.command()
@@ -56,10 +66,7 @@ def verify(folder: Path | None) -> None:
     """Check the database, every file's hash, and the versions. Exits with 1 when something is wrong."""
     from ..store import maintenance
 
-    report = _run(lambda: maintenance.verify(folder or state_dir()))
-    click.echo(report)
-    if not report.ok:
-        raise SystemExit(1)
+    _tell(_run(lambda: maintenance.verify(folder or state_dir())))
 
 
 @state.command()
@@ -79,6 +86,12 @@ def forget(tenant: str, user: str | None, folder: Path | None) -> None:
     counts = ", ".join(f"{count} {kind}" for kind, count in removed.items() if count)
     whose = f"tenant {tenant}" if user is None else f"user {user} of tenant {tenant}"
     click.echo(f"forgot {whose}: {counts or 'nothing was kept'}")
+
+
+def _tell(report: Report) -> None:
+    click.echo(report)
+    if not report.ok:
+        raise SystemExit(1)
 
 
 def _run(action: Callable[[], T]) -> T:

@@ -108,8 +108,6 @@ def restore(source: Path, directory: Path, *, force: bool = False) -> Report:
             return verify(directory)
         finally:
             lock.release()
-    except tarfile.ReadError as error:
-        raise StateError(f"{source} is not a backup of sona-stream, or it is damaged") from error
     except (OSError, sqlite3.Error, tarfile.TarError) as error:
         raise StateError(f"{source} could not be restored to {directory}: {error}") from error
 
@@ -231,11 +229,22 @@ def _unpack(source: Path, stage: Path) -> None:
     elif source.suffix == ".sqlite3":
         shutil.copyfile(source, stage / DATABASE)
     else:
-        with tarfile.open(source) as tar:
-            for member in tar:
-                if not (member.isfile() and _belongs(member.name)):
-                    raise StateError(f"{source} is not a backup of sona-stream (it holds {member.name!r})")
-                tar.extract(member, stage, filter="data")
+        try:
+            _extract(source, stage)
+        except (StateError, OSError, tarfile.FilterError):
+            raise
+        except Exception as error:  # each compression has its own for a stream that is cut or changed
+            raise StateError(
+                f"{source} is not a backup of sona-stream, or it is damaged (cut off, perhaps); nothing changed"
+            ) from error
+
+
+def _extract(source: Path, stage: Path) -> None:
+    with tarfile.open(source) as tar:
+        for member in tar:
+            if not (member.isfile() and _belongs(member.name)):
+                raise StateError(f"{source} is not a backup of sona-stream (it holds {member.name!r})")
+            tar.extract(member, stage, filter="data")
 
 
 def _belongs(name: str) -> bool:
