@@ -14,6 +14,7 @@ import click
 
 from ..errors import SonaError
 from .connection import DEFAULT_BASE_URL, Connection, server_options
+from .given import not_empty
 
 __all__ = ["adapters"]
 
@@ -36,7 +37,7 @@ def adapters() -> None:
 @adapters.command("list")
 @server_options
 @_folder
-@click.option("--tenant", metavar="NAME", help="Of this tenant and its end users alone.")
+@click.option("--tenant", metavar="NAME", callback=not_empty, help="Of this tenant and its end users alone.")
 def list_(base_url: str, api_key: str | None, folder: Path | None, tenant: str | None) -> None:
     """All versions of all adapters, newest last; the served one is marked with *."""
     rows = _listed(base_url, api_key, folder, tenant)
@@ -109,7 +110,7 @@ def _ask(
 
 
 def _listed(base_url: str, api_key: str | None, folder: Path | None, tenant: str | None) -> list[dict[str, Any]]:
-    path = "/v1/sona/adapters" + (f"?{urlencode({'tenant': tenant})}" if tenant else "")
+    path = "/v1/sona/adapters" + ("" if tenant is None else f"?{urlencode({'tenant': tenant})}")
     rows: list[dict[str, Any]] = _ask(base_url, api_key, folder, path, lambda at: _offline_list(at, tenant))["data"]
     return rows
 
@@ -125,7 +126,8 @@ def _offline_list(folder: Path, tenant: str | None) -> dict[str, Any]:
 def _tenant_of(key: str) -> str | None:
     """Of ``model/tenant/group``, an end user's, too."""
     parts = key.rsplit("/", 2)
-    return parts[1].partition(":")[0] if len(parts) == 3 else None
+    tenant = parts[1].partition(":")[0] if len(parts) == 3 else ""
+    return tenant or None
 
 
 def _offline_show(folder: Path, key: str, version: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import InvalidRequest, SonaError
+from .given import not_empty
 
 if TYPE_CHECKING:
     from ..config.settings import Settings
@@ -17,7 +18,9 @@ __all__ = ["export"]
 
 @click.command()
 @click.argument("key", required=False)
-@click.option("--tenant", help="Instead of KEY: what this tenant's requests of every kind taught.")
+@click.option(
+    "--tenant", callback=not_empty, help="Instead of KEY: what this tenant's requests of every kind taught."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--version", "version", type=click.IntRange(min=1), help="Default: the version that is served.")
 @click.option(

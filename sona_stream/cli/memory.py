@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 import click
 
 from .connection import Connection, server_options
+from .given import not_empty
 
 __all__ = ["memory"]
 
@@ -21,8 +22,10 @@ def memory() -> None:
 
 @memory.command("list")
 @server_options
-@click.option("--tenant", help="Of this tenant only.")
-@click.option("--person", help="Of this person only, as the list names people: key:ID or user:NAME.")
+@click.option("--tenant", callback=not_empty, help="Of this tenant only.")
+@click.option(
+    "--person", callback=not_empty, help="Of this person only, as the list names people: key:ID or user:NAME."
+)
 @click.option("--scope", type=click.Choice(["person", "tenant", "global"]), help="Of this scope only.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="All that is known of each, one JSON object a line.")
@@ -60,8 +63,8 @@ def promote(key: str, scope: str, base_url: str, api_key: str | None) -> None:
 
 @memory.command()
 @click.argument("keys", nargs=-1)
-@click.option("--tenant", help="All of this tenant, or of a person of it.")
-@click.option("--person", help="With --tenant: all of this person.")
+@click.option("--tenant", callback=not_empty, help="All of this tenant, or of a person of it.")
+@click.option("--person", callback=not_empty, help="With --tenant: all of this person.")
 @click.confirmation_option(prompt="What is forgotten does not come back. Go on?")
 @server_options
 def forget(
@@ -77,7 +80,7 @@ def forget(
 
 
 @memory.command()
-@click.option("--tenant", help="Of this tenant only.")
+@click.option("--tenant", callback=not_empty, help="Of this tenant only.")
 @click.option(
     "--out", type=click.File("wb"), default="-", show_default=True, help="File to write; -: standard output."
 )

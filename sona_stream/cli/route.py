@@ -9,6 +9,7 @@ import anyio
 import click
 
 from ..errors import SonaError
+from .given import not_empty
 
 __all__ = ["route"]
 
@@ -17,7 +18,7 @@ __all__ = ["route"]
 @click.argument("query")
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="As for serve.")
 @click.option("--state-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of the learned state.")
-@click.option("--tenant", default="default", show_default=True, help="Whose learned patterns.")
+@click.option("--tenant", default="default", show_default=True, callback=not_empty, help="Whose learned patterns.")
 def route(query: str, config: Path | None, state_dir: Path | None, tenant: str) -> None:
     """Show which model QUERY would go to, and why: pattern, type, the rule that decided.
 

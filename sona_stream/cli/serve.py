@@ -14,6 +14,7 @@ import click
 
 from ..errors import SonaError
 from .connection import address
+from .given import given
 
 __all__ = ["serve"]
 
@@ -91,23 +92,16 @@ def serve(
             upstream = _whole(upstream)
             settings = settings_for_upstream(upstream, api_key=_key_for(upstream, upstream_key_env))
         else:
-            settings = load_settings(config) if model is None else settings_for_local(_given(model, "--model"))
+            settings = load_settings(config) if model is None else settings_for_local(given(model, "--model"))
         application = Application(settings, directory=state_dir)
         server.serve(create_app(application), host, port, grace=grace, announce=click.echo)
     except SonaError as error:
         raise click.ClickException(str(error)) from error
 
 
-def _given(value: str, option: str) -> str:
-    """Not what an unset variable of a shell leaves. Raises click.BadParameter."""
-    if not value.strip():
-        raise click.BadParameter("it is empty; is a variable not set?", param_hint=option)
-    return value
-
-
 def _whole(upstream: str) -> str:
     """An URL that paths can be put behind. Raises click.BadParameter."""
-    if "://" not in _given(upstream, "--upstream"):
+    if "://" not in given(upstream, "--upstream"):
         raise click.BadParameter(f"{upstream!r}: is it http://{upstream}?", param_hint="--upstream")
     parts = address(upstream, "--upstream")
     if parts.query or parts.fragment:

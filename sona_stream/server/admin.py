@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qs
-
 from ..errors import InvalidRequest
-from .incoming import Call, read_json
+from .incoming import Call, read_json, read_query, refuse_unknown
 from .responses import Response, json_response
 
 __all__ = ["adapters", "diff", "freeze", "patterns", "rollback", "show", "stats", "thaw"]
@@ -25,7 +23,7 @@ async def patterns(call: Call) -> Response:
 
 async def adapters(call: Call) -> Response:
     """`GET /v1/sona/adapters`, or with ``?tenant=T`` those of one tenant and its end users."""
-    tenant = _query(call).get("tenant") or None
+    tenant = read_query(call, "tenant").get("tenant")
     return json_response({"object": "list", "data": list(await call.app.services.adapters(tenant))})
 
 
@@ -41,15 +39,10 @@ async def diff(call: Call) -> Response:
     return json_response(await call.app.services.difference(key, one, other))
 
 
-def _query(call: Call) -> dict[str, str]:
-    """The last value of each name."""
-    return {name: values[-1] for name, values in parse_qs(call.query.decode("utf-8", "replace")).items()}
-
-
 def _asked(call: Call, *names: str) -> tuple[str, list[int]]:
     """The key and these version numbers of the query string."""
-    query = _query(call)
-    if not query.get("key"):
+    query = read_query(call, "key", *names)
+    if "key" not in query:
         raise InvalidRequest("key must name an adapter: model/tenant/group", param="key")
     numbers = []
     for name in names:
@@ -68,8 +61,7 @@ async def rollback(call: Call) -> Response:
         raise InvalidRequest("key must name an adapter: model/tenant/group", param="key")
     if not isinstance(version, int) or isinstance(version, bool) or not 0 <= version < _VERSIONS:
         raise InvalidRequest("version must be a whole number from 0 (the base model) up", param="version")
-    if unknown := sorted(set(body) - {"key", "version"}):
-        raise InvalidRequest(f"{unknown[0]!r} is not a field here (there are: key, version)", param=unknown[0])
+    refuse_unknown(body, ("key", "version"))
     return json_response(await call.app.services.rollback(key, version))
 
 

@@ -17,7 +17,7 @@ from .responses import Receive, Send
 if TYPE_CHECKING:
     from .asgi import App
 
-__all__ = ["Call", "ClientLeft", "new_id", "open_call", "read_body", "read_json"]
+__all__ = ["Call", "ClientLeft", "new_id", "open_call", "read_body", "read_json", "read_query", "refuse_unknown"]
 
 
 class ClientLeft(Exception):
@@ -72,6 +72,27 @@ def open_call(app: App, scope: Mapping[str, Any], receive: Receive, send: Send) 
         query=scope.get("query_string", b""),
         head_only=scope["method"] == "HEAD",
     )
+
+
+def read_query(call: Call, *names: str) -> dict[str, str]:
+    """The last value of each name in the query string. Raises `InvalidRequest` for a name that is none of these,
+    and for an empty value: one that is overlooked would be a filter less.
+    """
+    given = parse_qs(call.query.decode("utf-8", "replace"), keep_blank_values=True)
+    query = {name: values[-1] for name, values in given.items()}
+    refuse_unknown(query, names)
+    for name, value in query.items():
+        if not value.strip():
+            raise InvalidRequest(f"{name} is empty; leave it out, or say which", param=name)
+    return query
+
+
+def refuse_unknown(given: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raises `InvalidRequest` that says what there is."""
+    if unknown := sorted(set(given) - set(names)):
+        raise InvalidRequest(
+            f"{unknown[0][:80]!r} is not a field here (there are: {', '.join(names)})", param=unknown[0][:80]
+        )
 
 
 async def read_body(call: Call) -> bytes:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from typing import Any, get_args
-from urllib.parse import parse_qs
 
 from ..episodes import Scope
 from ..errors import InvalidRequest
 from ..wire import read_user
 from .auth import asserted_user
 from .feedback import judged
-from .incoming import Call, read_json
+from .incoming import Call, read_json, read_query, refuse_unknown
 from .responses import Response, json_response
 
 __all__ = ["episodes", "export", "forget", "promote", "undo"]
@@ -36,7 +35,7 @@ async def undo(call: Call) -> Response:
 
 async def episodes(call: Call) -> Response:
     """`GET /v1/sona/memory?tenant=&person=&scope=&limit=`: newest first."""
-    query = _query(call, "tenant", "person", "scope", "limit")
+    query = read_query(call, "tenant", "person", "scope", "limit")
     limit = _whole(query, "limit", 1000, least=1, most=_MOST)
     scope = _scope(query, _SCOPES) if "scope" in query else None
     found = await call.app.services.episodes(query.get("tenant"), query.get("person"), scope, limit)
@@ -47,7 +46,7 @@ async def export(call: Call) -> Response:
     """`GET /v1/sona/memory/export?tenant=&after=&limit=`: JSON lines by number. The header `x-sona-next` is the
     ``after`` of the next page; without it there is none.
     """
-    query = _query(call, "tenant", "after", "limit")
+    query = read_query(call, "tenant", "after", "limit")
     after = _whole(query, "after", 0, least=0, most=1 << 60)
     limit = _whole(query, "limit", _PAGE, least=1, most=_PAGE)
     lines, last = await call.app.services.export_episodes(query.get("tenant"), after, limit)
@@ -73,12 +72,6 @@ async def forget(call: Call) -> Response:
     return json_response(await call.app.services.forget(_text(body, "tenant"), keys, _text(body, "person")))
 
 
-def _query(call: Call, *names: str) -> dict[str, Any]:
-    query = {name: values[-1] for name, values in parse_qs(call.query.decode("utf-8", "replace")).items()}
-    _refuse_unknown(query, names)
-    return query
-
-
 def _whole(query: dict[str, Any], name: str, default: int, *, least: int, most: int) -> int:
     value = query.get(name, str(default))
     if not (value.isascii() and value.isdigit() and len(value) < 20 and least <= int(value) <= most):
@@ -88,15 +81,8 @@ def _whole(query: dict[str, Any], name: str, default: int, *, least: int, most: 
 
 async def _fields(call: Call, *names: str) -> dict[str, Any]:
     body = await read_json(call)
-    _refuse_unknown(body, names)
+    refuse_unknown(body, names)
     return body
-
-
-def _refuse_unknown(given: dict[str, Any], names: tuple[str, ...]) -> None:
-    if unknown := sorted(set(given) - set(names)):
-        raise InvalidRequest(
-            f"{unknown[0][:80]!r} is not a field here (there are: {', '.join(names)})", param=unknown[0][:80]
-        )
 
 
 def _text(given: dict[str, Any], name: str) -> str | None:

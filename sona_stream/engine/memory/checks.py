@@ -12,7 +12,7 @@ from ...errors import InvalidRequest
 from ...lora import HiddenSpace
 from .sketch import sketch_from
 
-__all__ = ["check_pairs", "check_record"]
+__all__ = ["check_pairs", "check_person", "check_record"]
 
 _MOST_DIMS = 4096
 
@@ -24,6 +24,15 @@ def check_record(record: EpisodeRecord, static_dim: int) -> None:
     else:
         _check_question(record.question, record.vectors, static_dim)
     check_pairs(record.hidden, record.token_ids, record.space)
+
+
+def check_person(person: str | None) -> None:
+    """Raises InvalidRequest for what names nobody: a store would look for everybody."""
+    if person is not None and not person.startswith(("key:", "user:")):
+        raise InvalidRequest(
+            f"person must be key:ID or user:NAME, as the list names people; is {person[:80]!r} user:{person[:80]}?",
+            param="person",
+        )
 
 
 def _check_question(question: Question, vectors: QuestionVectors, static_dim: int) -> None:

@@ -28,7 +28,7 @@ from ...errors import InvalidRequest, StateError
 from ...events import EpisodeRef
 from ...kernels import load
 from ...lora import HiddenSpace
-from .checks import check_pairs, check_record
+from .checks import check_pairs, check_person, check_record
 from .encoding import head_from, tokens_from
 from .finishing import finish
 from .index import EpisodeIndex
@@ -183,6 +183,7 @@ class EpisodeMemory:
             raise InvalidRequest(
                 "name the tenant whose episodes are to be forgotten, or their keys", param="tenant"
             )
+        check_person(person)
         return await finish(self._writing.forget(tenant, keys, person))
 
     async def episodes(
@@ -195,7 +196,10 @@ class EpisodeMemory:
         feedback: str | None = None,
         limit: int = 1000,
     ) -> list[Episode]:
-        """Newest first; None: whichever. `feedback`: those that this one made."""
+        """Newest first; None: whichever. `feedback`: those that this one made. `person`: `person_of` somebody;
+        InvalidRequest for anything else.
+        """
+        check_person(person)
         return await self._store.latest(
             tenant=tenant, person=person, scope=scope, model=model, feedback=feedback, limit=limit
         )
