@@ -126,23 +126,28 @@ def _verify(connection: sqlite3.Connection, directory: Path) -> Report:
     )
     problems += [f"adapter {key}: version {number} is served but not there" for key, number in dangling]
     named, files = named_files(connection), StateFiles(directory)
-    problems += list(_damaged(files, named))
+    found, unnamed = _damaged(files, named), files.present() - named.keys()
+    now = named_files(connection)  # a server may have pruned or added some meanwhile
+    problems += [problem for name, problem in found.items() if name in now]
     return Report(
         path=directory,
         format=version,
         rows=rows_of(connection),
         files=len(named),
         problems=(*problems, *segment_copies.problems(connection, directory)),
-        orphans=tuple(sorted((files.present() - named.keys()) | segment_copies.orphans(connection, directory))),
+        orphans=tuple(sorted((unnamed - now.keys()) | segment_copies.orphans(connection, directory))),
     )
 
 
-def _damaged(files: StateFiles, named: dict[str, bytes]) -> Iterator[str]:
+def _damaged(files: StateFiles, named: dict[str, bytes]) -> dict[str, str]:
+    """Name -> what is wrong with it."""
+    found = {}
     for name, digest in sorted(named.items()):
         try:
             files.read(name, digest)
         except DamagedFile as error:
-            yield str(error)
+            found[name] = str(error)
+    return found
 
 
 def _described(report: Report, path: Path, problems: list[str]) -> Report:
@@ -166,8 +171,9 @@ def _staging(parent: Path) -> Iterator[Path]:
 def _copy_consistently(directory: Path, stage: Path) -> list[str]:
     """Snapshot of the database, then the files it names.
 
-    A file that was pruned in between calls for a new snapshot; what was copied stays good, since a name never
-    changes its content, so each round has less to do. Returns what is damaged at the source.
+    A file that was pruned in between, or an episode that was moved, calls for a new snapshot; what was copied
+    stays good, since a name never changes its content, so each round has less to do. Returns what is damaged at
+    the source.
     """
     if not (directory / DATABASE).is_file():
         raise StateError(f"there is no state in {directory} ({DATABASE} is missing)")
@@ -178,11 +184,12 @@ def _copy_consistently(directory: Path, stage: Path) -> list[str]:
             copy_database(connection, copy)
             with contextlib.closing(connect(copy, read_only=True)) as snapshot:
                 wanted = named_files(snapshot)
-                damaged = _copy_files(files, wanted, stage) | segment_copies.copy(snapshot, directory, stage)
-            if damaged.keys() <= named_files(connection).keys() | segment_copies.named(connection):
+                lost, torn = _copy_files(files, wanted, stage), segment_copies.copy(snapshot, directory, stage)
+            known = lost.keys() <= named_files(connection).keys()
+            if known and torn.keys() <= segment_copies.named(connection):
                 break
     StateFiles(stage).remove(StateFiles(stage).present() - wanted.keys())
-    return list(damaged.values())
+    return [*lost.values(), *torn.values()]
 
 
 def _copy_files(files: StateFiles, wanted: dict[str, bytes], stage: Path) -> dict[str, str]:

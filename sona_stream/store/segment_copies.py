@@ -7,6 +7,7 @@ import os
 import sqlite3
 from pathlib import Path
 
+from ..episodes import Place
 from . import episodes
 from .files import DamagedFile
 from .schema import DATABASE, EPISODES_SINCE, connect, format_of
@@ -15,27 +16,31 @@ from .segments import Segments, segment_name
 __all__ = ["copy", "files", "named", "orphans", "problems", "renumber"]
 
 
-def named(connection: sqlite3.Connection) -> set[str]:
-    """Every episode that a row names, by what `copy` and `problems` call it."""
+def named(connection: sqlite3.Connection) -> set[tuple[int, Place]]:
+    """Every episode with its place: one that compaction moves is another."""
     if format_of(connection) < EPISODES_SINCE:
         return set()
-    return {_name(number) for number in episodes.places(connection)}
+    return set(episodes.places(connection).items())
 
 
 def problems(connection: sqlite3.Connection, directory: Path) -> list[str]:
-    """One sentence for every episode whose bytes are not what was written."""
+    """One sentence for every episode whose bytes are not what was written, and whose row says so afterwards, too:
+    a server may have moved or dropped it meanwhile.
+    """
     segments = Segments(directory)
+    found = [one for one in sorted(named(connection)) if not segments.is_sound(one[1])]
+    still = named(connection) if found else set()
     return [
         f"{_name(number)}: its record in {segment_name(place.segment)} is damaged or missing"
-        for number, place in sorted(episodes.places(connection).items())
-        if not segments.is_sound(place)
+        for number, place in found
+        if (number, place) in still
     ]
 
 
 def orphans(connection: sqlite3.Connection, directory: Path) -> set[str]:
     """Segments that no row names."""
-    live = {segment_name(number) for number in episodes.bytes_by_segment(connection)}
-    return files(directory) - live
+    present = files(directory)
+    return present - {segment_name(number) for number in episodes.bytes_by_segment(connection)}
 
 
 def files(directory: Path) -> set[str]:
@@ -43,22 +48,24 @@ def files(directory: Path) -> set[str]:
     return {segment_name(number) for number in Segments(directory).present()}
 
 
-def copy(snapshot: sqlite3.Connection, directory: Path, stage: Path) -> dict[str, str]:
-    """Every record that the snapshot names, at the same offset in the stage. -> name -> why it is not there
+def copy(snapshot: sqlite3.Connection, directory: Path, stage: Path) -> dict[tuple[int, Place], str]:
+    """Every record that the snapshot names, at the same offset in the stage. -> why some are not there
 
-    What was copied before stays: a record never changes under its stamp, but for being erased.
+    What was copied before for an older snapshot stays as far as this one names it, too: a record never changes
+    under its stamp, but for being erased.
     """
     if format_of(snapshot) < EPISODES_SINCE:
         return {}
-    source, target = Segments(directory), Segments(stage)
+    source, target, wanted = Segments(directory), Segments(stage), sorted(named(snapshot))
+    target.recover(place for _, place in wanted)
     damaged = {}
-    for number, place in sorted(episodes.places(snapshot).items()):
+    for number, place in wanted:
         if target.is_sound(place):
             continue
         try:
             data = source.raw(place)
         except DamagedFile as error:
-            damaged[_name(number)] = f"{_name(number)}: {error}"
+            damaged[number, place] = f"{_name(number)}: {error}"
             continue
         path = stage / segment_name(place.segment)
         path.parent.mkdir(mode=0o700, exist_ok=True)
