@@ -113,4 +113,5 @@ def _cannot_open(directory: Path, error: sqlite3.DatabaseError) -> StateError:
             f"the state folder {directory} cannot be written ({text}); make it writable or name another one in "
             "sona.state_dir"
         )
-    return StateError(f"the state in {directory} cannot be opened: {text}")
+    hint = "; is its disk full, or failing?" if "disk I/O" in text else ""  # no room for the log's index
+    return StateError(f"the state in {directory} cannot be opened: {text}{hint}")

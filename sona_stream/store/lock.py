@@ -41,9 +41,10 @@ class FolderLock:
                 f"the state folder {self._path.parent} is in use by process {holder}; stop that process or "
                 "name another folder in sona.state_dir"
             ) from error
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode("ascii"))
         self._fd = fd
+        with contextlib.suppress(OSError):  # the pid only informs: what a full disk stops, the database tells
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode("ascii"))
 
     def release(self) -> None:
         """Give the folder back. The file stays: removing it would race with the next holder."""

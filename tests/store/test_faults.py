@@ -15,6 +15,7 @@ from sona_stream.errors import FeedbackConflict, StateError
 from sona_stream.events import FeedbackOutcome
 from sona_stream.store import SqliteStore, create_store, maintenance
 from sona_stream.store import writer as writer_module
+from sona_stream.store.lock import FolderLock
 from sona_stream.store.schema import DATABASE
 
 
@@ -84,6 +85,22 @@ async def test_a_tensor_file_that_cannot_be_written(open_store, make, folder, mo
         assert not [path for path in (folder / "adapters").rglob("*") if path.is_file()]
         await store.put_adapter(make.record(1))
         assert await store.adapter(make.key, 1) is not None
+
+
+@pytest.mark.parametrize("refused", ["write", "ftruncate"])
+async def test_a_lock_that_cannot_name_its_holder_is_a_lock(folder, monkeypatch, refused):
+    def no_space(fd, given):
+        raise OSError(28, "No space left on device")
+
+    folder.mkdir()
+    first, second = FolderLock(folder), FolderLock(folder)
+    monkeypatch.setattr(os, refused, no_space)
+    first.acquire()
+    with pytest.raises(StateError, match="in use by process unknown"):
+        second.acquire()
+    first.release()
+    second.acquire()
+    second.release()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
