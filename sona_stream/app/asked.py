@@ -10,6 +10,7 @@ a restart is remembered by that.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import OrderedDict
@@ -25,7 +26,7 @@ from ..errors import SonaError
 from ..events import Request
 from .question_vectors import QuestionEmbedders
 
-__all__ = ["LONGEST", "AskedQuestions", "asked_in"]
+__all__ = ["LONGEST", "AskedQuestions", "asked_in", "asked_in_body"]
 
 _log = logging.getLogger(__name__)
 
@@ -162,3 +163,12 @@ def asked_in(messages: Sequence[Mapping[str, Any]], prompt: str | None = None) -
         return None
     question = question_of(messages, prompt)
     return None if question is None or len(question.text) > LONGEST else question
+
+
+def asked_in_body(body: bytes) -> Question | None:
+    """The same of a request as the client sent it."""
+    said = json.loads(body)
+    prompt = said.get("prompt")
+    if isinstance(prompt, str):
+        return asked_in((), prompt)
+    return asked_in(said["messages"]) if said.get("messages") else None

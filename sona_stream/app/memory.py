@@ -17,13 +17,14 @@ import numpy as np
 
 from ..config.settings import SonaSettings
 from ..engine.learner import accepted_capture, correction_capture
+from ..engine.learner.tenure import answered_before, answering_since
 from ..engine.memory import EpisodeMemory
 from ..episodes import Episode, EpisodeRecord, EpisodeText, Question, Viewer, person_of
 from ..errors import CaptureGone, SonaError
 from ..events import EpisodeRef, Feedback, Request, Trajectory
 from ..lora import Capture
 from ..protocols import HiddenStateHost, Store
-from .asked import AskedQuestions, asked_in
+from .asked import AskedQuestions, asked_in, asked_in_body
 from .hosts import Hosts
 from .question_vectors import QuestionEmbedders
 from .renewal import Backends, Renewal
@@ -48,6 +49,8 @@ class _Subject(NamedTuple):
     question: Question | None
     sketch: bytes
     """where the question is not known"""
+    foreign: bytes | None
+    """The request's body, where another model gave the answer: its token ids mean nothing to this host"""
 
 
 class Memories:
@@ -160,13 +163,18 @@ class Memories:
         if known or feedback.kind != "correction":
             return known
         subject = await self._subject(feedback)
-        if subject is None:
+        answer = feedback.correction
+        if subject is None or answer is None:
             return ""
         try:
-            capture = await correction_capture(subject.host, feedback, subject.trajectory, hidden=True)
+            if subject.foreign is None:
+                capture = await correction_capture(subject.host, feedback, subject.trajectory, hidden=True)
+            else:
+                model, name = subject.trajectory.model, f"{feedback.request_id}#{feedback.id}"
+                capture = await self._renewal.encoded(model, subject.host, subject.foreign, answer, request_id=name)
         except CaptureGone:
             return ""
-        return await self._remember(feedback, subject, capture, feedback.correction or "")
+        return await self._remember(feedback, subject, capture, answer)
 
     async def accept_again(self, feedback: Feedback) -> list[str]:
         """A good rating stands alone again, a poor one of the same answer being taken back. -> keys of what is used
@@ -223,9 +231,14 @@ class Memories:
         host = self._hosts.host(trajectory.model)
         if host is None:
             return None
+        since = await answering_since(self._store, trajectory.model, host.fingerprint)
+        own = not answered_before(trajectory, since)
+        if not own and (feedback.kind != "correction" or trajectory.body is None):
+            return None
         question = self._question(trajectory)
         sketch = b"" if question else await self._asked.sketch(trajectory.tenant, trajectory.request_id)
-        return _Subject(trajectory, host, question, sketch) if question or sketch else None
+        foreign = None if own else trajectory.body
+        return _Subject(trajectory, host, question, sketch, foreign) if question or sketch else None
 
     async def _remember(self, feedback: Feedback, subject: _Subject, capture: Capture, answer: str | None) -> str:
         trajectory, question = subject.trajectory, subject.question
@@ -288,7 +301,7 @@ class Memories:
 
     def _question(self, trajectory: Trajectory) -> Question | None:
         known = self._asked.get(trajectory.request_id)
-        return known or (None if trajectory.body is None else _read_question(trajectory.body))
+        return known or (None if trajectory.body is None else asked_in_body(trajectory.body))
 
     async def _known(self, feedback: Feedback) -> str:
         if feedback.id in self._remembered:
@@ -326,15 +339,6 @@ def _viewer(request: Request, host: HiddenStateHost) -> Viewer:
         tenant=principal.tenant,
         person=person_of(principal.user, principal.key_id),
     )
-
-
-def _read_question(body: bytes) -> Question | None:
-    """Of a request as the client sent it."""
-    said = json.loads(body)
-    prompt = said.get("prompt")
-    if isinstance(prompt, str):
-        return asked_in((), prompt)
-    return asked_in(said["messages"]) if said.get("messages") else None
 
 
 def _prompt(request: Request) -> str | None:

@@ -17,9 +17,9 @@ import anyio
 import numpy as np
 
 from ..engine.memory import EpisodeMemory
-from ..episodes import Episode
 from ..errors import HostAway, HostError, InvalidRequest, NotFound, NotReady, SonaError, UpstreamError
 from ..events import Endpoint, Head, Request
+from ..lora import Capture
 from ..protocols import Backend, HiddenStateHost
 from ..wire import decode_request
 from .hosts import Hosts
@@ -128,8 +128,8 @@ class Renewal:
         if episode is None or episode.text is None:
             return "gone"
         try:
-            prompt = await self._prompt_ids(name, host, episode)
-            made = await host.encode(prompt, episode.text.answer, request_id=f"renew-{key}", hidden=True)
+            text = episode.text
+            made = await self.encoded(name, host, text.body, text.answer, request_id=f"renew-{key}")
             space = await host.hidden_space()
             await self._memory.renew(
                 key,
@@ -145,10 +145,19 @@ class Renewal:
             return "refused"
         return "made_anew"
 
-    async def _prompt_ids(self, name: str, host: HiddenStateHost, episode: Episode) -> tuple[int, ...]:
+    async def encoded(
+        self, name: str, host: HiddenStateHost, body: bytes | None, answer: str, *, request_id: str
+    ) -> Capture:
+        """States and tokens of this answer to the request with this body, whichever model it was sent to. Raises
+        HostError, InvalidRequest; HostAway: the same may go well later.
+        """
+        prompt = await self._prompt_ids(name, host, body)
+        return await host.encode(prompt, answer, request_id=request_id, hidden=True)
+
+    async def _prompt_ids(self, name: str, host: HiddenStateHost, body: bytes | None) -> tuple[int, ...]:
         """As the model reads the request now: a backend names them at the head of an answer, which ends there."""
         backend = self._backend(name, host.fingerprint)
-        request = _request(name, episode)
+        request = _request(name, body)
         try:
             async with backend(request) as events:
                 async for event in events:
@@ -178,19 +187,19 @@ async def _release(host: HiddenStateHost, request_id: str) -> None:
         _log.debug("%s", error)
 
 
-def _request(name: str, episode: Episode) -> Request:
+def _request(name: str, body: bytes | None) -> Request:
     """The same prompt, for one token of an answer. Raises InvalidRequest for a body that cannot be read."""
-    said = json.loads((episode.text and episode.text.body) or b"{}")
+    said = json.loads(body or b"{}")
     endpoint: Endpoint = "chat.completions" if "messages" in said else "completions"
     asked = {field: value for field, value in said.items() if field not in _FOR_THE_ANSWER}
-    body = json.dumps({**asked, "max_tokens": 1}).encode()
-    decoded = decode_request(endpoint, body)
+    shortest = json.dumps({**asked, "max_tokens": 1}).encode()
+    decoded = decode_request(endpoint, shortest)
     return Request(
         id=f"renew-{secrets.token_hex(8)}",
         endpoint=decoded.endpoint,
         model=name,
         requested_model=decoded.model,
-        body=body,
+        body=shortest,
         messages=decoded.messages,
         prompt=decoded.prompt,
         query=decoded.query,

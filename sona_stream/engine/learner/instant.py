@@ -18,6 +18,7 @@ from .lessons import Lesson
 from .line import Line, in_order
 from .state import State
 from .step import NO_STEP, instant_step
+from .tenure import answered_before
 
 __all__ = ["InstantLoop", "ModelAway", "skipped"]
 
@@ -74,7 +75,8 @@ class InstantLoop:
             outcome = _outcome(feedback, "skipped", "taken back before it was learned")
             await self._state.store.record_outcome(outcome)
             return outcome, ()
-        self._require_same_model(trajectory)
+        if self._of_another_model(trajectory):
+            return await self._not_learned(feedback, trajectory), ()
         lesson = await find_lesson(
             self._state.host(trajectory.model),
             self._state.store,
@@ -102,15 +104,22 @@ class InstantLoop:
         """Raises CaptureGone when `process` certainly would."""
         trajectory = await self._state.store.trajectory(feedback.request_id, tenant=feedback.tenant)
         if trajectory is not None and not self._nothing_to_do(feedback, trajectory):
-            self._require_same_model(trajectory)
+            if self._of_another_model(trajectory):
+                raise _another_model(trajectory)
             await require_answer(self._state.host(trajectory.model), feedback, trajectory)
 
-    def _require_same_model(self, trajectory: Trajectory) -> None:
-        model = trajectory.model
-        if 0 < trajectory.started_at < self._state.since.get(model, 0.0):
-            raise CaptureGone(
-                f"request {trajectory.request_id} was answered by another model, which was {model!r} then"
-            )
+    def _of_another_model(self, trajectory: Trajectory) -> bool:
+        return answered_before(trajectory, self._state.since.get(trajectory.model, 0.0))
+
+    async def _not_learned(self, feedback: Feedback, trajectory: Trajectory) -> FeedbackOutcome:
+        """A correction may be remembered all the same, where the request's text is kept. Raises CaptureGone."""
+        error = _another_model(trajectory)
+        episode = await self._episode(feedback) if feedback.kind == "correction" else ""
+        if not episode:
+            raise error
+        outcome = _outcome(feedback, "skipped", f"remembered as {episode}; no adapter learns from it: {error}")
+        await self._state.store.record_outcome(outcome)
+        return outcome
 
     def _nothing_to_do(self, feedback: Feedback, trajectory: Trajectory | None) -> str:
         state = self._state
@@ -293,6 +302,12 @@ def _outcome(feedback: Feedback, status: Status, reason: str, adapter: AdapterRe
 
 def _ref(key: AdapterKey, version: int) -> AdapterRef:
     return AdapterRef(key=str(key), version=version)
+
+
+def _another_model(trajectory: Trajectory) -> CaptureGone:
+    return CaptureGone(
+        f"request {trajectory.request_id} was answered by another model, which was {trajectory.model!r} then"
+    )
 
 
 def skipped(feedback: Feedback, error: SonaError) -> FeedbackOutcome:
