@@ -1,11 +1,13 @@
-"""Forgetting an end user or a tenant: in an open store, and for the command line."""
+"""Forgetting an end user or a tenant, in an open store or for the command line; what a lowered level forgets."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from sqlite3 import Connection
 
+from ..config.settings import Storage
 from ..errors import StateError
 from . import retention
 from .pending import Entry, Pending
@@ -13,7 +15,9 @@ from .retention import Removed
 from .schema import DATABASE, MIGRATIONS
 from .session import Session
 
-__all__ = ["erase", "forget"]
+__all__ = ["erase", "forget", "lower"]
+
+_log = logging.getLogger("sona_stream.store")
 
 
 def forget(directory: Path, *, tenant: str, user: str | None = None) -> dict[str, int]:
@@ -45,3 +49,17 @@ async def erase(session: Session, *, tenant: str, user: str | None, directory: P
     removed = await session.remove(lambda c: retention.forget(c, tenant, user))
     removed.rows["backups"] = await asyncio.to_thread(retention.remove_backups, directory)
     return removed
+
+
+async def lower(session: Session, storage: Storage, *, directory: Path) -> None:
+    """What an earlier, wider `sona.storage` kept, and the automatic copies that still hold it."""
+
+    def run(connection: Connection) -> Removed:
+        removed = retention.enforce(connection, storage)
+        if removed.any or storage == "none":  # before this is durable: what stops on the way is begun again
+            removed.rows["automatic copies"] = retention.remove_backups(directory)
+        return removed
+
+    removed = await session.remove(run)
+    if removed.any:
+        _log.warning("sona.storage is %r: removed what was kept before: %s", storage, removed.rows)

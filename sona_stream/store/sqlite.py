@@ -15,10 +15,10 @@ from ..errors import StateError
 from ..events import Feedback, FeedbackOutcome, Trajectory
 from ..lora import AdapterRecord, Capture
 from ..storing import CaptureHead
-from . import adapters, blobs, captures, retention, trajectories
+from . import adapters, blobs, captures, clock, retention, trajectories
 from . import feedback as judgements
 from .episode_store import SqliteEpisodes
-from .forgetting import erase
+from .forgetting import erase, lower
 from .pending import Entry, Pending
 from .privacy import Redaction
 from .report import stats_of
@@ -264,11 +264,16 @@ class SqliteStore:
         return removed.rows
 
     async def expire(self, *, now: float | None = None) -> dict[str, int]:
-        """Delete what is older than `sona.storage_options` says. Runs at open and every hour by itself."""
+        """Delete what is older than `sona.storage_options` says. Runs at open and every hour by itself: then it
+        does not believe a clock that has just leapt (`clock`).
+        """
         session, options = self._open(), self._settings.storage_options
         moment = time.time() if now is None else now
         features = moment - options.features_ttl_days * _DAY_S
         text = moment - options.text_ttl_days * _DAY_S if self._settings.storage == "text" else features
+        limit = moment - max(features, text)
+        if now is None and not await session.write(lambda c: clock.believed(c, moment, limit)):
+            return {}
         total: dict[str, int] = {}
         while True:
             removed = await session.remove(
@@ -323,12 +328,8 @@ class SqliteStore:
 
     async def _tidy(self) -> None:
         """At open: what this level of storage does not keep goes, and what is too old."""
-        session, storage = self._open(), self._settings.storage
-        removed = await session.remove(lambda c: retention.enforce(c, storage))
-        if removed.any:
-            _log.warning("sona.storage is %r: removed what was kept before: %s", storage, removed.rows)
-        if storage == "none":
-            await asyncio.to_thread(retention.remove_backups, self.directory)
+        await lower(self._open(), self._settings.storage, directory=self.directory)
+        if self._settings.storage == "none":
             await self._settle_lost_corrections()
         await self.expire()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sona_stream.events import FeedbackOutcome, Sampling, pupil
-from sona_stream.store import privacy, retention
+from sona_stream.store import maintenance, privacy, retention
 from sona_stream.store.schema import BACKUPS
 
 TEXT, IDS = "canary-text-5f1c", "canary-id-77ab"
@@ -126,7 +126,7 @@ async def test_at_features_a_correction_survives_a_crash_until_its_outcome(open_
         assert [one.correction for one in await store.pending_feedback()] == [f"no, {TEXT}"]
 
 
-async def test_lowering_the_level_removes_what_is_there(open_store, make, folder):
+async def test_lowering_the_level_removes_what_is_there(open_store, make, folder, caplog):
     async with open_store("text") as store:
         await live(store, make)
         await store.record_outcome(FeedbackOutcome(feedback_id="f1", status="accepted"))
@@ -135,14 +135,20 @@ async def test_lowering_the_level_removes_what_is_there(open_store, make, folder
         await written(store)
         assert found(folder, f"what is {TEXT}")
     assert found(folder, TEXT)
+    maintenance.backup(folder, folder / BACKUPS / "state-before-restore-x.tar")
+    maintenance.backup(folder, folder.parent / "mine.tar")
     async with open_store("features") as store:
         assert await store.trajectory("r1") is not None
-    assert not found(folder, TEXT)
+    assert not found(folder, TEXT), "nor in the copies that were made by themselves"
+    assert "'automatic copies': 1" in caplog.text
+    assert (folder.parent / "mine.tar").exists()
     assert found(folder, IDS)
-    (folder / BACKUPS).mkdir()
     (folder / BACKUPS / "state-v1-x.sqlite3").write_bytes(IDS.encode())
+    async with open_store("features"):
+        assert found(folder / BACKUPS, IDS), "nothing was lowered: the copy stays"
     async with open_store("none") as store:
         assert (await store.trajectory("r1")).model == "small"
+        assert not list((folder / BACKUPS).iterdir())
         assert await store.get_blob("routing/patterns") is None, "patterns are made of embeddings"
         assert await store.get_blob("learner/small/acme/*") == b"{}"
     for needle in (IDS, NEEDLE, EMBEDDING.tobytes()[:16]):
