@@ -20,8 +20,9 @@ def weights(d, rank=2, seed=0, scale=0.05, base_rank=0):
     return LoraWeights(pair(rank), pair(base_rank) if base_rank else None)
 
 
-def new_request(request_id, prompt=(1, 2, 3), *, computed=0, temperature=1.0, **extra):
-    params = types.SimpleNamespace(temperature=temperature, extra_args=extra or None)
+def new_request(request_id, prompt=(1, 2, 3), *, computed=0, temperature=1.0, ends=None, **extra):
+    """`ends`: what of its sampling parameters ends the answer."""
+    params = types.SimpleNamespace(temperature=temperature, extra_args=extra or None, **(ends or {}))
     return types.SimpleNamespace(
         req_id=request_id, prompt_token_ids=list(prompt), num_computed_tokens=computed, sampling_params=params
     )

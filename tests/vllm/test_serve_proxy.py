@@ -225,6 +225,12 @@ async def streamed(backend, asked, each=None):
     return head, ids
 
 
+async def pieces(backend, asked):
+    """The answer's text, a token each."""
+    async with backend(asked) as events:
+        return [one.text async for event in events if isinstance(event, Delta) for one in event.pieces]
+
+
 def cosine(one, other):
     a, b = (np.concatenate([g.micro_A.ravel(), g.micro_B.ravel()]).astype(np.float64) for g in (one, other))
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
@@ -260,6 +266,21 @@ async def test_captures_are_what_was_streamed_and_late_ones_teach_the_same(serve
         with pytest.raises(HostError, match="elsewhere"):
             await host.curvature([capture], np.ones((3, D + 1), np.float32))
         _kept.update(capture=capture, signal=signal, gradient=now, ids=ids, weights=w)
+
+
+async def test_a_stop_string_ends_the_capture_too(server):
+    """vLLM's front end finds it; the engine draws on until it hears of that."""
+    async with backend_of(server) as backend:
+        await backend.probe()
+        _, free = await streamed(backend, request("free", tokens=40))
+        whole = await pieces(backend, request("text", tokens=40))
+        stop = "".join(whole)[len("".join(whole[:12])) :][:3]
+        asked = request("stopped", tokens=400)
+        body = json.loads(asked.body) | {"stop": [stop]}
+        _, ids = await streamed(backend, dataclasses.replace(asked, body=json.dumps(body).encode()))
+        capture = await backend.host.capture("stopped")
+        assert capture.token_ids.tolist() == ids == free[: len(ids)]
+        assert 1 < len(ids) < 30
 
 
 async def _swapped(backend, name, pause, meddler):

@@ -33,12 +33,11 @@ def test_the_same_tokens_as_without(engine, speculating, reference):
     for i, weights in ((0, arrays), (2, arrays), (3, None)):
         found = capture(speculating, f"s{i}")
         ids = answers[1][i].ids
-        assert found.token_ids.tolist()[: len(ids)] == ids
-        found_hidden, found_logp = found.hidden[: len(ids)], found.logprobs[: len(ids)]
-        assert np.abs(found_hidden - reference.states(PROMPTS[i], ids)).max() < 1e-4
+        assert found.token_ids.tolist() == ids
+        assert np.abs(found.hidden - reference.states(PROMPTS[i], ids)).max() < 1e-4
         logits = reference.logits(PROMPTS[i], ids, weights)
         logp = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-        assert np.abs(found_logp - logp[np.arange(24), ids]).max() < 2e-4
+        assert np.abs(found.logprobs - logp[np.arange(24), ids]).max() < 2e-4
 
 
 def test_memory_says_of_each_draft_what_it_says_without(engine, speculating, reference):
@@ -60,7 +59,31 @@ def test_memory_says_of_each_draft_what_it_says_without(engine, speculating, ref
     assert stats["mixed_rows"] - before["mixed_rows"] > len(answer), "no draft was ever offered"
     assert stats["steps"] - before["steps"] < len(answer), "no draft was ever accepted"
     assert (stats["mismatch"], stats["disabled"]) == (0, "")
-    n = len(answer)
-    np.testing.assert_allclose(found[1].memory[:n], found[0].memory[:n], atol=2e-3)
-    np.testing.assert_allclose(found[1].logprobs[:n], found[0].logprobs[:n], atol=5e-3)
+    assert [one.token_ids.tolist() for one in found] == [answer, answer]
+    np.testing.assert_allclose(found[1].memory, found[0].memory, atol=2e-3)
+    np.testing.assert_allclose(found[1].logprobs, found[0].logprobs, atol=5e-3)
     assert found[0].memory.min() > 0.75  # with nothing known of what was said it would be a half
+
+
+def test_a_capture_ends_where_its_answer_does(speculating, reference):
+    """The drafts are the answer, which stands in the prompt: it ends in the middle of a step's, again and again."""
+    from sona_stream_adapters.vllm_plugin.codec import pack
+
+    answer = list(range(100, 124))
+    prompt = [*answer, 5, 6, 7, 8]
+    blob = pack(
+        {"hidden": reference.states(prompt, answer).astype(np.float32), "token_ids": np.array(answer, np.int32)}
+    )
+    speculating.call("put_episode", "e", blob)
+    before, told = speculating.call("stats")["steps"], 0
+    for length in range(6, 14):
+        for how, asked in (("tokens", {"tokens": length}), ("end", {"stop_token_ids": [answer[length - 1]]})):
+            extra = {"sona_episodes": ["e"], "sona_gates": [0.3], "sona_rid": f"{how}{length}"}
+            (made,) = speculating.generate([prompt], [extra], logits=False, **{"tokens": 24, **asked})
+            assert made.ids == answer[:length]
+            found = capture(speculating, f"{how}{length}")
+            assert found.token_ids.tolist() == made.ids
+            assert len(found.hidden) == len(found.logprobs) == len(found.memory) == length
+            told += length
+    speculating.call("drop_episode", "e")
+    assert speculating.call("stats")["steps"] - before < told, "no draft was ever accepted"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_vllm_server import Client, D, Worker
+from fake_vllm_server import Client, D, T, Worker
+from tiny_model import ask
 
 from sona_stream.config.settings import Deployment, SonaSettings
 from sona_stream.errors import CaptureGone, ConfigError, HostAway, HostError, PluginError
-from sona_stream.events import AdapterRef
+from sona_stream.events import AdapterRef, Piece
 from sona_stream.lora import LoraWeights, LowRank, TokenSignal
 from sona_stream_adapters.vllm.engine_link import EngineLink
 from sona_stream_adapters.vllm.inprocess import create_backend
+from sona_stream_adapters.vllm.inprocess_answers import Answers
 from sona_stream_adapters.vllm.inprocess_options import parse_options
 from sona_stream_adapters.vllm.meeting import Meeting
 from sona_stream_adapters.vllm_plugin.encoding import Encoder
@@ -135,3 +138,28 @@ async def test_what_was_drawn_after_a_stop_string_is_not_the_answers():
     assert capture.hidden.shape == (len(tokens) - 2, D)
     signal = TokenSignal(weights(), [np.ones(len(capture), np.float32)], 0.0, None)
     assert (await met.host.gradient([capture], signal)).tokens == len(tokens) - 2
+
+
+@pytest.mark.parametrize("drawn", [T - 2, T])
+async def test_a_capture_is_as_long_as_what_the_client_got(monkeypatch, drawn):
+    """However the answer ends, the engine may have drawn more when it hears of it."""
+    link, worker = EngineLink("m"), Worker()
+    met = Meeting("m", link, fetch_hidden=False)
+    met.meet(await introduced(link, worker))
+    tokens = worker.toy.answer("r", [1, 2], key=None)
+
+    async def produced(prompt, params, name):
+        for i, token in enumerate(tokens[:drawn]):
+            reason = "stop" if i == drawn - 1 else None
+            yield SimpleNamespace(token_ids=[token], logprobs=None, finish_reason=reason)
+
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(chr(97 + one) for one in ids))
+    engine = SimpleNamespace(tokens=produced, tokenizer=tokenizer, eos_ids=frozenset(), context=64, defaults={})
+    monkeypatch.setattr(Answers, "_sampling", lambda *_: None)  # of a class of vLLM's
+    async with Answers(engine, ask(max_tokens=None), [1, 2], SimpleNamespace(max_tokens=None), {}, met.host) as one:
+        shown = []
+        while isinstance(piece := await one.queue.get(), Piece):
+            shown += piece.token_ids
+    calls = worker.calls.count("sona_capture")
+    assert (await met.host.capture("r")).token_ids.tolist() == shown == tokens[:drawn]
+    assert worker.calls.count("sona_capture") - calls == 1 + (drawn < T)  # only what is too long is asked for again

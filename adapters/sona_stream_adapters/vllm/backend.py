@@ -12,7 +12,7 @@ from typing import Any
 
 from sona_stream.config.settings import Deployment, SonaSettings
 from sona_stream.errors import HostAway, HostError, UpstreamError
-from sona_stream.events import AdapterRef, Delta, Event, Head, Headers, Request
+from sona_stream.events import AdapterRef, Delta, Event, Finish, Head, Headers, Request
 from sona_stream_adapters.openai.backend import OpenAIBackend, upstream_url
 
 from .body import with_fields
@@ -77,7 +77,7 @@ class VllmBackend(OpenAIBackend):
     async def __call__(self, request: Request, /) -> AsyncIterator[AsyncIterator[Event]]:
         async with AsyncExitStack() as stack:
             events, adapter = await self._opened(stack, request)
-            async with aclosing(self._stamped(events, adapter)) as stamped:
+            async with aclosing(self._stamped(events, adapter, request)) as stamped:
                 yield stamped
 
     async def _opened(
@@ -105,25 +105,33 @@ class VllmBackend(OpenAIBackend):
                 if adapter.pinned:
                     xargs["sona_version"] = adapter.version
             xargs |= await host.bind_episodes(request.episodes)
-            if self._learns and request.learn and _is_single(request):
+            if self._captures(request):
                 xargs["sona_rid"] = request.id
         # Also while the hook is off: when it works again, what was answered meanwhile can be learned from.
-        keeps_ids = self._keeps_ids and request.learn and self._met.known
-        body = with_fields(request.body, xargs, token_ids=keeps_ids)
+        # Where a stop string may end it, they also tell how long it was.
+        wants_ids = self._keeps_ids or (bool(request.sampling.stop) and self._captures(request))
+        body = with_fields(request.body, xargs, token_ids=wants_ids and request.learn and self._met.known)
         headers = request.headers
         if host is not None and xargs:
             headers = (*headers, (INSTANCE.encode(), host.instance.encode()))
         return dataclasses.replace(request, body=body, headers=headers), adapter
+
+    def _captures(self, request: Request) -> bool:
+        """Whether there is one answer to one prompt: of several, which one is captured could not be told."""
+        single = request.sampling.n == 1 and (request.endpoint == "chat.completions" or request.prompt is not None)
+        return self._learns and request.learn and single
 
     def _answer_headers(self, headers: Headers) -> Headers:
         """Also what is meant for us alone; `_stamped` takes it out."""
         return (*super()._answer_headers(headers), *(pair for pair in headers if pair[0] == HOOK))
 
     async def _stamped(
-        self, events: AsyncIterator[Event], adapter: AdapterRef | None
+        self, events: AsyncIterator[Event], adapter: AdapterRef | None, request: Request
     ) -> AsyncGenerator[Event, None]:
-        """What served the answer, on its head: not the adapter when the hook is off, as the server tells there."""
-        mixed = False
+        """What served the answer, on its head: not the adapter when the hook is off, as the server tells there.
+        The host hears of the answer's length.
+        """
+        mixed, tokens = False, 0
         async for event in events:
             if isinstance(event, Head):
                 headers = tuple(pair for pair in event.headers if pair[0] != HOOK)
@@ -133,9 +141,21 @@ class VllmBackend(OpenAIBackend):
                     mixed = not told.startswith("before:")
                     adapter, problem = None, f"{self.name}: the hook switched itself off {told}"
                 event = dataclasses.replace(event, headers=headers, adapter=adapter, no_capture=problem)
-            elif mixed and isinstance(event, Delta):
-                event = _without_ids(event)
+            elif isinstance(event, Delta):
+                tokens += sum(len(one.token_ids) for one in event.pieces)
+                event = _without_ids(event) if mixed else event
+            elif self._captures(request):
+                self._note_length(request, event, tokens)
             yield event
+
+    def _note_length(self, request: Request, finish: Finish, tokens: int) -> None:
+        """As the server counts it, else by the token ids that it told; unknown where there is neither, or an error.
+        vLLM's front end finds a stop string in the text: the engine draws on until it hears of it.
+        """
+        if finish.usage is not None:
+            tokens = finish.usage.completion_tokens
+        if self.host is not None and tokens and finish.reason != "error":
+            self.host.shown(request.id, tokens)
 
     async def _meet_again(self) -> None:
         """Before the next request; this one's answer does not depend on it."""
@@ -155,11 +175,6 @@ class VllmBackend(OpenAIBackend):
                 self._met.note(str(error))
                 if not isinstance(error, NoPlugin):
                     raise
-
-
-def _is_single(request: Request) -> bool:
-    """Whether there is one answer to one prompt: of several, which one is captured could not be told."""
-    return request.sampling.n == 1 and (request.endpoint == "chat.completions" or request.prompt is not None)
 
 
 def _is_new_instance(error: UpstreamError) -> bool:

@@ -27,6 +27,7 @@ from sona_stream.lora import (
 )
 from sona_stream_adapters.vllm_plugin import codec, codec_computed
 
+from .cutting import first_tokens
 from .link import Gone, Link, Unserved
 from .served import Entry, ServedAdapters
 from .served_episodes import ServedEpisodes
@@ -85,7 +86,7 @@ class VllmHost:
         await self._served.restore()
 
     def shown(self, request_id: str, tokens: int) -> None:
-        """The client got so many tokens; what was drawn until the engine heard of the end is not the answer's."""
+        """The answer has so many tokens; what was drawn until the engine heard of its end is not the answer's."""
         self._shown[request_id] = tokens
         while len(self._shown) > _ALIASES:
             self._shown.popitem(last=False)
@@ -128,7 +129,12 @@ class VllmHost:
         """Raises CaptureGone when the server no longer holds it, NotAdapted when its hook had no part in it."""
         self._check_alive()
         shown = self._shown.get(request_id)
-        hidden = self._fetch or shown is not None
+        capture = await self._fetched(request_id, hidden=self._fetch)
+        if shown is None or len(capture) <= shown:
+            return capture
+        return first_tokens(await self._fetched(request_id, hidden=True), shown)
+
+    async def _fetched(self, request_id: str, *, hidden: bool) -> Capture:
         deadline = asyncio.get_running_loop().time() + _RUNNING_S
         while True:
             try:
@@ -140,8 +146,7 @@ class VllmHost:
             except Unserved as error:
                 raise NotAdapted(str(error)) from error
             if told[:1] != b"{":
-                capture = self._capture(told, request_id)
-                return capture if shown is None else _cut(capture, shown)
+                return self._capture(told, request_id)
             if asyncio.get_running_loop().time() > deadline:
                 raise HostAway(f"{self._name}: request {request_id} is still being answered")
             await asyncio.sleep(_POLL_S)
@@ -331,18 +336,6 @@ class VllmHost:
             return read()
         except codec.CodecError as error:
             raise HostError(f"{self._name}: the plug-in's answer cannot be read: {error}") from error
-
-
-def _cut(capture: Capture, tokens: int) -> Capture:
-    """Its first tokens. Without a handle, for that names the whole: it is kept anew when something is computed."""
-    if len(capture) <= tokens:
-        return capture
-    rows = {
-        name: getattr(capture, name)[:tokens]
-        for name in ("token_ids", "hidden", "logprobs", "adapter_versions", "memory")
-        if getattr(capture, name) is not None
-    }
-    return dataclasses.replace(capture, handle=None, **rows)
 
 
 def _identity(capture: Capture) -> str:

@@ -104,7 +104,7 @@ class Answers:
                 if self._take(index, text, output):
                     break
         self._produced += text.produced
-        if self._host is not None and text.stopped:
+        if self._host is not None and self._request.learn:
             self._host.shown(_capture_id(request, index), text.produced)
 
     def _take(self, index: int, text: AnswerText, output: Any) -> bool:

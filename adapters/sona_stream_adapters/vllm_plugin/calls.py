@@ -271,6 +271,7 @@ def _marks(arrays: Arrays, name: str, tokens: int) -> Any:
 
 def _from_ring(rid: str, tracked: Tracked, service: Service) -> Scoring:
     rows = service.ring.read(tracked.rows)
+    rows = rows.first(tracked.ending.length(rows.token_ids.tolist()))
     kept = Kept(
         handle=handle_of(rid, tracked.rows[0], len(rows.token_ids)),
         request_id=rid,

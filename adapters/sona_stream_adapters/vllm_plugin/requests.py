@@ -12,6 +12,7 @@ import torch
 from ..episodes import ActiveEpisodes
 from .adapters import AdapterTable
 from .counters import Counters
+from .ending import Ending
 
 __all__ = ["Binding", "Requests", "Stretch", "Tracked", "binding_from"]
 
@@ -52,6 +53,7 @@ class Tracked:
     temperature: float
     """as asked for; 0 counts as 1"""
     prompt_ids: list[int]
+    ending: Ending
     foreign: bool = False
     """vLLM's own LoRA serves it, too: its logits are not those of the lm_head alone"""
     settled: bool = False
@@ -204,7 +206,8 @@ class Requests:
         read = getattr(new, "prefill_token_ids", None) or new.prompt_token_ids or ()
         if known is None:
             assert binding is not None
-            known = Tracked(new.req_id, binding, float(params.temperature), list(new.prompt_token_ids or ()))
+            prompt, temperature = list(new.prompt_token_ids or ()), float(params.temperature)
+            known = Tracked(new.req_id, binding, temperature, prompt, Ending.of(params))
             known.foreign = getattr(new, "lora_request", None) is not None
             self.live[new.req_id] = known
             if binding.episodes:

@@ -41,6 +41,12 @@ class Rows:
     scored: torch.Tensor
     """(n,) bool, on the CPU: whether `logprobs` is known"""
 
+    def first(self, count: int) -> Rows:
+        """So many of them, from the beginning."""
+        if count >= len(self.token_ids):
+            return self
+        return Rows(**{one.name: getattr(self, one.name)[:count] for one in dataclasses.fields(self)})
+
 
 class CaptureRing:
     """N rows, named by numbers that only grow: row r lies at r modulo N and is gone once r + N was written."""
