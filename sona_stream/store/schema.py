@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import StateError
+from .access import database_uri
 
 __all__ = [
     "BACKUPS",
@@ -250,9 +250,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         raise StateError(f"SQLite {sqlite3.sqlite_version} is too old: 3.37 or newer is needed")
-    if not read_only:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # the log beside it inherits the mode
-    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    uri = database_uri(path, read_only=read_only)
     connection = sqlite3.connect(
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
+import os
 import sqlite3
 import tarfile
 
@@ -12,8 +14,9 @@ import pytest
 
 from sona_stream.config.settings import SonaSettings
 from sona_stream.errors import StateError
-from sona_stream.store import create_store, maintenance
-from sona_stream.store.schema import DATABASE
+from sona_stream.store import create_store, maintenance, peek
+from sona_stream.store.folder import named_files
+from sona_stream.store.schema import DATABASE, connect
 
 
 async def fill(store, make, count=3):
@@ -160,6 +163,30 @@ async def test_verify_finds_each_kind_of_damage(open_store, make, folder):
     assert str(report).endswith("4 problems")
     assert all(problem in str(report) for problem in report.problems)
     assert {name.split("/")[-1].split(".")[0] for name in report.orphans} == {"stray", "v3"}
+
+
+async def test_a_closed_state_is_read_where_nothing_can_be_written(open_store, make, folder, tmp_path, monkeypatch):
+    async with open_store() as store:
+        await fill(store, make)
+    database = folder / DATABASE
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    folder.chmod(0o500)
+    try:
+        with contextlib.closing(connect(database, read_only=True)) as connection:
+            assert len(named_files(connection)) == 6
+            assert not list(folder.glob("*-shm")), "a log's index cannot be made on a read-only mount"
+        assert maintenance.verify(folder).ok
+        assert maintenance.backup(folder, tmp_path / "b").ok
+        assert peek.read_versions(folder) == {make.key: (3, [1, 2, 3])}
+    finally:
+        folder.chmod(0o700)
+
+
+async def test_a_log_is_read_by_those_who_cannot_write_too(open_store, make, folder, monkeypatch):
+    async with open_store() as store:
+        await fill(store, make)
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        assert peek.read_versions(folder) == {make.key: (3, [1, 2, 3])}
 
 
 async def test_damaged_pages_are_found(open_store, make, folder):
