@@ -75,3 +75,8 @@ async def test_what_is_right_for_its_neighbour_stays_when_the_right_one_acts(ope
         given = await say(memory, make, third, "14 days")
         assert (given.known, given.episode.key) == (True, right)
         assert acting(memory, make, second) == [wrong]
+        anew = await say(memory, make, third, "14 days", feedback_id="f2")
+        assert (anew.known, anew.superseded) == (False, (right,))
+        for wording in (first, third):
+            assert acting(memory, make, wording) == [anew.episode.key]
+        assert acting(memory, make, second) == [wrong]

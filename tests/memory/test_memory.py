@@ -141,13 +141,13 @@ async def test_one_between_others_can_be_undone(opened, make):
         assert make.acting(memory, FRANCE) == [first]
 
 
-async def test_the_same_answer_again_stores_nothing(opened, make):
+async def test_the_same_judgement_again_stores_nothing(opened, make):
     async with opened() as (_, memory):
         first = await memory.remember(make.record())
-        again = await memory.remember(make.record(feedback_id="f2"))
+        again = await memory.remember(make.record())
         assert again.known
         assert again.episode.key == first.episode.key
-        accepted = await memory.remember(make.record(answer="Marseille", kind="accepted"))
+        accepted = await memory.remember(make.record(answer="Marseille", kind="accepted", feedback_id="f2"))
         assert accepted.known, "an accepted answer does not overrule a correction"
         assert len(await memory.episodes()) == 1
 

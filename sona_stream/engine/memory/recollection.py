@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...episodes import (
+    EpisodeKind,
     EpisodeStates,
     EpisodeStore,
     Question,
@@ -157,6 +158,30 @@ class Recollection:
         slots: Sequence[int] = found.slots.tolist()
         heads = ((slot, self.head(slot, int(self.index.rows["number"][slot]))) for slot in slots)
         return [slot for slot, other in heads if other is not None and same_question(head, other)]
+
+    def known(
+        self,
+        rivals: Sequence[int],
+        viewer: Viewer,
+        static: Codes,
+        head: Head,
+        kind: EpisodeKind,
+        ids: NDArray[np.int32],
+    ) -> int | None:
+        """The slot among `rivals` that has said what is new: one with the same words that acts on the question
+        already, or would but for a correction; or a correction that nothing accepted overrules. A correction of
+        words that were only accepted is new.
+        """
+        rows, acting, correction = self.index.rows, self.acting(viewer, static, head), kind == "correction"
+        overruled = not correction and acting is not None and bool(rows["correction"][acting])
+        for slot in rivals:
+            if rows["correction"][slot] and not correction:
+                return slot
+            acts = overruled or (slot == acting and bool(rows["correction"][slot]) == correction)
+            body = self._store.body(self.index.place(slot)) if acts else None
+            if body is not None and np.array_equal(tokens_from(body), ids):
+                return slot
+        return None
 
     def accepted(self, viewer: Viewer, sketch: bytes, token_ids: NDArray[np.int32]) -> list[str]:
         """See `EpisodeMemory.accepted`."""

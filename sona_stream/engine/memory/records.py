@@ -6,7 +6,7 @@ import time
 
 from ...episodes import Episode, EpisodeRecord, Viewer, person_of
 
-__all__ = ["unnumbered", "viewer_of"]
+__all__ = ["is_said_anew", "unnumbered", "viewer_of"]
 
 
 def viewer_of(record: EpisodeRecord) -> Viewer:
@@ -41,3 +41,10 @@ def unnumbered(record: EpisodeRecord, tokens: int) -> Episode:
         question=record.question,
         text=record.text,
     )
+
+
+def is_said_anew(there: Episode, record: EpisodeRecord) -> bool:
+    """Whether this record is another judgement than the one that made the same answer an episode. What is said anew
+    lasts anew: it stands for the first, which undo brings back as it was. To find a correction good is not that.
+    """
+    return there.kind == record.kind and there.feedback_id != record.feedback_id

@@ -145,7 +145,8 @@ class VolatileEpisodes:
                     known.add(other)
                     doomed.append(other)
         returned: list[int] = []
-        for number in sorted(doomed, key=lambda one: -self._kept[one].entry.rank):  # others change once
+        newest = sorted(doomed, key=lambda one: (self._kept[one].entry.rank, one), reverse=True)
+        for number in newest:  # who stands for another comes first: others change once
             others, by = self._superseded_by(number), self._kept[number].entry.superseded_by
             returned += others
             for other in others:

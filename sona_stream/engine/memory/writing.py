@@ -26,10 +26,10 @@ from ...episodes import (
 from ...errors import InvalidRequest, NotFound
 from ...kernels import Kernels
 from ...lora import HiddenSpace
-from .encoding import body_of, head_bytes, tokens_from
+from .encoding import Head, body_of, head_bytes
 from .index import circle_of
 from .recollection import Recollection
-from .records import unnumbered, viewer_of
+from .records import is_said_anew, unnumbered, viewer_of
 from .sketch import known_by
 from .worth import born
 
@@ -47,7 +47,7 @@ class Remembered:
     superseded: tuple[str, ...] = ()
     """Keys of older answers to the same question that are not used any more"""
     known: bool = False
-    """Nothing was stored: this answer, or a correction that an accepted answer does not overrule, was there"""
+    """Nothing was stored: this judgement, or a correction that an accepted answer does not overrule, was there"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,10 +106,7 @@ class Writing:
         circle = circle_of(viewer.model, viewer.fingerprint, "person", viewer.tenant, viewer.person)
         async with self._lock:
             rivals = self._reading.same_in(circle, static, head)
-            acting = self._reading.acting(viewer, static, head)
-            known = self._known(rivals, acting, record.kind == "correction", ids)
-            if known is not None:
-                return Remembered(await self._one(self._index.number(known)), known=True)
+            known = self._reading.known(rivals, viewer, static, head, record.kind, ids)
             new = NewEpisode(
                 episode=unnumbered(record, len(ids)),
                 static=static.values.tobytes(),
@@ -118,9 +115,26 @@ class Writing:
                 body=body,
                 space=record.space,
             )
+            if known is not None:
+                number, there = self._index.number(known), await self._one(self._index.number(known))
+                before = self._reading.head(known, number)
+                if before is None or not is_said_anew(there, record):
+                    return Remembered(there, known=True)
+                new, rivals = self._anew(new, known, before), [known]
             number, superseded = await self._put(new, rivals)
             await self._keep_within(record.tenant, spare=number)
             return Remembered(await self._one(number), superseded)
+
+    def _anew(self, new: NewEpisode, slot: int, head: Head) -> NewEpisode:
+        """The same was said of the same question: it is known by what it was known by, and lasts as a new one."""
+        row = self._index.rows[slot]
+        return dataclasses.replace(
+            new,
+            static=self._index.codes(slot).values.tobytes(),
+            standing=max(new.standing, float(row["standing"])),
+            head=head_bytes(dataclasses.replace(head, space_version=new.space.version)),
+            rank=int(row["rank"]),
+        )
 
     async def undo(self, key: str) -> Undone | None:
         """See `EpisodeMemory.undo`."""
@@ -315,20 +329,3 @@ class Writing:
         if slot is None:
             raise NotFound(f"there is no episode {key}")
         return slot
-
-    def _known(
-        self, rivals: Sequence[int], acting: int | None, correction: bool, ids: NDArray[np.int32]
-    ) -> int | None:
-        """The slot that makes a new answer needless: one with the same words that acts on the question already, or
-        would but for a correction. A correction of words that were only accepted is not needless.
-        """
-        corrections = self._index.rows["correction"]
-        overruled = not correction and acting is not None and bool(corrections[acting])
-        for slot in rivals:
-            if corrections[slot] and not correction:
-                return slot
-            acts = overruled or (slot == acting and bool(corrections[slot]) == correction)
-            body = self._store.body(self._index.place(slot)) if acts else None
-            if body is not None and np.array_equal(tokens_from(body), ids):
-                return slot
-        return None
