@@ -5,7 +5,7 @@ keeps them alive, so nothing is reused under a running request, and a swap is on
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +15,9 @@ from sona_stream.lora import LoraWeights
 from .refusal import Refusal
 
 __all__ = ["Adapter", "AdapterTable"]
+
+_DROPPED = 4096
+"""of which it is remembered that they were not wanted any more"""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -51,6 +54,7 @@ class AdapterTable:
         self._device = torch.device(device)
         self._versions: dict[tuple[str, int], Adapter] = {}
         self._current: dict[str, Adapter] = {}
+        self._dropped: OrderedDict[tuple[str, int | None], None] = OrderedDict()
         self._holders: Counter[tuple[str, int | None]] = Counter()
         self._bytes = 0
         self._clock = 0
@@ -89,6 +93,8 @@ class AdapterTable:
             self._remove(replaced)
         self._versions[key, version] = adapter
         self._current[key] = adapter
+        for version_or_any in (None, version):
+            self._dropped.pop((key, version_or_any), None)
         self._bytes += adapter.nbytes
         self.generation += 1
         return adapter
@@ -96,8 +102,13 @@ class AdapterTable:
     def drop(self, key: str, version: int | None = None) -> int:
         """Forget one version, or all of them; live requests go on without. Returns how many there were."""
         wanted = [a for a in self._versions.values() if a.key == key and version in (None, a.version)]
+        self._dropped[key, version] = None
         for adapter in wanted:
+            if self.is_current(adapter):
+                self._dropped[key, None] = None
             self._remove(adapter)
+        while len(self._dropped) > _DROPPED:
+            self._dropped.popitem(last=False)
         self.generation += bool(wanted)
         return len(wanted)
 
@@ -113,6 +124,10 @@ class AdapterTable:
     def find(self, key: str, version: int | None) -> Adapter | None:
         """The pinned version, or without one the current."""
         return self._current.get(key) if version is None else self._versions.get((key, version))
+
+    def was_dropped(self, key: str, version: int | None) -> bool:
+        """Whether it is not here because it was not wanted any more."""
+        return (key, None) in self._dropped or (key, version) in self._dropped
 
     def hold(self, key: str, version: int | None) -> None:
         """A request begins that names it: it is not evicted until `release`."""

@@ -32,6 +32,8 @@ logger = logging.getLogger("sona_stream.vllm_plugin")
 
 Logits = torch.Tensor | None
 
+_AWAY = "its adapter was not there when it was answered: SONA_VLLM_ADAPTER_MB bounds how many there are"
+
 
 class Layout(NamedTuple):
     """Whose rows a step's logits are."""
@@ -184,6 +186,8 @@ class Hook:
         counters.adapted_rows += plan.served
         if plan.missing or plan.lost:
             counters.missing_rows += plan.missing
+            for rid in plan.away:
+                self.unserved.note(rid, _AWAY)
             counters.lost_rows += plan.lost
         return changed
 

@@ -92,6 +92,8 @@ class Plan:
     mixed: list[Mixed]
     missing: int
     """rows whose request names an adapter that is not here"""
+    away: list[str]
+    """capture ids of those requests that draw tokens now, but where it was dropped on purpose"""
     served: int
     """rows that adapters change"""
     lost: int
@@ -164,6 +166,7 @@ class Planner:
         users: list[tuple[Adapter, range]] = []
         takers: list[_Taker] = []
         mixed: list[Mixed] = []
+        away: list[str] = []
         first = missing = 0
         for index, request_id in enumerate(request_ids):
             rows = range(first, first + (1 if counts is None else counts[index]))
@@ -176,6 +179,8 @@ class Planner:
                 adapter = self._table.find(binding.key, binding.version)
                 if adapter is None:
                     missing += len(rows)
+                    if binding.rid is not None and tracked.settled:
+                        away += [] if self._table.was_dropped(binding.key, binding.version) else [binding.rid]
                 else:
                     version = adapter.version
                     users.append((adapter, rows))
@@ -203,7 +208,7 @@ class Planner:
         else:
             adapted = self._adapted(users, first)
         reads = bool(mixed) or (captured is not None and captured.now_rows is not None)
-        return Plan(first, adapted, captured, mixed, missing, served, lost, native, reads)
+        return Plan(first, adapted, captured, mixed, missing, away, served, lost, native, reads)
 
     def _adapted(self, users: list[tuple[Adapter, range]], total: int) -> Adapted | None:
         if not users:
