@@ -28,10 +28,12 @@ def supersede(connection: sqlite3.Connection, numbers: Iterable[int], by: int) -
 
 
 def inherit(connection: sqlite3.Connection, old: int, new: int) -> None:
-    """What `old` superseded is superseded by `new`, and who superseded `old` supersedes `new`."""
+    """What `old` superseded is superseded by `new`, and who superseded `old` supersedes `new`; where
+    nobody did, `new` stays as it is.
+    """
     connection.execute(
-        "UPDATE episodes SET superseded_by = (SELECT superseded_by FROM episodes WHERE number = ?) "
-        "WHERE number = ?",
+        "UPDATE episodes SET superseded_by = coalesce((SELECT superseded_by FROM episodes WHERE number = ?), "
+        "superseded_by) WHERE number = ?",
         (old, new),
     )
     connection.execute("UPDATE episodes SET superseded_by = ? WHERE superseded_by = ?", (new, old))

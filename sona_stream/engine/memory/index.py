@@ -158,6 +158,10 @@ class EpisodeIndex:
         """Of the model whose states these are."""
         return list(self._fingerprints)[int(self.rows["fingerprint"][slot])]
 
+    def fingerprints(self) -> list[str]:
+        """Of all models that episodes were made for."""
+        return list(self._fingerprints)
+
     def usage(self, tenant: str) -> tuple[int, int]:
         """Episodes and bytes of a tenant."""
         known = self._tenants.get(tenant)

@@ -17,6 +17,7 @@ from ...episodes import (
     EpisodeStore,
     Question,
     QuestionVectors,
+    Scope,
     Viewer,
     key_of,
     number_of,
@@ -158,6 +159,32 @@ class Recollection:
         slots: Sequence[int] = found.slots.tolist()
         heads = ((slot, self.head(slot, int(self.index.rows["number"][slot]))) for slot in slots)
         return [slot for slot, other in heads if other is not None and same_question(head, other)]
+
+    def replaced(
+        self, viewer: Viewer, scope: Scope, static: Codes, head: Head, kind: EpisodeKind = "correction"
+    ) -> list[int]:
+        """Slots of the current answers to this question that a new one stands for, in the viewer's circle of this
+        scope: those of other models, too, which may be made anew. What was only accepted overrules no correction.
+        """
+        others = [one for one in self.index.fingerprints() if one != viewer.fingerprint]
+        whose = viewer.tenant, viewer.person
+        circles = [circle_of(viewer.model, one, scope, *whose) for one in (viewer.fingerprint, *others)]
+        slots = [slot for circle in circles for slot in self.same_in(circle, static, head)]
+        return [slot for slot in slots if kind == "correction" or not self.index.rows["correction"][slot]]
+
+    def beside(self, slot: int, viewer: Viewer, scope: Scope, head: Head) -> tuple[list[int], int | None]:
+        """Slots of the answers to the same question in the circle that the episode in `slot` is to come into: older
+        ones, for which it stands there, and the newest of those that stand for it.
+        """
+        rows = self.index.rows
+        circle = circle_of(viewer.model, viewer.fingerprint, scope, viewer.tenant, viewer.person)
+        older: list[int] = []
+        newer: list[int] = []
+        for other in self.same_in(circle, self.index.codes(slot), head):
+            last, first = (other, slot) if rows["rank"][other] > rows["rank"][slot] else (slot, other)
+            if rows["correction"][last] or not rows["correction"][first]:
+                (newer if last == other else older).append(other)
+        return older, max(newer, key=lambda one: int(rows["rank"][one]), default=None)
 
     def known(
         self,

@@ -9,7 +9,7 @@ from ...episodes import Episode, EpisodeRecord, Viewer, person_of
 __all__ = ["is_said_anew", "unnumbered", "viewer_of"]
 
 
-def viewer_of(record: EpisodeRecord) -> Viewer:
+def viewer_of(record: EpisodeRecord | Episode) -> Viewer:
     """Who gave it, asking again."""
     return Viewer(
         model=record.model,

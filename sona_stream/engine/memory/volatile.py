@@ -51,7 +51,7 @@ class VolatileEpisodes:
             new.episode, number=number, key=key_of(number, stamp), nbytes=place.length, text=None, question=None
         )
         old = None if replace is None else self._kept[replace]
-        if old is not None:
+        if old is not None and old.episode.superseded_by is not None:
             episode = dataclasses.replace(episode, superseded_by=old.episode.superseded_by)
         entry = EpisodeEntry(
             number,

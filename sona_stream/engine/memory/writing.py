@@ -121,6 +121,8 @@ class Writing:
                 if before is None or not is_said_anew(there, record):
                     return Remembered(there, known=True)
                 new, rivals = self._anew(new, known, before), [known]
+            else:
+                rivals = self._reading.replaced(viewer, "person", static, head, record.kind)
             number, superseded = await self._put(new, rivals)
             await self._keep_within(record.tenant, spare=number)
             return Remembered(await self._one(number), superseded)
@@ -161,8 +163,7 @@ class Writing:
             head = self._reading.head(slot, number)
             if head is None:
                 raise NotFound(f"episode {key} cannot be read any more")
-            circle = circle_of(episode.model, episode.fingerprint, scope, episode.tenant, episode.person)
-            rivals = self._reading.same_in(circle, self._index.codes(slot), head)
+            rivals = self._reading.replaced(viewer_of(episode), scope, self._index.codes(slot), head)
             numbers = [self._index.number(one) for one in rivals]
             entry = await self._store.move(number, scope=scope, by=by, supersede=numbers)
             if entry is None:
@@ -191,6 +192,11 @@ class Writing:
             tokens = min(len(token_ids), limit)
             episode = dataclasses.replace(old, fingerprint=fingerprint, tokens=tokens, answer_tokens=len(token_ids))
             row = self._index.rows[slot]
+            older: list[int] = []
+            if old.superseded_by is None:
+                older, newer = self._reading.beside(slot, viewer_of(episode), old.scope, head)
+                if newer is not None:
+                    episode = dataclasses.replace(episode, superseded_by=self._index.number(newer))
             new = NewEpisode(
                 episode=episode,
                 static=self._index.codes(slot).values.tobytes(),
@@ -200,7 +206,7 @@ class Writing:
                 space=space,
                 rank=int(row["rank"]),
             )
-            number, _ = await self._put(new, (), replace=old.number)
+            number, _ = await self._put(new, older, replace=old.number)
             self._forget_slots([old.number])
             self.counters["renewed"] += 1
             return await self._one(number)
