@@ -14,6 +14,8 @@ from .given import not_empty
 
 __all__ = ["memory"]
 
+_STAYS = ("tenant", "request_id", "feedback_id", "kind", "stored_at")
+
 
 @click.group()
 def memory() -> None:
@@ -91,16 +93,31 @@ def export(tenant: str | None, out: BinaryIO, base_url: str, api_key: str | None
     Where `sona.storage` is text a line holds request, question and answer; else token ids and the question's
     vectors (int8, base64), which is all that is kept.
     """
-    connection, after, count = Connection(base_url, api_key), "0", 0
+    connection, after = Connection(base_url, api_key), "0"
+    written: set[tuple[Any, ...]] = set()
     while True:
         query = _query({"tenant": tenant, "after": after})
         lines, headers = connection.fetch(f"/v1/sona/memory/export?{query}")
-        out.write(lines)
-        count += lines.count(b"\n")
+        for line in lines.splitlines(keepends=True):
+            known = _known_by(line)
+            if known not in written:
+                out.write(line)
+                written.add(known)
         if "x-sona-next" not in headers:
             break
         after = headers["x-sona-next"]
-    click.echo(f"{count} episodes", err=True)
+    click.echo(f"{len(written)} episodes", err=True)
+
+
+def _known_by(line: bytes) -> tuple[Any, ...]:
+    """What stays of an episode when it is made anew for another model, which gives it another number: where that
+    happens between two pages, it comes again.
+    """
+    try:
+        row = json.loads(line)
+        return tuple(row[name] for name in _STAYS)
+    except (ValueError, KeyError, TypeError) as error:
+        raise click.ClickException(f"what answers does not export episodes: it says {line[:60]!r}") from error
 
 
 def _query(asked: dict[str, Any]) -> str:

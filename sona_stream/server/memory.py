@@ -44,7 +44,8 @@ async def episodes(call: Call) -> Response:
 
 async def export(call: Call) -> Response:
     """`GET /v1/sona/memory/export?tenant=&after=&limit=`: JSON lines by number. The header `x-sona-next` is the
-    ``after`` of the next page; without it there is none.
+    ``after`` of the next page; without it there is none. One that is made anew for another model meanwhile comes
+    again, with another number and the same ``stored_at``, ``request_id`` and ``feedback_id``.
     """
     query = read_query(call, "tenant", "after", "limit")
     after = _whole(query, "after", 0, least=0, most=1 << 60)

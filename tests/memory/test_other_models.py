@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+
+from sona_stream.cli.memory import _STAYS
 
 FRANCE = "What is the capital of France?"
 
@@ -116,3 +120,13 @@ async def test_a_restart_knows_it(opened, make):
         assert (acting(memory, make, "B"), lyon.superseded_by) == ([paris.key], paris.number)
         rome = await memory.remember(of(make, "C", "Rome", 3))
         assert rome.superseded == (paris.key,)
+
+
+async def test_what_tells_an_episode_from_others_in_an_export_stays_when_it_is_made_anew(memory_of, make):
+    async with memory_of as (_, memory):
+        lyon = (await memory.remember(of(make, "A", "Lyon", 1))).episode
+        (before,) = [json.loads(line) async for line in memory.export()]
+        await anew(memory, make, lyon.key, "B", "Lyon")
+        (after,) = [json.loads(line) async for line in memory.export(after=before["number"])]
+        assert after["key"] != before["key"]
+        assert [after[name] for name in _STAYS] == [before[name] for name in _STAYS]
