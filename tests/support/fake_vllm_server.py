@@ -212,7 +212,10 @@ class Client:
     async def generate(self, prompt, params, request_id):
         ids, args = prompt["prompt_token_ids"], params["extra_args"]
         assert params["prompt_logprobs"] == 0
-        at = args["sona_teach"]
+        at, limit = args["sona_teach"], self.model_config.max_model_len
+        if len(ids) >= limit:
+            raise ValueError(f"a prompt of {len(ids)} tokens leaves no room in {limit}")
+        ids = [*ids, *([args["sona_last"]] if "sona_last" in args else [])]
         toy = self.worker.toy
         toy.captures[args["sona_rid"]] = await toy.encode(
             ids[:at], ids[at:], request_id=args["sona_rid"], temperature=params["temperature"]

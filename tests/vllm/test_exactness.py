@@ -149,11 +149,15 @@ def test_tokens_of_rows_cut_to_the_norm_cap_give_no_gradient(engine):
 def test_a_given_answer_is_captured_from_one_prefill(engine, reference):
     arrays = adapter_arrays(engine.d, seed=10)
     engine.put("a", 2, arrays)
-    for name, size in (("short", 9), ("long", 150)):
+    room = 512 - len(PROMPTS[1])  # to the context's end: the engine takes no prompt that leaves it none
+    for name, size in (("short", 9), ("long", 150), ("full", room)):
         prompt, answer = PROMPTS[1], [20 + (13 * i) % 250 for i in range(size)]
         for key, weights in (("a", arrays), ("nobody", None)):
             extra = {"sona": key, "sona_rid": f"{name}{key}", "sona_teach": len(prompt)}
-            engine.generate([prompt + answer], [extra], tokens=1, prompt_logprobs=0, temperature=0.5, logits=False)
+            given = prompt + answer
+            if size == room:
+                extra["sona_last"] = given.pop()
+            engine.generate([given], [extra], tokens=1, prompt_logprobs=0, temperature=0.5, logits=False)
             found = capture(engine, f"{name}{key}")
             assert found.token_ids.tolist() == answer
             assert found.prompt_ids.tolist() == prompt

@@ -125,7 +125,7 @@ async def test_the_key_opens(app, headers):
         ("POST", "encode", b'{"prompt_ids": [1], "answer_ids": []}', 400, "answer_ids"),
         ("POST", "encode", b'{"prompt_ids": [1], "answer": 3}', 400, "answer"),
         ("POST", "encode", b'{"prompt_ids": [1], "answer_ids": [1], "temperature": -1}', 400, "temperature"),
-        ("POST", "encode", json.dumps({"prompt_ids": [1] * 200, "answer_ids": [1] * 56}).encode(), 400, "256"),
+        ("POST", "encode", json.dumps({"prompt_ids": [1] * 200, "answer_ids": [1] * 57}).encode(), 400, "256"),
         ("POST", "gradient", codec.pack({}, {}), 400, "handles"),
         ("POST", "evaluate", codec.pack({}, {"handles": ["x"]}), 400, "tokens"),
         ("POST", "curvature", codec.pack({}, {"handles": ["x"], "tokens": [4]}), 410, "gone"),
@@ -183,11 +183,24 @@ async def test_a_server_without_an_engine_answers_503():
 # ---- an answer that is encoded, and does not come to its end
 
 
-def encoder(worker, generate=None):
+def encoder(worker, generate=None, context=None):
     client = Client(worker)
     if generate is not None:
         client.generate = functools.partial(generate, client.generate)
-    return Encoder(client, Engines(client), params=dict)
+    return Encoder(client, Engines(client), params=dict, max_tokens=context)
+
+
+async def test_an_answer_may_fill_the_context():
+    worker, context = Worker(), Client.model_config.max_model_len
+    for room in (0, 1):
+        answer = [1 + i % 5 for i in range(context - 2 - room)]
+        blob = await encoder(worker, context=context).encode({"prompt_ids": [1, 2], "answer_ids": answer}, {})
+        capture = codec.capture_from(*codec.unpack(blob), hidden_dim=D)
+        assert (capture.prompt_ids.tolist(), capture.token_ids.tolist()) == ([1, 2], answer)
+    with pytest.raises(Unanswered, match=f"have {context + 1} tokens; the model's context is {context}$"):
+        await encoder(worker, context=context).encode(
+            {"prompt_ids": [1, 2, 3], "answer_ids": [1] * (context - 2)}, {}
+        )
 
 
 ASKED = {"prompt_ids": [1, 2], "answer_ids": [3, 4], "rid": "r"}

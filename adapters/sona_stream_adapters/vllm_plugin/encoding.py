@@ -73,11 +73,11 @@ class Encoder:
         vocabulary = int(info.get("vocab_size") or 1 << 31)
         prompt = _ids(asked, "prompt_ids", vocabulary)
         answer = _ids(asked, "answer_ids", vocabulary) if "answer_ids" in asked else await self._tokenized(asked)
-        if self._context is not None and len(prompt) + len(answer) >= self._context:
+        if self._context is not None and len(prompt) + len(answer) > self._context:
             raise Unanswered(
                 400,
-                f"prompt_ids and answer have {len(prompt) + len(answer)} tokens; the model's context of "
-                f"{self._context} leaves room for {self._context - 1}",
+                f"prompt_ids and answer have {len(prompt) + len(answer)} tokens; the model's context is "
+                f"{self._context}",
                 param="answer",
             )
         rid = str(asked.get("rid") or f"sona-encode-{self._start}-{next(self._numbers)}")
@@ -100,16 +100,19 @@ class Encoder:
         return await self.encode(asked, info), f"{REFERENCE_VERSION}:{len(rest)}"
 
     async def _prefill(self, prompt: list[int], answer: list[int], rid: str, temperature: float) -> None:
+        ids, extra = prompt + answer, {"sona_rid": rid, "sona_teach": len(prompt)}
+        if len(ids) == self._context:  # the engine wants room for a token of its own
+            extra["sona_last"] = ids.pop()
         params = self._params(
             max_tokens=1,
             temperature=temperature,
             prompt_logprobs=0,
             detokenize=False,
-            extra_args={"sona_rid": rid, "sona_teach": len(prompt)},
+            extra_args=extra,
         )
         name = f"sona-encode-{self._start}-{next(self._numbers)}"
         try:
-            async for _ in self._client.generate(_rendered(prompt + answer), params, name):
+            async for _ in self._client.generate(_rendered(ids), params, name):
                 pass
         except Exception as error:
             if not _is_refusal(error):

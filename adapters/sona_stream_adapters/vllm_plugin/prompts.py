@@ -16,11 +16,15 @@ __all__ = ["taught_capture"]
 
 @torch.inference_mode()
 def taught_capture(rid: str, tracked: Tracked, service: Service) -> tuple[Scoring | None, str]:
-    """The answer is what stands in the prompt from `teach` on. None with a reason when some of it was not read."""
+    """The answer is what stands in the prompt from `teach` on, and its `last` token if that is told apart. None
+    with a reason when some of it was not read.
+    """
     teach, ids = tracked.binding.teach, tracked.prompt_ids
     assert teach is not None
     if not 1 <= teach < len(ids):
         return None, f"sona_teach {teach} is no position after the first of a prompt of {len(ids)} tokens"
+    if (last := tracked.binding.last) is not None and last >= service.vocab_size:
+        return None, f"sona_last {last} is outside the vocabulary of {service.vocab_size}"
     if tracked.taught_next != len(ids) - 1:
         return None, "a prefix cache spared some of the prompt's rows: ask for prompt_logprobs with sona_teach"
     hidden = served = torch.cat(tracked.taught)

@@ -33,6 +33,9 @@ class Binding:
     gates: tuple[float, ...] = ()
     shares: tuple[float, ...] = ()
     teach: int | None = None
+    """position from which on the prompt is an answer that was given"""
+    last: int | None = None
+    """that answer's last token, where it does not stand in the prompt: nothing is predicted from it"""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -115,6 +118,7 @@ def _checked(extra: Mapping[str, Any]) -> Binding:
         gates=_weights(extra, "sona_gates", len(episodes)),
         shares=_weights(extra, "sona_shares", len(episodes)),
         teach=_integer(extra.get("sona_teach")),
+        last=_integer(extra.get("sona_last")),
     )
 
 
@@ -214,6 +218,7 @@ class Requests:
                 known.draws = int(len(read) > len(known.prompt_ids))  # what was said before we came is not known
                 self._recalling[new.req_id] = known
             if binding.teach is not None:
+                known.prompt_ids += [] if binding.last is None else [binding.last]
                 known.taught_next = max(binding.teach - 1, 0)
                 self.teaching += 1
             if binding.key is not None:
