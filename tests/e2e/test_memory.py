@@ -299,7 +299,8 @@ def test_what_was_found_good_is_remembered_for_that_person(program, people):
     assert "x-sona-episodes" not in bob.ask(QUESTION).headers
     ann.teach(again, rating=1)
     ann.teach(again, rating=0)
-    assert len(ann.get(f"/v1/sona/memory?tenant={ann.tenant}")["data"]) == 1
+    rows = ann.get(f"/v1/sona/memory?tenant={ann.tenant}")["data"]
+    assert {one["request_id"]: one["used"] for one in rows} == {first.request_id: False, again.request_id: True}
     ann.teach(again, correction=ANSWER)
     assert ann.ask(QUESTION).text == ANSWER
     undone = [ann.http.post("/v1/feedback/undo", json={}).json() for _ in range(3)]
