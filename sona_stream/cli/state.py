@@ -10,6 +10,7 @@ import click
 
 from ..config.folders import state_dir
 from ..errors import SonaError
+from .given import not_empty
 
 if TYPE_CHECKING:
     from ..store import Report
@@ -71,9 +72,12 @@ def verify(folder: Path | None) -> None:
 
 @state.command()
 @click.option(
-    "--tenant", required=True, help="Whose data; without --user all of it, adapters and patterns included."
+    "--tenant",
+    required=True,
+    callback=not_empty,
+    help="Whose data; without --user all of it, adapters and patterns included.",
 )
-@click.option("--user", help="Only this end user's: requests, feedback and judged answers.")
+@click.option("--user", callback=not_empty, help="Only this end user's: requests, feedback and judged answers.")
 @_folder
 def forget(tenant: str, user: str | None, folder: Path | None) -> None:
     """Delete what is kept of a tenant or of one of its end users. The server must not run.

@@ -34,6 +34,8 @@ def ask(monkeypatch):
         ("--tenant", ("adapters", "list", "--state-dir", ".")),
         ("--tenant", ("export", "--out", "x")),
         ("--tenant", ("route", "a question")),
+        ("--tenant", ("state", "forget")),
+        ("--user", ("state", "forget", "--tenant", "acme")),
     ],
 )
 def test_it_is_refused_by_its_name(ask, command, option, empty):
