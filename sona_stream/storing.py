@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol, runtime_checkable
 
 from .events import Feedback, FeedbackOutcome, Trajectory
-from .lora import AdapterRecord, Capture
+from .lora import F32, AdapterRecord, Capture, LoraWeights
 
 __all__ = ["AdapterLister", "CaptureHead", "Store", "Writes"]
 
@@ -36,6 +36,10 @@ class Writes(Protocol):
 
     def drop_captures(self, *, key: str = "", feedback_id: str = "") -> None:
         """Of what was committed before: all that is kept under this key, all that came with this feedback."""
+        ...
+
+    def expect_adapter(self, key: str, version: int, weights: LoraWeights, moments: Mapping[str, F32]) -> None:
+        """A `put_adapter` with these very objects may follow before the next commit. It is no write by itself."""
         ...
 
     def put_adapter(self, record: AdapterRecord) -> None: ...

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import StateError
 from ..lora import AdapterRecord, LoraWeights, LowRank
-from .files import DamagedFile, StateFiles
-from .tensors import adapter_stem, moments_from, scaling_of, tensors_from, weights_from
+from .files import DamagedFile, StateFiles, StoredFile
+from .tensors import moments_from, scaling_of, tensors_from, weights_from
 
 __all__ = [
     "all_records",
@@ -46,12 +46,12 @@ def tenant_of(key: str) -> str:
     return parts[1]
 
 
-def put(connection: sqlite3.Connection, files: StateFiles, record: AdapterRecord, data: bytes) -> list[str]:
-    """File first, row second. Returns the file that the row named before, if that changed."""
+def put(connection: sqlite3.Connection, record: AdapterRecord, file: StoredFile) -> list[str]:
+    """The row of a file that is written. Returns the file that the row named before, if that changed."""
     before = connection.execute(
         "SELECT file FROM adapters WHERE key = ? AND version = ?", (record.key, record.version)
     ).fetchone()
-    name, digest, size = files.write(adapter_stem(record.key, record.version), data)
+    name, digest, size = file
     connection.execute(
         "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (

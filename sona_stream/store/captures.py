@@ -12,8 +12,8 @@ from typing import Any
 from ..lora import Capture
 from ..storing import CaptureHead
 from .adapters import tenant_of
-from .files import DamagedFile, StateFiles
-from .tensors import capture_from, capture_stem, tensors_from
+from .files import DamagedFile, StateFiles, StoredFile
+from .tensors import capture_from, tensors_from
 
 __all__ = ["drop", "newest", "newest_of", "put"]
 
@@ -22,21 +22,21 @@ _log = logging.getLogger("sona_stream.store")
 
 def put(
     connection: sqlite3.Connection,
-    files: StateFiles,
     key: str,
     capture: Capture,
     advantage: float,
     feedback_id: str,
-    data: bytes,
+    file: StoredFile,
     *,
     capacity: int,
 ) -> list[str]:
-    """File first, row second; beyond `capacity` rows a key the oldest go. Returns files that may now be unused.
+    """The row of a file that is written; beyond `capacity` rows a key the oldest go. Returns the files that may now
+    be unused.
 
     An answer that is kept already, here or under another key, gets no younger, and stays the same person's.
     """
     tenant = tenant_of(key)
-    file, digest, size = files.write(capture_stem(), data)
+    name, digest, size = file
     facts = {
         "fingerprint": capture.fingerprint,
         "adapter_key": capture.adapter_key,
@@ -46,7 +46,7 @@ def put(
     since, user = connection.execute(
         "SELECT min(stored_at), max(user) FROM captures "
         "WHERE file = ? AND tenant = ? AND request_id = ? AND feedback_id = ?",
-        (file, tenant, capture.request_id, feedback_id),
+        (name, tenant, capture.request_id, feedback_id),
     ).fetchone()
     replaced = connection.execute(
         "DELETE FROM captures WHERE key = ? AND request_id = ? AND feedback_id = ? RETURNING file",
@@ -64,7 +64,7 @@ def put(
             float(advantage),
             json.dumps(facts, default=float),
             time.time() if since is None else since,
-            file,
+            name,
             digest,
             size,
         ),

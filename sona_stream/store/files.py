@@ -87,6 +87,11 @@ class StateFiles:
             write_whole(path, data)
         return name, digest, len(data)
 
+    def has(self, file: StoredFile) -> bool:
+        """Whether what `write` returned is still there."""
+        path = self._directory / file[0]
+        return path.is_file() and path.stat().st_size == file[2]
+
     @staticmethod
     def _holds(path: Path, digest: bytes, size: int) -> bool:
         return path.is_file() and path.stat().st_size == size and _sha256(path.read_bytes()) == digest

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ..lora import AdapterRecord, Capture, LoraWeights, LowRank
+from ..lora import F32, Capture, LoraWeights, LowRank
 from .files import DamagedFile
 
 __all__ = [
@@ -43,15 +43,15 @@ def capture_stem() -> str:
     return "captures/c"
 
 
-def adapter_bytes(record: AdapterRecord) -> bytes:
+def adapter_bytes(weights: LoraWeights, moments: Mapping[str, F32]) -> bytes:
     """Weights and moments in float32; the scalings are in the row."""
-    tensors = {"micro.lora_A": record.weights.micro.lora_A, "micro.lora_B": record.weights.micro.lora_B}
-    if record.weights.base is not None:
-        tensors["base.lora_A"] = record.weights.base.lora_A
-        tensors["base.lora_B"] = record.weights.base.lora_B
-    for layer, pair in record.weights.layers.items():
+    tensors = {"micro.lora_A": weights.micro.lora_A, "micro.lora_B": weights.micro.lora_B}
+    if weights.base is not None:
+        tensors["base.lora_A"] = weights.base.lora_A
+        tensors["base.lora_B"] = weights.base.lora_B
+    for layer, pair in weights.layers.items():
         tensors[f"layers.{layer}.lora_A"], tensors[f"layers.{layer}.lora_B"] = pair.lora_A, pair.lora_B
-    tensors |= {f"moments.{name}": moment for name, moment in record.moments.items()}
+    tensors |= {f"moments.{name}": moment for name, moment in moments.items()}
     whole = {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
     return bytes(save(whole))
 

@@ -12,7 +12,7 @@ from sona_stream.engine.learner.keys import chain
 from sona_stream.engine.learner.line import Line, in_order
 from sona_stream.errors import HostError
 from sona_stream.events import RouteDecision
-from sona_stream.store import SqliteStore, create_store
+from sona_stream.store import SqliteStore, create_store, maintenance
 from sona_stream.store.together import SqliteWrites
 
 ROUTE = RouteDecision(model="toy", reason="", pattern_type="CodeGen", pattern="p1")
@@ -173,6 +173,36 @@ async def test_two_commits_on_a_real_disk_and_one_where_nothing_is_served(tmp_pa
         assert kept.current == {}
         rows = await store.captures(LEVELS[-1], limit=100)
         assert len(rows) == 7
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_version_is_on_its_way_to_the_disk_while_it_is_judged(tmp_path, refused):
+    folder = tmp_path / "state"
+    there = []
+
+    class Judging(ToyHost):
+        async def evaluate(self, captures, weights):
+            await store._open().write(lambda c: None)  # whatever came before it is done
+            there.append(sorted(path.name[:2] for path in (folder / "adapters").rglob("*.safetensors")))
+            return await super().evaluate(captures, weights)
+
+    limits = {"max_delta_ratio": 1e-9} if refused else {}
+    async with create_store(SonaSettings(learner=THREE), directory=folder) as store:
+        world = World(Judging())
+        asked, world.store = world.store, store
+        async with learner_of(world, LearningSettings(replay_every=10_000, **limits)) as learner:
+            world.store, told = asked, []
+            for i in range(2):
+                request_id, _ = world.ask()
+                store.submit_trajectory(asked.trajectories[request_id])
+                feedback = await store.commit_feedback(world.judge(request_id, float(i)))
+                told.append((await learner.learn(feedback, wait=True)).status)
+        assert maintenance.verify(folder).orphans == ()
+        kept = [one.version for one in await store.adapters()]
+    if refused:
+        assert (told, there, kept) == (["gated", "gated"], [["v1"], ["v1"]], [])
+    else:
+        assert (told, there, kept) == (["published", "published"], [["v1"], ["v1", "v2"]], [1, 2])
 
 
 async def test_what_is_settled_needs_not_be_remembered():

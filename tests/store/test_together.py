@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
 
 from sona_stream.errors import StateError
 from sona_stream.events import FeedbackOutcome
+from sona_stream.lora import LoraWeights, LowRank
 from sona_stream.store import maintenance
 
 
@@ -112,6 +114,46 @@ async def test_a_file_that_leaves_between_comes_again(open_store, make, folder):
         file.unlink()
         await writes.commit()
         assert len(await store.captures(make.key, limit=9)) == 1
+
+
+def adapter_files(folder):
+    return sorted(path.name.split(".")[0] for path in (folder / "adapters").rglob("*.safetensors"))
+
+
+async def test_what_was_expected_is_there_before_it_is_put_and_goes_when_it_is_not(open_store, make, folder):
+    one, two = make.record(1), make.record(2)
+    async with open_store() as store:
+        writes = store.together()
+        for record in (one, two):
+            writes.expect_adapter(record.key, record.version, record.weights, record.moments)
+        await store._open().write(lambda c: None)
+        assert adapter_files(folder) == ["v1", "v2"]
+        assert await store.adapters() == []
+        writes.put_adapter(two)
+        await writes.commit()
+        assert adapter_files(folder) == ["v2"]
+        assert [record.version for record in await store.adapters()] == [2]
+        writes.expect_adapter(one.key, 1, one.weights, one.moments)
+        await writes.commit()
+        assert adapter_files(folder) == ["v2"], "also where nothing else was to be written"
+        writes.expect_adapter(two.key, 2, two.weights, two.moments)
+        await writes.commit()
+        assert adapter_files(folder) == ["v2"], "a version that is kept stays"
+        assert maintenance.verify(folder).ok
+
+
+async def test_other_weights_than_expected_are_what_is_kept(open_store, make, folder):
+    expected, record = make.record(1), make.record(1)
+    weights = LoraWeights(LowRank(record.weights.micro.lora_A + 1, record.weights.micro.lora_B))
+    async with open_store() as store:
+        writes = store.together()
+        writes.expect_adapter(expected.key, 1, expected.weights, expected.moments)
+        writes.put_adapter(dataclasses.replace(record, weights=weights))
+        await writes.commit()
+        kept = await store.adapter(record.key, 1)
+        assert (kept.weights.micro.lora_A == weights.micro.lora_A).all()
+        assert adapter_files(folder) == ["v1"]
+        assert maintenance.verify(folder).ok
 
 
 async def test_nothing_of_an_answer_reaches_the_disk_where_nothing_may(open_store, make, folder):

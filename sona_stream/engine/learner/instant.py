@@ -207,7 +207,7 @@ class InstantLoop:
                 told |= await self._publish(feedback, made, writes)
                 made.clear()
             with self._refusals(feedback, line, told):
-                step = await self._step(feedback, line, lesson, advantage)
+                step = await self._step(feedback, line, lesson, advantage, writes)
                 if isinstance(step, AdapterRecord):
                     made[line] = step
                     writes.put_adapter(step)
@@ -263,7 +263,7 @@ class InstantLoop:
         return "better than expected, but below quality_threshold" if poor and advantage > 0 else ""
 
     async def _step(
-        self, feedback: Feedback, line: Line, lesson: Lesson, advantage: float
+        self, feedback: Feedback, line: Line, lesson: Lesson, advantage: float, writes: Writes
     ) -> AdapterRecord | FeedbackOutcome:
         state, settings = self._state, self._state.settings
         weights, moments = await state.beginning(line, lesson)
@@ -285,6 +285,7 @@ class InstantLoop:
             return self._gated(feedback, line.key, "budget", "no step within step_kl was found")
         evidence = evidence.counting(correction=lesson.quality is None)
         served, kept = state.version(step.weights, step.moments, evidence)
+        writes.expect_adapter(str(line.key), line.latest + 1, served, kept)  # on its way while the gate judges it
         verdict = await state.gate(line.key, served, lesson)
         if not verdict.ok:
             return self._gated(feedback, line.key, verdict.gate, verdict.reason)

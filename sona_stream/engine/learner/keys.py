@@ -39,7 +39,7 @@ class AdapterKey:
 
     def at(self, group: str) -> AdapterKey:
         """The same model and tenant, another level."""
-        return dataclasses.replace(self, group=group)
+        return AdapterKey(self.model, self.tenant, group)
 
 
 def chain(model: str, tenant: str, route: RouteDecision | None) -> tuple[AdapterKey, ...]:

@@ -109,8 +109,11 @@ def joined(lessons: Iterable[Lesson]) -> list[Lesson]:
     test takes lessons for independent, and copies would agree with each other whatever they say. An answer judged
     once stays the very object.
     """
+    said = list(lessons)
+    if len({lesson.answer for lesson in said}) == len(said):
+        return said
     by_answer: dict[str, list[Lesson]] = {}
-    for lesson in lessons:
+    for lesson in said:
         by_answer[lesson.answer] = [*by_answer.pop(lesson.answer, ()), lesson]
     return [own[0] if len(own) == 1 else _opinion(own) for own in by_answer.values()]
 

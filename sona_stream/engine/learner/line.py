@@ -70,14 +70,14 @@ class Line:
     def lock(self) -> anyio.Lock:
         """Held while the line learns, or goes back."""
         if self._lock is None:  # most lines of a start never learn, and a lock takes 700 bytes
-            self._lock = anyio.Lock()
+            self._lock = anyio.Lock(fast_acquire=True)
         return self._lock
 
     @property
     def serving(self) -> anyio.Lock:
         """Held while a version comes onto the host."""
         if self._serving is None:
-            self._serving = anyio.Lock()
+            self._serving = anyio.Lock(fast_acquire=True)
         return self._serving
 
 

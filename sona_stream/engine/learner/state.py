@@ -310,7 +310,7 @@ class State:
         """Evaluate `weights` on this lesson and a sample of the tenant's, most of them of this key."""
         book = await self.book(key)
         own = [one for one in book.of(key) if lesson is None or one.answer != lesson.answer]
-        others = [one for one in joined(book) if key.group not in one.groups]
+        others = joined(one for one in book if key.group not in one.groups)
         first = [] if lesson is None else [lesson]
         tokens = int(self.settings.gate_tokens * (INSTANT_SHARE if first else 1.0))
         chosen = [*first, *sample(own, others, self.accepted, tokens)]

@@ -33,7 +33,7 @@ class TakingTurns:
     def __init__(self, host: HiddenStateHost) -> None:
         self._host = host
         self._holder = host if isinstance(host, BoundedHost) else None
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
 
     @property
     def hidden_dim(self) -> int:
