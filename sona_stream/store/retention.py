@@ -17,8 +17,14 @@ from .schema import BACKUPS
 __all__ = ["Removed", "enforce", "expire", "forget", "remove_backups"]
 
 _BATCH = 500
-_NAMELESS = "row NOT IN (SELECT row FROM trajectory_texts)"
-"""Whose text it is stays known as long as the text: or nobody could have it forgotten."""
+_JUDGED_BY_OTHERS = (
+    "(user IS NOT NULL AND EXISTS (SELECT 1 FROM episodes e WHERE e.request_id = trajectories.request_id "
+    "AND e.tenant = trajectories.tenant AND e.user IS NOT trajectories.user))"
+)
+_NAMELESS = f"(row NOT IN (SELECT row FROM trajectory_texts) AND NOT {_JUDGED_BY_OTHERS})"
+"""Whose text it is stays known as long as the text, or what others' judgements of it are remembered by: or nobody
+could have that forgotten.
+"""
 _BARE = (
     f"user = CASE WHEN {_NAMELESS} THEN NULL ELSE user END, "
     "ids = NULL, embedding = NULL, prompt_ids = NULL, token_ids = NULL"
@@ -70,13 +76,17 @@ class Removed:
 def expire(connection: sqlite3.Connection, *, features_before: float, text_before: float) -> Removed:
     """Delete what was stored before these times (time.time()), a bounded slice a call.
 
-    The bare routing row goes when both its classes have expired.
+    The bare routing row goes when both its classes have expired, and no other's judgement of it is remembered.
     """
     out = Removed()
     old = "SELECT row FROM trajectories WHERE stored_at < ? "
     both = min(features_before, text_before)
     slice_ = f"LIMIT {_BATCH}"
-    out.run(connection, "trajectories", f"DELETE FROM trajectories WHERE row IN ({old}{slice_})", both)
+    out.take_episodes(
+        connection, f"number IN (SELECT number FROM episodes WHERE stored_at < ? {slice_})", features_before
+    )
+    gone = f"{old} AND NOT {_JUDGED_BY_OTHERS} {slice_}"
+    out.run(connection, "trajectories", f"DELETE FROM trajectories WHERE row IN ({gone})", both)
     out.run(
         connection,
         "features",
@@ -107,9 +117,6 @@ def expire(connection: sqlite3.Connection, *, features_before: float, text_befor
         "questions",
         f"DELETE FROM questions WHERE rowid IN (SELECT rowid FROM questions WHERE stored_at < ? {slice_})",
         features_before,
-    )
-    out.take_episodes(
-        connection, f"number IN (SELECT number FROM episodes WHERE stored_at < ? {slice_})", features_before
     )
     out.run(
         connection,
@@ -152,6 +159,7 @@ def enforce(connection: sqlite3.Connection, storage: Storage) -> Removed:
     )
     if storage == "features":
         return out
+    out.take_episodes(connection, "TRUE")
     out.run(connection, "features", f"UPDATE trajectories SET {_BARE} WHERE {_HAS_FEATURES}")
     out.run(connection, "names", "DELETE FROM request_names")
     out.run(
@@ -163,7 +171,6 @@ def enforce(connection: sqlite3.Connection, storage: Storage) -> Removed:
     out.run(connection, "patterns", "DELETE FROM blobs WHERE name LIKE 'routing/%'")  # made of embeddings
     out.take_files(connection, "captures", "DELETE FROM captures RETURNING file")
     out.run(connection, "questions", "DELETE FROM questions")
-    out.take_episodes(connection, "TRUE")
     return out
 
 

@@ -239,6 +239,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "tables of the first version", statements(_VERSION_1)),
     Migration(2, "the memory of episodes", statements(_VERSION_2)),
     Migration(3, "what requests asked, without its text", statements(_VERSION_3)),
+    Migration(4, "episodes by request", statements("CREATE INDEX episodes_by_request ON episodes (request_id)")),
 )
 
 

@@ -152,6 +152,57 @@ async def test_what_others_said_of_a_persons_request_goes_with_the_person(open_s
     assert b"needle of bob" in data
 
 
+@pytest.mark.parametrize(("storage", "text_days"), [("features", 30), ("text", 30), ("text", 5), ("text", 40)])
+async def test_what_others_said_late_goes_with_the_person_after_the_request_expired(
+    open_store, make, folder, storage, text_days
+):
+    day = 86400.0
+    now = time.time()
+    judge = {"user": None, "key_id": "reviewer"}
+
+    def late(request_id):
+        question = Question(f"needle of {request_id}?") if storage == "text" else None
+        return new(request_id, question=question, stored_at=now + 29 * day, **judge)
+
+    async with open_store(storage, ttl_days=(30, text_days)) as store:
+        kept = store.episode_store
+        for request_id, user in (
+            ("alices", "alice"),
+            ("bobs", "bob"),
+            ("keys", None),
+            ("unsaid", "alice"),
+            ("own", "al"),
+        ):
+            store.submit_trajectory(make.trajectory(request_id, user=user))
+        for request_id in ("alices", "bobs", "keys"):
+            await kept.put(late(request_id))
+        await kept.put(new("unsaid", tenant="elsewhere", stored_at=now + 29 * day, **judge))
+        await kept.put(new("own", user="al", stored_at=now + 29 * day))
+        longest = max(30, text_days)
+        assert (await store.expire(now=now + (longest + 1) * day))["trajectories"] == 3
+        for request_id, user in (("alices", "alice"), ("bobs", "bob")):
+            row = await store.trajectory(request_id)
+            assert (row.user, row.token_ids, row.client_ids, row.query, row.body) == (user, (), (), None, None)
+        assert await store.trajectory("keys") is None
+        assert not any((await store.expire(now=now + (longest + 1) * day)).values()), "nothing is left to do"
+        assert (await store.forget(tenant="acme", user="alice"))["episodes"] == 1
+        assert {one.request_id for one in await kept.latest()} == {"bobs", "keys", "unsaid", "own"}
+        assert await store.trajectory("alices") is None
+        removed = await store.expire(now=now + 60 * day)
+        assert (removed["episodes"], removed["trajectories"]) == (4, 1)
+    data = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert b"needle of alice" not in data
+
+
+async def test_nobody_stays_known_by_what_is_remembered_where_nothing_may(open_store, make):
+    async with open_store("features") as store:
+        store.submit_trajectory(make.trajectory("r1", user="alice"))
+        await store.episode_store.put(new("r1", user=None, key_id="reviewer"))
+    async with open_store("none") as store:
+        assert (await store.trajectory("r1")).user is None
+        assert await store.episode_store.entries() == []
+
+
 async def test_questions_without_text_expire_and_are_forgotten(open_store):
     async with open_store(ttl_days=(30, 30)) as store:
         kept = store.episode_store
