@@ -36,7 +36,8 @@ def state() -> None:
 @click.argument("target", type=click.Path(path_type=Path))
 @_folder
 def backup(target: Path, folder: Path | None) -> None:
-    """Write a consistent copy of the learned state to TARGET, also while a server runs.
+    """Write a consistent copy of the learned state to TARGET, also while a server runs: a new folder, or one file
+    where it ends in .tar.
 
     Exits with 1 when something is damaged: the copy is made, without it.
     """

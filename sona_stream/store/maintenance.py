@@ -33,6 +33,7 @@ _log = logging.getLogger("sona_stream.store")
 
 _MANIFEST = "manifest.json"
 _SNAPSHOTS = 50
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
 
 
 def verify(directory: Path) -> Report:
@@ -54,12 +55,14 @@ def verify(directory: Path) -> Report:
 def backup(directory: Path, target: Path) -> Report:
     """A consistent copy of the state in `directory`, also while it is served: a folder, or a file ``*.tar``.
 
-    Raises StateError when `target` exists, or when the copy cannot be written. Damaged files are left out and
-    named in the report.
+    Raises StateError when `target` exists or ends as a compressed file, or the copy cannot be written. Damaged
+    files are left out and named in the report.
     """
     directory, target = Path(directory), Path(target)
     if target.exists():
         raise StateError(f"{target} exists already; name a new file or folder for the backup")
+    if target.suffix.lower() in _COMPRESSED:
+        raise StateError(f"{target}: backups are not compressed; name a folder, or a file that ends in .tar")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _staging(target.parent) as stage:

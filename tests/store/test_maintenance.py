@@ -48,6 +48,10 @@ async def test_backup_and_restore(open_store, make, folder, tmp_path, name):
         await store.commit_feedback(make.feedback("later"))
     with pytest.raises(StateError, match="exists already"):
         maintenance.backup(folder, tmp_path / name)
+    for packed in ("new.tar.gz", "new.tgz", "new.ZIP"):
+        with pytest.raises(StateError, match=f"{packed}: .*ends in .tar$"):
+            maintenance.backup(folder, tmp_path / packed)
+        assert not (tmp_path / packed).exists()
     fresh = tmp_path / "fresh"
     report = maintenance.restore(tmp_path / name, fresh)
     assert report.ok
