@@ -40,6 +40,8 @@ class Worker:
         self.episodes, self.episode_budget = {}, None
         self.disabled, self.budget = "", None
         self.unserved, self.breaks = {}, ""
+        self.overtaken: asyncio.Event | None = None
+        """The next answer's failure of the hook comes before who looks after the hook gets to the engine."""
         self.rank = rank
 
     def __getattr__(self, name):
@@ -205,6 +207,8 @@ class Client:
 
     async def collective_rpc(self, method, timeout, args):  # noqa: ASYNC109 - as vLLM has it
         assert plain(args), args
+        if method == "sona_stats" and self.worker.overtaken:
+            await self.worker.overtaken.wait()
         result = getattr(self.worker, method)(*args)
         assert plain(result), result
         return [result]
@@ -272,6 +276,9 @@ class FakeApp:
         rid = xargs.get("sona_rid") or secrets.token_hex(4)
         off = self.worker.disabled
         tokens = self.worker.toy.answer(rid, prompt, key=None if off else xargs.get("sona"))
+        if self.worker.overtaken:
+            self.worker.fail(rid)
+            self.worker.overtaken.set()
         if off and "sona_rid" in xargs:
             self.worker.unserved[rid] = f"the hook had switched itself off before ({off})"
         if off or "sona_rid" not in xargs:

@@ -306,6 +306,20 @@ async def test_the_answer_after_the_failure_already_says_so(vllm):
         assert (head.adapter, head.no_capture) == (ref, "")
 
 
+async def test_a_look_that_an_answer_overtook_does_not_say_what_was_before_it(vllm):
+    """The server found the hook off while the request was on its way; the engine knows that it failed in it."""
+    async with running(vllm) as backend:
+        await backend.probe()
+        await backend.host.put_adapter("m/a/*", 1, weights())
+        ref = AdapterRef(key="m/a/*", version=1)
+        await asyncio.sleep(0.12)
+        vllm.worker.breaks, vllm.worker.overtaken = "logits: RuntimeError: forced", asyncio.Event()
+        head, ids = await collected(backend, ask(adapter=ref))
+        assert "off before: logits: RuntimeError: forced" in head.no_capture
+        assert (head.adapter, ids) == (None, [])  # the adapter may have drawn some: nothing learns from them
+        assert list(backend.take_unserved()) == ["r1"]
+
+
 async def test_an_answer_in_which_the_hook_fails_is_told_afterwards(vllm):
     async with running(vllm) as backend:
         await backend.probe()

@@ -14,6 +14,7 @@ from sona_stream.config.settings import Deployment, SonaSettings
 from sona_stream.errors import HostAway, HostError, UpstreamError
 from sona_stream.events import AdapterRef, Delta, Event, Finish, Head, Headers, Request
 from sona_stream_adapters.openai.backend import OpenAIBackend, upstream_url
+from sona_stream_adapters.vllm_plugin.unserved import PASSED_BY
 
 from .body import with_fields
 from .hook_stats import hook_stats
@@ -129,7 +130,7 @@ class VllmBackend(OpenAIBackend):
         self, events: AsyncIterator[Event], adapter: AdapterRef | None, request: Request
     ) -> AsyncGenerator[Event, None]:
         """What served the answer, on its head: not the adapter when the hook is off, as the server tells there.
-        The host hears of the answer's length.
+        What the engine knows of this answer decides whether the hook drew some of it. The host hears of its length.
         """
         mixed, tokens = False, 0
         async for event in events:
@@ -138,7 +139,8 @@ class VllmBackend(OpenAIBackend):
                 problem = self._met.problem
                 if told := dict(event.headers).get(HOOK, b"").decode("latin-1"):
                     await self._meet_again()
-                    mixed = not told.startswith("before:")
+                    known = self._met.told(request.id)
+                    mixed = not (known.startswith(PASSED_BY) if known else told.startswith("before:"))
                     adapter, problem = None, f"{self.name}: the hook switched itself off {told}"
                 event = dataclasses.replace(event, headers=headers, adapter=adapter, no_capture=problem)
             elif isinstance(event, Delta):

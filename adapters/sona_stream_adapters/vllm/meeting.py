@@ -26,7 +26,7 @@ class Meeting:
         """Why the hidden states are out of reach though the model answers."""
         self._host: VllmHost | None = None
         self._unserved: dict[str, str] = {}
-        self._told: OrderedDict[str, None] = OrderedDict()
+        self._told: OrderedDict[str, str] = OrderedDict()
 
     @property
     def host(self) -> VllmHost | None:
@@ -57,11 +57,14 @@ class Meeting:
         taken, self._unserved = self._unserved, {}
         return taken
 
+    def told(self, rid: str) -> str:
+        """Why that answer was not served as it was bound; empty while nothing is known against it."""
+        return self._told.get(rid, "")
+
     def _hear(self, unserved: Any) -> None:
         for rid, reason in unserved.items() if isinstance(unserved, Mapping) else ():
             if rid not in self._told:
-                self._told[rid] = None
-                self._unserved[rid] = str(reason)
+                self._told[rid] = self._unserved[rid] = str(reason)
         while len(self._told) > _TOLD:
             self._told.popitem(last=False)
 

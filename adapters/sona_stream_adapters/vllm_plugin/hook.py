@@ -24,7 +24,7 @@ from .requests import Requests, Tracked, binding_from
 from .ring import CaptureRing
 from .settings import PluginSettings
 from .staging import Scored, States, own
-from .unserved import Unserved
+from .unserved import PASSED_BY, Unserved
 
 __all__ = ["Hook", "Layout"]
 
@@ -121,7 +121,7 @@ class Hook:
         for new in scheduled.scheduled_new_reqs:
             binding = None if new.sampling_params is None else binding_from(new.sampling_params.extra_args)
             if binding is not None and binding.rid is not None:
-                reason = f"the hook had switched itself off before ({self.counters.disabled})"
+                reason = f"{PASSED_BY} ({self.counters.disabled})"
                 self.unserved.note(binding.rid, reason)
 
     def begin(self, scheduled: Any) -> None:

@@ -42,8 +42,9 @@ CONTROL_HEADER = b"x-sona-control"
 INSTANCE_HEADER = b"x-sona-instance"
 """The engine start that a caller believes to speak to."""
 HOOK_HEADER = b"x-sona-hook"
-"""Of an answer to a bound request: ``before: reason`` when the hook was off before it was begun, ``during: reason``
-when it may have failed in its midst. Not there while it works.
+"""Of an answer to a bound request: ``before: reason`` when the hook was found off while the request was on its way
+to the engine, ``during: reason`` when only later. Not there while it works. A look can be overtaken by the answer:
+what the engine tells of a capture id under ``unserved`` is exact.
 """
 PREFIX = "/v1/sona"
 """Where our own routes are."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-__all__ = ["Unserved"]
+__all__ = ["PASSED_BY", "Unserved"]
+
+PASSED_BY = "the hook had switched itself off before"
+"""How the reason begins if none of the answer's tokens was drawn with the hook."""
 
 _MAX = 4096
 _NEWEST = 256
